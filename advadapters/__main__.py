@@ -1,0 +1,46 @@
+"""The command line: `advadapters VERB`, also `python -m advadapters VERB`."""
+
+import importlib
+import sys
+
+from advadapters.errors import UsageError
+
+VERBS = {
+    "train": "train a network, evaluate its modes and the soups between them",
+    "evaluate": "clean and robust accuracy of mixtures of a trained network",
+}
+
+
+def usage():
+    """The text of --help."""
+    verbs = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
+    return (
+        "usage: advadapters VERB --flag=value ...\n\n"
+        f"{verbs}\n\nadvadapters VERB --help tells about one verb."
+    )
+
+
+def main(argv=None):
+    """Runs one verb; returns the exit code: 0, 1 for a failed run, 2 for bad input."""
+    argv = sys.argv[1:] if argv is None else argv
+    verb = argv[0] if argv else "--help"
+    if verb in ("--help", "-h", "help"):
+        print(usage())
+        return 0
+    if verb not in VERBS:
+        print(f"advadapters: unknown verb {verb!r}; there are: {', '.join(VERBS)}",
+              file=sys.stderr)
+        return 2
+    command = importlib.import_module(f"advadapters.commands.{verb}")
+    if {"--help", "-h"} & set(argv[1:]):
+        print(command.__doc__.strip())
+        return 0
+    try:
+        return command.main(argv[1:])
+    except UsageError as error:
+        print(f"advadapters {verb}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

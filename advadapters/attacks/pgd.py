@@ -1,0 +1,128 @@
+"""Projected gradient descent (Madry et al. 2018); FGSM is one step from zero."""
+
+import jax
+import jax.numpy as jnp
+
+from advadapters import losses, rng
+from advadapters.balls import BALLS
+
+TARGETS = ("", "random", "least_likely")
+
+
+def step_size_rule(eps, steps):
+    """2.5 eps / steps (Madry et al. 2018), but never more than eps."""
+    return min(2.5 / steps, 1.0) * eps
+
+
+def pgd(
+    logits_fn,
+    images,
+    labels,
+    key,
+    *,
+    norm,
+    eps,
+    steps,
+    step_size=0.0,
+    random_start=True,
+    restarts=1,
+    loss="cross_entropy",
+    target="",
+    keep="last",
+):
+    """Adversarial images [B, H, W, C], inside the ball and [0, 1].
+
+    Args:
+      logits_fn: images [B, H, W, C] float32 in [0, 1] -> logits [B, L].
+      images: [B, H, W, C] float32 in [0, 1].
+      labels: [B] int, or [B, L] probabilities.
+      key: one key, or one per example [B]: then an image's result does not depend
+        on the batch that it is in.
+      norm: a name in BALLS.
+      eps: radius in pixel units of [0, 1].
+      steps: gradient steps per start.
+      step_size: in the ball's norm; 0 asks for `step_size_rule`.
+      random_start: start uniformly in the ball (projected on the box) or at the image.
+      restarts: independent starts; with more than one the best result is kept.
+      loss: a name in LOSSES, climbed.
+      target: "" to climb the loss of the labels, "random" (uniform over the other
+        classes) or "least_likely" to descend the loss of a target class.
+      keep: "last" iterate, or "best" so far: misclassified before not, then by loss.
+        "best" looks at the start and at every iterate, one forward pass more.
+
+    No gradient flows through the result. One trace, whatever the number of steps.
+    """
+    ball = BALLS[norm]
+    keys = rng.per_example(key, images.shape[0])
+    step_size = step_size or step_size_rule(eps, steps)
+    keep_best = keep == "best" or restarts > 1
+    images = jax.lax.stop_gradient(images)
+    goal, sign = choose_goal(logits_fn, images, labels, keys, target)
+
+    def objective(points):
+        logits = logits_fn(points)
+        rows = sign * losses.LOSSES[loss](logits, goal)  # [B]
+        wrong = jnp.argmax(logits, axis=-1) != losses.class_of(labels)
+        return jnp.sum(rows), (rows, wrong)
+
+    def climb(_, carry):
+        points, best = carry
+        (_, (rows, wrong)), slope = gradient(points)
+        best = better(best, (points, rows, wrong)) if keep_best else best
+        points = ball.step(points, slope, step_size)
+        return ball.project(points, images, eps), best
+
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    worst = jnp.full(images.shape[:1], -jnp.inf)
+    nothing = (images, worst, jnp.zeros(images.shape[:1], bool))
+
+    def attempt(best, restart):
+        points = images
+        if random_start:
+            start = sample(ball, keys, restart, images.shape[1:], eps)
+            points = ball.project(images + start, images, eps)
+        points, best = jax.lax.fori_loop(0, steps, climb, (points, best))
+        if keep_best:
+            _, (rows, wrong) = objective(points)
+            return better(best, (points, rows, wrong)), None
+        return (points, *best[1:]), None
+
+    (points, _, _), _ = jax.lax.scan(attempt, nothing, jnp.arange(restarts))
+    return jax.lax.stop_gradient(points)
+
+
+def choose_goal(logits_fn, images, labels, keys, target):
+    """(labels or target classes [B], +1 to climb or -1 to descend their loss)."""
+    if not target:
+        return labels, 1.0
+    own = losses.class_of(labels)
+    logits = jax.eval_shape(logits_fn, images)
+    classes = logits.shape[-1]
+    if target == "random":
+        draw = jax.vmap(lambda key: jax.random.randint(key, (), 1, classes))
+        shift = draw(jax.vmap(lambda key: rng.fold(key, "target"))(keys))
+        return (own + shift) % classes, -1.0
+    one_hot = jnp.arange(classes) == own[:, None]
+    return jnp.argmin(jnp.where(one_hot, jnp.inf, logits_fn(images)), axis=-1), -1.0
+
+
+def sample(ball, keys, restart, shape, eps):
+    """Random perturbations [B, *shape], each from its own key."""
+
+    def one(key):
+        return ball.sample(rng.fold(key, "start", restart), shape, eps)
+
+    return jax.vmap(one)(keys)
+
+
+def better(first, second):
+    """Row by row the better of two (points, loss, misclassified)."""
+    points, rows, wrong = first
+    new_points, new_rows, new_wrong = second
+    win = (new_wrong & ~wrong) | ((new_wrong == wrong) & (new_rows > rows))
+    pick = win.reshape(-1, *[1] * (points.ndim - 1))
+    return (
+        jnp.where(pick, new_points, points),
+        jnp.where(win, new_rows, rows),
+        jnp.where(win, new_wrong, wrong),
+    )

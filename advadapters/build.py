@@ -1,0 +1,417 @@
+"""Config -> objects: the only reader of configs; everything below takes arguments."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from advadapters import adapters, losses, soups, trees
+from advadapters import mesh as meshes
+from advadapters.attacks import ATTACKS
+from advadapters.attacks.pgd import TARGETS
+from advadapters.balls import BALLS
+from advadapters.config import Section
+from advadapters.data import pipeline, sources
+from advadapters.data.augment import make_augment
+from advadapters.errors import UsageError, pick
+from advadapters.models import MODELS, vit
+from advadapters.training import optim, state, step, views
+from advadapters.training.loop import Every
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+MODES = ("eval", "train")
+
+
+class Network(NamedTuple):
+    """init: key -> parameter tree; apply: (params, images, key=None) -> logits."""
+
+    init: Callable
+    apply: Callable
+
+
+class Data(NamedTuple):
+    """Splits and how their images are prepared."""
+
+    train: Any
+    validation: Any
+    test: Any
+    image_size: int
+    channels: int
+    crop: str
+    crop_ratio: float
+    threads: int
+    augment: Callable
+
+
+class Evaluation(NamedTuple):
+    """The mixtures and attacks of the final table; suites: {name: Attack}."""
+
+    batch_size: int
+    mixtures: list
+    at_once: int
+    suites: dict
+
+
+class Run(NamedTuple):
+    """Everything that a config says."""
+
+    seed: int
+    steps: int
+    batch_size: int
+    accumulate: int
+    domains: tuple[str, ...]
+    patterns: tuple[str, ...]
+    ema_decay: float
+    keep: int
+    max_nonfinite: int
+    every: Every
+    network: Network
+    data: Data
+    views: list
+    schedule: Callable
+    tx: Any
+    evaluation: Evaluation
+
+
+def build(config, mesh):
+    """A Run from a config (a nested dict of plain values) for a mesh.
+
+    Opens the data, allocates nothing on the devices, writes nothing. Raises
+    UsageError for anything that cannot work.
+    """
+    with Section("config", config) as c:
+        domains = c.take("domains", tuple)
+        batch_size = c.take("batch_size", int, low=1)
+        accumulate = c.take("accumulate", int, low=1)
+        need_divisible("config.batch_size", batch_size, accumulate, mesh)
+        model = c.section("model")
+        classes = model.take("classes", int, low=2)
+        with c.section("data") as section:
+            data = read_data(section, classes)
+        with model:
+            network = read_model(model, data, classes)
+        epochs = c.take("epochs", float, above=0)
+        epoch = len(data.train) / batch_size
+        steps = max(1, round(epochs * epoch))
+        with c.section("optimizer") as section:
+            max_nonfinite = section.take("max_nonfinite", int, low=1)
+            schedule, tx = read_optimizer(section, batch_size, epoch, steps)
+        attacks = read_attacks(c.sections("attacks"), "config.attacks")
+        seen = read_views(c.sections("views"), domains, attacks)
+        with c.section("evaluation") as section:
+            evaluation = read_evaluation(section, len(domains), mesh)
+        patterns = adapters.patterns(c.take("adapters", tuple))
+        check_patterns(network, patterns)
+        run = Run(
+            seed=c.take("seed", int, low=0),
+            steps=steps,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            domains=domains,
+            patterns=patterns,
+            ema_decay=c.take("ema_decay", float, low=0.0, high=1.0),
+            keep=c.take("keep_checkpoints", int, low=1),
+            max_nonfinite=max_nonfinite,
+            every=Every(
+                log=c.take("log_every", int, low=1),
+                validate=c.take("validate_every", int, low=0),
+                checkpoint=c.take("checkpoint_every", int, low=1),
+            ),
+            network=network,
+            data=data,
+            views=seen,
+            schedule=schedule,
+            tx=tx,
+            evaluation=evaluation,
+        )
+    if run.every.validate and not len(data.validation):
+        raise UsageError(
+            "config.validate_every needs held-out images: set config.data.validation "
+            "to the fraction of the training images to hold out, or validate_every=0"
+        )
+    return run
+
+
+def need_divisible(name, size, accumulate, mesh):
+    """Raises UsageError if a batch does not split over devices (and parts)."""
+    if size % (mesh.size * accumulate):
+        raise UsageError(
+            f"{name}={size} is not divisible by {mesh.size} devices"
+            + (f" x {accumulate} accumulated parts" if accumulate > 1 else "")
+            + f"; the nearest that is: {nearest(size, mesh.size * accumulate)}"
+        )
+
+
+def nearest(size, factor):
+    """The multiple of `factor` nearest to `size`, at least one."""
+    return max(1, round(size / factor)) * factor
+
+
+def read_data(c, classes):
+    """config.data -> Data."""
+    channels = c.take("channels", int, low=1)
+    source = sources.load(
+        c.take("source", str),
+        channels=channels,
+        skip_corrupt=c.take("skip_corrupt", bool),
+        data_dir=c.take("data_dir", str),
+    )
+    sources.check(source, classes, channels)
+    fraction = c.take("validation", float, low=0.0, high=0.5)
+    train, validation = sources.hold_out(source.train, fraction)
+    return Data(
+        train=train,
+        validation=validation,
+        test=source.test,
+        image_size=c.take("image_size", int, low=1),
+        channels=channels,
+        crop=c.choice("crop", pipeline.TRAIN_CROPS),
+        crop_ratio=c.take("crop_ratio", float, above=0, high=1),
+        threads=c.take("threads", int, low=1),
+        augment=make_augment(
+            classes,
+            flip_horizontal=c.take("flip", bool),
+            pad=c.take("pad", int, low=0),
+            mixup_alpha=c.take("mixup", float, low=0.0),
+            cutmix_alpha=c.take("cutmix", float, low=0.0),
+            label_smoothing=c.take("label_smoothing", float, low=0.0, high=1.0),
+        ),
+    )
+
+
+def read_model(c, data, classes):
+    """config.model -> Network."""
+    module = pick(MODELS, c.take("name", str), "config.model.name")
+    patch = c.take("patch", int, low=1)
+    if data.image_size % patch:
+        raise UsageError(
+            f"config.model.patch={patch} does not divide "
+            f"config.data.image_size={data.image_size}"
+        )
+    model = module(
+        size=read_size(c.take("size", str)),
+        classes=classes,
+        patch=patch,
+        mean=read_channels(c, "mean", data.channels),
+        std=read_channels(c, "std", data.channels),
+        pool=c.choice("pool", vit.POOLS),
+        positions=c.choice("positions", vit.POSITIONS),
+        drop_path=c.take("drop_path", float, low=0.0, high=0.9),
+        remat=c.take("remat", bool),
+        scan=c.take("scan", bool),
+        dtype=DTYPES[c.choice("dtype", DTYPES)],
+    )
+    return make_network(model, (data.image_size, data.image_size, data.channels))
+
+
+def make_network(model, shape):
+    """A linen module as two pure functions; shape: [H, W, C] of its images."""
+
+    def init(key):
+        return model.init(key, jnp.zeros((1, *shape)))["params"]
+
+    def apply(params, images, key=None):
+        rngs = None if key is None else {"drop_path": key}
+        return model.apply({"params": params}, images, train=key is not None, rngs=rngs)
+
+    return Network(init, apply)
+
+
+def read_size(text):
+    """ "B" or "64x4x256x4" (width x depth x MLP width x heads) -> Size."""
+    if text in vit.SIZES:
+        return vit.SIZES[text]
+    try:
+        size = vit.Size(*map(int, text.split("x")))
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"config.model.size={text!r} is neither of {', '.join(vit.SIZES)} nor "
+            "WIDTHxDEPTHxMLPxHEADS like 64x4x256x4"
+        ) from None
+    if min(size) < 1 or size.width % size.heads:
+        raise UsageError(f"config.model.size={text!r}: heads must divide the width")
+    return size
+
+
+def read_channels(c, key, channels):
+    """A tuple of one float per channel."""
+    values = c.take(key, tuple)
+    if len(values) != channels or not all(isinstance(v, float) for v in values):
+        raise UsageError(
+            f"{c.name}.{key} must be {channels} floats, one per channel, got {values}"
+        )
+    return values
+
+
+def read_optimizer(c, batch_size, epoch, steps):
+    """config.optimizer -> (schedule, gradient transformation)."""
+    schedule = optim.schedule(
+        # The linear scaling rule: rates are given for a batch of 256.
+        peak=c.take("base_lr", float, above=0) * batch_size / 256,
+        steps=steps,
+        warmup_steps=min(
+            round(c.take("warmup_epochs", float, low=0.0) * epoch), steps - 1
+        ),
+    )
+    return schedule, optim.adamw(
+        learning_rate=schedule,
+        b1=c.take("b1", float, low=0.0, high=1.0),
+        b2=c.take("b2", float, low=0.0, high=1.0),
+        weight_decay=c.take("weight_decay", float, low=0.0),
+        decayed=c.take("decayed", tuple),
+        clip_norm=c.take("clip_norm", float, low=0.0),
+    )
+
+
+def read_attacks(sections, where):
+    """{name: settings} -> {name: Attack}."""
+    found = {}
+    for name, c in sections.items():
+        with c:
+            found[name] = read_attack(c)
+    return found
+
+
+def read_attack(c):
+    """One attack: the settings of `attacks.pgd.pgd`."""
+    norm = c.choice("norm", BALLS)
+    return functools.partial(
+        pick(ATTACKS, c.take("name", str), f"{c.name}.name"),
+        norm=norm,
+        eps=c.take("eps", float, above=0, high=1 if norm == "linf" else None),
+        steps=c.take("steps", int, low=1),
+        step_size=c.take("step_size", float, 0.0, low=0.0),
+        random_start=c.take("random_start", bool, True),
+        restarts=c.take("restarts", int, 1, low=1),
+        loss=pick_name(c, "loss", losses.LOSSES, "cross_entropy"),
+        target=pick_name(c, "target", TARGETS, ""),
+        keep=pick_name(c, "keep", ("last", "best"), "last"),
+    )
+
+
+def pick_name(c, key, allowed, default):
+    """An optional key that must be one of the strings in `allowed`."""
+    if key not in c.left:
+        c.known.append(key)
+        return default
+    return c.choice(key, allowed)
+
+
+def read_views(sections, domains, attacks):
+    """{name: settings} -> [View]; every domain must be in some view."""
+    if not domains or len(set(domains)) != len(domains):
+        raise UsageError(f"config.domains must be different names, got {domains}")
+    if not sections:
+        raise UsageError("config.views is empty: training needs at least one view")
+    seen = []
+    for name, c in sections.items():
+        with c:
+            seen.append(read_view(name, c, domains, attacks))
+    unused = [d for k, d in enumerate(domains) if not any(v.mixture[k] for v in seen)]
+    if unused:
+        raise UsageError(
+            f"config.domains has {len(domains)} domains, but no view trains {unused}: "
+            "drop them from config.domains or add a view with such a mixture"
+        )
+    return seen
+
+
+def read_view(name, c, domains, attacks):
+    """One view."""
+    mixture = c.take("mixture", dict)
+    unknown = [domain for domain in mixture if domain not in domains]
+    if unknown or not mixture:
+        raise UsageError(
+            f"{c.name}.mixture names {unknown or 'nothing'}; config.domains has: "
+            + ", ".join(domains)
+        )
+    attack = c.take("attack", str)
+    return views.View(
+        name=name,
+        mixture=tuple(float(mixture.get(domain, 0.0)) for domain in domains),
+        weight=c.take("weight", float, low=0.0),
+        attack=pick(attacks, attack, f"{c.name}.attack") if attack else None,
+        train_mode=pick_name(c, "attack_mode", MODES, "eval") == "train",
+    )
+
+
+def read_evaluation(c, count, mesh):
+    """config.evaluation -> Evaluation."""
+    batch_size = c.take("batch_size", int, low=1)
+    need_divisible("config.evaluation.batch_size", batch_size, 1, mesh)
+    weights = c.take("soup_weights", tuple)
+    mixtures = list(dict.fromkeys(soups.lines(count, weights)))
+    at_once = c.take("soups_at_once", int, low=1)
+    return Evaluation(
+        batch_size=batch_size,
+        mixtures=mixtures,
+        # Even groups, so that little is computed for nothing in the last.
+        at_once=math.ceil(len(mixtures) / math.ceil(len(mixtures) / at_once)),
+        suites=read_attacks(c.sections("suites"), f"{c.name}.suites"),
+    )
+
+
+def check_patterns(network, patterns):
+    """Raises UsageError if an adapter pattern matches no parameter."""
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    try:
+        trees.select(trees.flatten(params), patterns)
+    except trees.PatternError as error:
+        raise UsageError(f"config.adapters: {error}") from None
+
+
+def initial_state(run):
+    """The state before the first step (call it under jit to place it)."""
+    key = jax.random.fold_in(jax.random.key(run.seed), 0)
+    params = run.network.init(key)
+    return state.create(params, run.patterns, len(run.domains), run.tx)
+
+
+def train_step(run, mesh):
+    """The jitted training step of a run."""
+
+    def keep_batched(tree, axis):
+        return meshes.keep_batched(mesh, tree, axis)
+
+    loss = views.views_loss(
+        run.network.apply, run.views, losses.cross_entropy, keep_batched
+    )
+    return step.make_step(
+        loss,
+        run.data.augment,
+        run.tx,
+        seed=run.seed,
+        ema_decay=run.ema_decay,
+        accumulate=run.accumulate,
+        mesh=mesh,
+    )
+
+
+def train_batches(run, start):
+    """Batches from step `start` to the end, this process's rows."""
+    return pipeline.train_batches(
+        run.data.train,
+        size=run.data.image_size,
+        crop=run.data.crop,
+        batch_size=run.batch_size,
+        seed=run.seed,
+        start=start,
+        stop=run.steps,
+        process=(jax.process_index(), jax.process_count()),
+        threads=run.data.threads,
+    )
+
+
+def eval_batches(run, split):
+    """Batches of one pass over a split, this process's rows."""
+    return pipeline.eval_batches(
+        split,
+        size=run.data.image_size,
+        crop_ratio=run.data.crop_ratio,
+        batch_size=run.evaluation.batch_size,
+        process=(jax.process_index(), jax.process_count()),
+        threads=run.data.threads,
+    )

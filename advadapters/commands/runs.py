@@ -1,0 +1,265 @@
+"""A run in a workdir: what the verbs share, put together from the parts."""
+
+import json
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+
+from advadapters import build, checkpoints, trees
+from advadapters import mesh as meshes
+from advadapters.commands import workdir
+from advadapters.evaluation import accuracy, tables
+from advadapters.training import loop, views
+
+
+class OpenRun(NamedTuple):
+    """A run with its mesh and its folder."""
+
+    run: build.Run
+    mesh: Any
+    folder: Any
+
+
+def open_run(config, path):
+    """Builds everything first, so that bad input leaves no trace, then the folder."""
+    mesh = meshes.make()
+    run = build.build(config, mesh)
+    return OpenRun(run, mesh, workdir.open_workdir(path, config))
+
+
+def open_checkpoints(opened):
+    """The checkpoints of a run."""
+    return checkpoints.Checkpoints(
+        opened.folder / "checkpoints", keep=opened.run.keep
+    )
+
+
+def place_state(opened):
+    """(function that makes the first state on the mesh, its abstract tree)."""
+    place = meshes.replicated(opened.mesh)
+    make = jax.jit(lambda: build.initial_state(opened.run), out_shardings=place)
+    return make, checkpoints.abstract(jax.eval_shape(make), place)
+
+
+def train(opened):
+    """Trains (or resumes), evaluates, writes the results; returns the exit code."""
+    run, folder = opened.run, opened.folder
+    make, abstract = place_state(opened)
+    with open_checkpoints(opened) as saved:
+        start = saved.latest() or 0
+        if start == run.steps and (folder / "results.json").exists():
+            print(f"{folder}: finished already, {run.steps} steps; nothing to do")
+            print(tables.markdown(json.loads((folder / "results.json").read_text())))
+            return 0
+        print_head(opened, abstract, start)
+        state = saved.restore(abstract, start) if start else make()
+        if start < run.steps:
+            state = train_steps(opened, saved, state, start)
+    rows = evaluate(opened, state.ema, run.data.test, run.steps)
+    workdir.write_results(folder, rows)
+    print(tables.markdown(rows))
+    print(f"written to {folder}: results.json, results.md, tradeoff.png")
+    return 0
+
+
+def train_steps(opened, saved, state, start):
+    """The training loop with its log, validation and checkpoints."""
+    run, mesh = opened.run, opened.mesh
+    log = workdir.Log(opened.folder, start)
+    first = time.monotonic()
+
+    def write(step, metrics):
+        metrics = describe_speed(run, step, metrics)
+        log.write(step, metrics)
+        print(progress_line(run, step, metrics), flush=True)
+
+    def validate(state, step):
+        score, metrics = validation(opened, state.ema)
+        log.write(step, metrics)
+        print(f"step {step} validation  " + numbers(metrics), flush=True)
+        return score
+
+    try:
+        state = loop.run(
+            state,
+            build.train_step(run, mesh),
+            build.train_batches(run, start),
+            start=start,
+            stop=run.steps,
+            mesh=mesh,
+            every=run.every,
+            log=write,
+            validate=validate,
+            save=saved.save,
+            limit=run.max_nonfinite,
+        )
+    finally:
+        log.close()
+    print(f"trained {run.steps - start} steps in {time.monotonic() - first:.0f} s")
+    return state
+
+
+def describe_speed(run, step, metrics):
+    """Adds the learning rate, images/s and the seconds left."""
+    seconds = metrics.pop("seconds_per_step")
+    return metrics | {
+        "learning_rate": float(run.schedule(step - 1)),
+        "images_per_second": run.batch_size / seconds,
+        "seconds_left": (run.steps - step) * seconds,
+    }
+
+
+def progress_line(run, step, metrics):
+    """step 50/660  loss/clean 0.51  loss/linf 1.32  512 images/s  ETA 1:40"""
+    shown = {k: v for k, v in metrics.items() if k.startswith(("loss/", "accuracy/"))}
+    minutes, seconds = divmod(round(metrics["seconds_left"]), 60)
+    skipped = metrics["nonfinite"]
+    return (
+        f"step {step}/{run.steps}  {numbers(shown)}  "
+        f"{metrics['images_per_second']:.0f} images/s  ETA {minutes}:{seconds:02d}"
+        + (f"  {skipped:.0f} updates in a row not finite, skipped" if skipped else "")
+    )
+
+
+def numbers(metrics):
+    """{"loss/clean": 0.51234} -> "loss/clean 0.512"."""
+    return "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+
+
+def validation(opened, variables):
+    """(score, metrics): accuracy of each view on held-out images, under its attack.
+
+    The score is the mean with the views' weights; the best checkpoint has the highest.
+    """
+    run, mesh = opened.run, opened.mesh
+    metrics, score = {}, 0.0
+    for view in run.views:
+        counter = counter_of(opened, view.attack)
+        correct, examples = accuracy.accuracies(
+            counter,
+            variables,
+            [view.mixture],
+            lambda: build.eval_batches(run, run.data.validation),
+            mesh=mesh,
+            at_once=1,
+            progress=lambda *_: None,
+        )
+        metrics[f"validation/{view.name}"] = correct[0] / examples
+        score += view.weight * correct[0] / examples
+    return score / sum(view.weight for view in run.views), metrics
+
+
+COUNTERS = {}
+
+
+def counter_of(opened, attack):
+    """The jitted counter for an attack; made once, so that it is traced once."""
+    key = (id(opened.run), attack)
+    if key not in COUNTERS:
+        COUNTERS[key] = accuracy.make_counter(
+            opened.run.network.apply, attack, seed=opened.run.seed, mesh=opened.mesh
+        )
+    return COUNTERS[key]
+
+
+def evaluate(opened, variables, split, step, mixtures=None, suites=None):
+    """Result rows: every mixture, clean and under every suite."""
+    run, mesh = opened.run, opened.mesh
+    mixtures = run.evaluation.mixtures if mixtures is None else mixtures
+    suites = {"clean": None} | (run.evaluation.suites if suites is None else suites)
+    rows = []
+    for name, attack in suites.items():
+        meter = Meter(name, len(split))
+        correct, examples = accuracy.accuracies(
+            counter_of(opened, attack),
+            variables,
+            mixtures,
+            lambda: build.eval_batches(run, split),
+            mesh=mesh,
+            at_once=min(run.evaluation.at_once, len(mixtures)),
+            progress=meter.show,
+        )
+        meter.close()
+        for mixture, right in zip(mixtures, correct, strict=True):
+            weights = dict(zip(run.domains, map(float, mixture), strict=True))
+            rows.append(accuracy.row(weights, name, right, examples, step))
+    return rows
+
+
+class Meter:
+    """A progress line for one suite: rewritten on a terminal, else every 10 s."""
+
+    def __init__(self, name, size):
+        self.name, self.size = name, size
+        self.started = self.shown = time.monotonic()
+
+    def show(self, group, groups, examples):
+        """Called after each batch."""
+        now = time.monotonic()
+        terminal = sys.stderr.isatty()
+        if now - self.shown < (0.2 if terminal else 10):
+            return
+        self.shown = now
+        done = (group + min(1, examples / self.size)) / groups
+        left = (now - self.started) * (1 - done) / done
+        end = "\r" if terminal else "\n"
+        text = f"evaluating {self.name}: {100 * done:.0f}%  ETA {left:.0f} s   "
+        print(text, end=end, file=sys.stderr, flush=True)
+
+    def close(self):
+        """The last word."""
+        seconds = time.monotonic() - self.started
+        print(f"evaluated {self.name} in {seconds:.0f} s", flush=True)
+
+
+def print_head(opened, abstract, start):
+    """What is trained: devices, parameters per branch, what each view attacks."""
+    from clu import parameter_overview
+
+    run = opened.run
+    variables = abstract.variables
+    table = parameter_overview.get_parameter_overview(variables, include_stats=False)
+    (opened.folder / "parameters.txt").write_text(table + "\n")
+    devices = jax.devices()
+    print(f"{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
+    print(parameter_table(variables, run.patterns, run.domains))
+    for view in run.views:
+        print(views.describe(view, run.domains))
+    print(
+        f"{'resuming at' if start else 'starting at'} step {start} of {run.steps}, "
+        f"batch {run.batch_size}, {len(run.data.train)} training images",
+        flush=True,
+    )
+
+
+def parameter_table(variables, patterns, domains):
+    """Counts per branch: shared, each adapter pattern per domain, all in all."""
+    count = len(domains)
+    shared = trees.count(variables["shared"])
+    adapters = trees.count(variables["adapters"])
+    lines = [f"parameters: {shared:>12,} shared"]
+    flat = trees.flatten(variables["adapters"])
+    for pattern in patterns:
+        leaves = [flat[path] for path in trees.select(flat, [pattern])]
+        size = sum(trees.count(leaf) for leaf in leaves) // count
+        lines.append(f"            {size:>12,} per domain: {pattern}")
+    lines.append(
+        f"            {adapters:>12,} in the adapters of {count} domains "
+        f"({', '.join(domains)})"
+    )
+    lines.append(
+        f"            {shared + adapters // max(count, 1):>12,} in one deployed network"
+    )
+    return "\n".join(lines)
+
+
+def restore_variables(opened, step):
+    """(averaged variables, step) of a run's checkpoint."""
+    _, abstract = place_state(opened)
+    with open_checkpoints(opened) as saved:
+        step = saved.latest() if step is None else step
+        return saved.restore(abstract, step).ema, step
+
+

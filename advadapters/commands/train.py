@@ -1,0 +1,35 @@
+"""usage: advadapters train --config=FILE[:VARIANT] --workdir=DIR [--config.KEY=VALUE ...]
+
+Trains a network as the config says, evaluates each mode and the soups between and
+beyond them, and writes to DIR:
+
+  config.json     the config; a second run on DIR resumes, and refuses another config
+  parameters.txt  every parameter: shape and size, shared and adapters
+  checkpoints/    the newest states, and the best one where images are held out
+  metrics.jsonl   a line per logged step
+  events.out.*    the same for TensorBoard
+  results.json    accuracy of every mixture, with counts and 95% intervals
+  results.md      the same as a table
+  tradeoff.png    robust against clean accuracy
+
+Any value of the config can be overridden: --config.optimizer.base_lr=1e-3; numbers
+may be fractions: --config.attacks.linf.eps=8/255. Exit code 2 means bad input.
+"""
+
+import sys
+
+from advadapters import config as configs
+
+
+def main(argv):
+    """Returns the exit code."""
+    config, flags = configs.parse(argv, {"workdir": None})
+    import advadapters.commands.runs as runs
+    from advadapters.training.loop import Diverged
+
+    run = runs.open_run(config.to_dict(), flags["workdir"])
+    try:
+        return runs.train(run)
+    except Diverged as error:
+        print(f"advadapters train: {error}", file=sys.stderr)
+        return 1

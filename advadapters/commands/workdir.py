@@ -1,0 +1,121 @@
+"""The files of one run's folder."""
+
+import json
+import math
+
+from etils import epath
+
+from advadapters.errors import UsageError
+
+
+def open_workdir(path, config):
+    """The folder, made if need be, for exactly this config.
+
+    Raises UsageError if it cannot be written or holds a run of another config.
+    """
+    folder = epath.Path(path)
+    folder = folder if "://" in str(path) else folder.absolute()
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    file = folder / "config.json"
+    try:
+        if file.exists():
+            refuse_other(folder, json.loads(file.read_text()), json.loads(text))
+            return folder
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(
+                f"{folder} is not empty and holds no run (no config.json): "
+                "name an empty or a new folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    except (OSError, json.JSONDecodeError) as error:
+        raise UsageError(f"cannot use {folder} as a workdir: {error}") from None
+    return folder
+
+
+def refuse_other(folder, old, new):
+    """Raises UsageError naming the keys that differ."""
+    old, new = leaves(old), leaves(new)
+    keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    if keys:
+        told = ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} now" for k in keys[:3])
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        raise UsageError(
+            f"{folder} holds a run of another config ({told}{more}): "
+            "name another workdir, or use that config"
+        )
+
+
+def leaves(tree, prefix=""):
+    """Nested dict -> {"a.b": value}."""
+    flat = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= leaves(value, name + ".") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def read_config(path):
+    """The config of a run's folder."""
+    file = epath.Path(path) / "config.json"
+    try:
+        return retuple(json.loads(file.read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UsageError(f"{path} holds no run: {error}") from None
+
+
+def retuple(value):
+    """JSON's lists as the tuples that they were."""
+    if isinstance(value, dict):
+        return {key: retuple(inner) for key, inner in value.items()}
+    return tuple(map(retuple, value)) if isinstance(value, list) else value
+
+
+class Log:
+    """metrics.jsonl and TensorBoard events, from the same numbers."""
+
+    def __init__(self, folder, start):
+        from tensorboardX import SummaryWriter
+
+        self.path = folder / "metrics.jsonl"
+        kept = [row for row in self.read() if row["step"] <= start]
+        self.path.write_text("".join(map(line, kept)))
+        self.events = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+
+    def read(self):
+        """The rows so far; a last line that a kill cut short is left out."""
+        rows = []
+        if self.path.exists():
+            for text in self.path.read_text().splitlines():
+                try:
+                    rows.append(json.loads(text))
+                except json.JSONDecodeError:
+                    break
+        return rows
+
+    def write(self, step, metrics):
+        """Adds one row."""
+        with self.path.open("a") as file:
+            file.write(line({"step": step} | metrics))
+        for name, value in metrics.items():
+            self.events.add_scalar(name, value, step)
+
+    def close(self):
+        """Flushes the events."""
+        self.events.close()
+
+
+def line(row):
+    """One JSON line; what is not finite becomes null, as JSON has no word for it."""
+    finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
+    return json.dumps(finite) + "\n"
+
+
+def write_results(folder, rows):
+    """results.json, results.md and tradeoff.png."""
+    from advadapters.evaluation import tables
+
+    (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (folder / "results.md").write_text(tables.markdown(rows) + "\n")
+    with (folder / "tradeoff.png").open("wb") as file:
+        tables.draw_tradeoff(rows, file)

@@ -1,0 +1,145 @@
+"""Configurations: plain values from a Python file, overrides, and strict reading.
+
+A config file defines get_config(variant) -> ml_collections.ConfigDict. Its values
+are read key by key through `Section`, which refuses wrong types and keys that
+nobody reads. This module is light: `--help` and bad flags need no jax.
+"""
+
+import re
+
+from absl import flags
+from ml_collections import config_flags
+
+from advadapters.errors import UsageError
+
+FRACTION = re.compile(r"(--\S+=)(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)$")
+
+
+def variant(text, known):
+    """Checks the part behind the colon of --config=FILE:VARIANT; "" is the first known."""
+    if text and text not in known:
+        raise UsageError(f"unknown variant {text!r}; there are: {', '.join(known)}")
+    return text or known[0]
+
+
+def fraction(argument):
+    """ "--config.x.eps=8/255" -> the same flag with the quotient, others unchanged."""
+    match = FRACTION.match(argument)
+    if not match:
+        return argument
+    flag, above, below = match.groups()
+    if float(below) == 0:
+        raise UsageError(f"{argument}: division by zero")
+    return f"{flag}{float(above) / float(below)!r}"
+
+
+def parse(argv, names, with_config=True):
+    """Parses --config=FILE[:VARIANT], its overrides, and string flags.
+
+    Args:
+      argv: the arguments after the verb.
+      names: {flag: default or None if it must be given}.
+      with_config: whether --config is a flag that must be given.
+
+    Returns:
+      (ConfigDict or None, {flag: text}). Raises UsageError for anything wrong.
+    """
+    values = flags.FlagValues()
+    if with_config:
+        config_flags.DEFINE_config_file("config", flag_values=values)
+    for name, default in names.items():
+        flags.DEFINE_string(name, default, "", flag_values=values)
+    try:
+        rest = values(["advadapters", *map(fraction, argv)])[1:]
+    except FileNotFoundError as error:
+        raise UsageError(f"no config file {error.filename!r}") from None
+    except flags.Error as error:
+        raise UsageError(first_line(error)) from None
+    except (AttributeError, KeyError) as error:
+        raise UsageError(f"no such config key: {first_line(error)}") from None
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"bad config value: {first_line(error)}") from None
+    if rest:
+        raise UsageError(f"unexpected argument {rest[0]!r}; flags are --name=value")
+    for name in ("config", *names) if with_config else names:
+        if values[name].value is None:
+            raise UsageError(f"--{name}=... is missing")
+    config = values["config"].value if with_config else None
+    return config, {name: values[name].value for name in names}
+
+
+def first_line(error):
+    """An exception's message up to its first line break."""
+    text = error.args[0] if error.args else type(error).__name__
+    return str(text).strip().splitlines()[0]
+
+
+REQUIRED = object()
+
+
+class Section:
+    """Values of one part of a config, taken key by key.
+
+    with Section("config.data", values) as data:
+        size = data.take("image_size", int, low=1)
+
+    Leaving the block raises UsageError for the first key that was not taken.
+    """
+
+    def __init__(self, name, values):
+        if not isinstance(values, dict):
+            raise UsageError(f"{name} must be a section with keys, got {values!r}")
+        self.name, self.left, self.known = name, dict(values), []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None and self.left:
+            raise UsageError(
+                f"unknown key {self.name}.{next(iter(self.left))}; there are: "
+                + ", ".join(self.known)
+            )
+
+    def take(self, key, kind, default=REQUIRED, *, low=None, above=None, high=None):
+        """The value of a key, checked: its type, and low <= value, above < value <= high."""
+        self.known.append(key)
+        if key not in self.left:
+            if default is REQUIRED:
+                raise UsageError(f"{self.name}.{key} is missing ({kind.__name__})")
+            return default
+        value = self.left.pop(key)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if kind is tuple and isinstance(value, list):
+            value = tuple(value)
+        if type(value) is not kind:
+            raise UsageError(
+                f"{self.name}.{key} must be {kind.__name__}, got {value!r}"
+            )
+        for wrong, bound in (
+            (low is not None and not value >= low, f"at least {low}"),
+            (above is not None and not value > above, f"above {above}"),
+            (high is not None and not value <= high, f"at most {high}"),
+        ):
+            if wrong:
+                raise UsageError(f"{self.name}.{key} must be {bound}, got {value!r}")
+        return value
+
+    def choice(self, key, allowed):
+        """The value of a key that must be one of the strings in `allowed`."""
+        value = self.take(key, str)
+        if value not in allowed:
+            raise UsageError(
+                f"unknown {self.name}.{key} {value!r}; there are: {', '.join(allowed)}"
+            )
+        return value
+
+    def section(self, key):
+        """The section below a key."""
+        return Section(f"{self.name}.{key}", self.take(key, dict))
+
+    def sections(self, key):
+        """{name: Section} of a section whose keys are free names."""
+        whole = self.section(key)
+        return {name: Section(f"{whole.name}.{name}", v) for name, v in whole.left.items()}

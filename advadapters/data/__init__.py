@@ -1,0 +1,1 @@
+"""Images in: sources (random access), the step-addressed pipeline, augmentation."""

@@ -1,0 +1,97 @@
+"""Augmentation on the device, under jit: uint8 in, images in [0, 1] and soft labels out.
+
+Per-example draws take per-example keys, so they do not depend on the device count.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from advadapters import rng
+
+
+def to_float(images):
+    """uint8 -> float32 in [0, 1]."""
+    return images.astype(jnp.float32) / 255
+
+
+def flip(key, image):
+    """Mirrors an image [H, W, C] left to right with probability one half."""
+    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+
+
+def pad_crop(key, image, pad):
+    """Pads with zeros on all sides, then cuts a window of the old size at random."""
+    padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    top, left = jax.random.randint(key, (2,), 0, 2 * pad + 1)
+    return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+
+
+def mixup(key, images, labels, alpha):
+    """Blends the batch with itself in reverse order (Zhang et al. 2018)."""
+    share = jax.random.beta(key, alpha, alpha)
+    images = share * images + (1 - share) * images[::-1]
+    return images, share * labels + (1 - share) * labels[::-1]
+
+
+def cutmix(key, images, labels, alpha):
+    """Pastes one box of the reversed batch; labels follow its area (Yun et al. 2019)."""
+    share_key, box_key = jax.random.split(key)
+    height, width = images.shape[1:3]
+    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
+    center = jax.random.uniform(box_key, (2,))
+    rows = inside(center[0], side, height)[:, None]
+    columns = inside(center[1], side, width)[None, :]
+    box = (rows & columns)[None, :, :, None]  # [1, H, W, 1]
+    share = 1 - jnp.mean(box.astype(jnp.float32))
+    images = jnp.where(box, images[::-1], images)
+    return images, share * labels + (1 - share) * labels[::-1]
+
+
+def inside(center, side, size):
+    """bool [size]: the pixels of an interval, clipped at the border, as the paper does."""
+    low = jnp.floor((center - side / 2) * size)
+    high = jnp.floor((center + side / 2) * size)
+    pixels = jnp.arange(size)
+    return (pixels >= low) & (pixels < high)
+
+
+def mix_batch(key, images, labels, mixup_alpha, cutmix_alpha):
+    """Mixup or CutMix, each for half of the batches if both are on (as timm does)."""
+    choose, draw = jax.random.split(key)
+    if mixup_alpha and cutmix_alpha:
+        return jax.lax.cond(
+            jax.random.bernoulli(choose),
+            lambda: mixup(draw, images, labels, mixup_alpha),
+            lambda: cutmix(draw, images, labels, cutmix_alpha),
+        )
+    if mixup_alpha:
+        return mixup(draw, images, labels, mixup_alpha)
+    if cutmix_alpha:
+        return cutmix(draw, images, labels, cutmix_alpha)
+    return images, labels
+
+
+def make_augment(
+    classes, *, flip_horizontal, pad, mixup_alpha, cutmix_alpha, label_smoothing
+):
+    """(batch of uint8, key) -> {"images" in [0, 1], "labels" [B, L] float32, "index"}."""
+
+    def augment(batch, key):
+        images = to_float(batch["images"])
+        labels = jax.nn.one_hot(batch["labels"], classes)
+        labels = labels * (1 - label_smoothing) + label_smoothing / classes
+
+        def keys(name):
+            return rng.by_index(rng.fold(key, name), batch["index"])
+
+        if flip_horizontal:
+            images = jax.vmap(flip)(keys("flip"), images)
+        if pad:
+            cut = jax.vmap(pad_crop, in_axes=(0, 0, None))
+            images = cut(keys("pad_crop"), images, pad)
+        images, labels = mix_batch(
+            rng.fold(key, "mix"), images, labels, mixup_alpha, cutmix_alpha
+        )
+        return {"images": images, "labels": labels, "index": batch["index"]}
+
+    return augment

@@ -1,0 +1,52 @@
+"""Decoding and cropping on the host, with OpenCV; images are uint8 [H, W, C]."""
+
+import numpy as np
+
+
+def decode(data, channels):
+    """JPEG or PNG bytes -> uint8 [H, W, channels] (3 = RGB); None if unreadable."""
+    import cv2
+
+    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    buffer = np.frombuffer(data, np.uint8)
+    image = cv2.imdecode(buffer, flag) if buffer.size else None
+    return image if image is None or channels == 3 else image[:, :, None]
+
+
+def resize(image, height, width):
+    """Area interpolation when shrinking, bicubic when growing; channels are kept."""
+    import cv2
+
+    if image.shape[:2] == (height, width):
+        return image
+    shrinking = height * width < image.shape[0] * image.shape[1]
+    method = cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC
+    resized = cv2.resize(image, (width, height), interpolation=method)
+    return resized.reshape(height, width, image.shape[2])
+
+
+def central_crop(image, size, ratio):
+    """Resizes the shorter side to size / ratio, then cuts the middle [size, size, C]."""
+    target = round(size / ratio)
+    height, width = image.shape[:2]
+    scale = target / min(height, width)
+    image = resize(image, round(height * scale), round(width * scale))
+    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    return image[top : top + size, left : left + size]
+
+
+def random_resized_crop(image, size, rng, scale=(0.08, 1.0), aspect=(3 / 4, 4 / 3)):
+    """A random part of `scale` of the area, resized to [size, size, C] (Inception crop).
+
+    Ten tries for a box that fits, then the whole image, as torchvision does it.
+    """
+    height, width = image.shape[:2]
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        ratio = np.exp(rng.uniform(*np.log(aspect)))
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top = rng.integers(height - h + 1)
+            left = rng.integers(width - w + 1)
+            return resize(image[top : top + h, left : left + w], size, size)
+    return central_crop(image, size, 1.0)

@@ -1,0 +1,1 @@
+"""Evaluation: accuracies of mixtures, and the tables and pictures made of them."""

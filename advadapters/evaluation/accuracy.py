@@ -1,0 +1,95 @@
+"""Clean and robust accuracy of many mixtures at once, counted exactly."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advadapters import mesh as meshes
+from advadapters import rng, trees
+from advadapters.data.augment import to_float
+
+
+def make_counter(apply, attack, *, seed, mesh):
+    """jit: (variables, mixtures [S, K], batch) -> correct predictions int32 [S].
+
+    Each soup is attacked through itself. With an attack, an image counts only if
+    the network is right before and after it. Random numbers depend on the seed and
+    the number of the image, not on batches or devices.
+    """
+
+    def count(variables, mixtures, batch):
+        images, labels = to_float(batch["images"]), batch["labels"]
+        keys = rng.by_index(
+            rng.fold(jax.random.key(seed), "evaluation"), batch["index"]
+        )
+
+        def one(mixture):
+            params = trees.plain(variables, mixture)
+
+            def right(images):
+                return jnp.argmax(apply(params, images), axis=-1) == labels
+
+            correct = right(images) & batch["mask"]
+            if attack is not None:
+                logits_fn = lambda images: apply(params, images)  # noqa: E731
+                correct &= right(attack(logits_fn, images, labels, keys))
+            return jnp.sum(correct.astype(jnp.int32))
+
+        return jax.vmap(one)(mixtures)
+
+    everywhere, rows = meshes.replicated(mesh), meshes.batched(mesh)
+    return jax.jit(
+        count, in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere
+    )
+
+
+def accuracies(counter, variables, mixtures, batches, *, mesh, at_once, progress):
+    """(correct int [S], examples int): the whole split, `at_once` soups a call.
+
+    batches: makes an iterator over evaluation batches; it is called once for each
+    group of soups. progress(done, total) is called after each batch.
+    """
+    groups = [mixtures[i : i + at_once] for i in range(0, len(mixtures), at_once)]
+    correct, examples = [], 0
+    for number, group in enumerate(groups):
+        padded = list(group) + [group[-1]] * (at_once - len(group))
+        counts, examples = np.zeros(len(padded), np.int64), 0
+        for batch in batches():
+            placed = meshes.global_batch(mesh, batch)
+            found = counter(variables, jnp.array(padded, jnp.float32), placed)
+            counts += jax.device_get(found)
+            examples += int(jnp.sum(placed["mask"]))
+            progress(number, len(groups), examples)
+        correct.extend(counts[: len(group)].tolist())
+    return correct, examples
+
+
+def interval(correct, examples, z=1.959964):
+    """95% Wilson score interval of a proportion, (low, high)."""
+    if not examples:
+        return 0.0, 1.0
+    share = correct / examples
+    center = share + z * z / (2 * examples)
+    spread = z * math.sqrt(
+        share * (1 - share) / examples + z * z / (4 * examples * examples)
+    )
+    scale = 1 + z * z / examples
+    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
+
+
+def row(mixture, suite, correct, examples, step):
+    """One row of results.json."""
+    low, high = interval(correct, examples)
+    return {
+        "mixture": mixture,
+        "suite": suite,
+        "metric": "accuracy" if suite == "clean" else "robust_accuracy",
+        "value": correct / examples if examples else 0.0,
+        "low": low,
+        "high": high,
+        "correct": correct,
+        "n": examples,
+        "step": step,
+    }

@@ -1,0 +1,37 @@
+"""Device meshes and the two placements that data parallelism needs."""
+
+import jax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+
+def make(devices=None):
+    """A mesh with the one axis "data" over all devices (or those given)."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh(
+        (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
+    )
+
+
+def replicated(mesh):
+    """The placement of parameters: one copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def batched(mesh):
+    """The placement of a batch [B, ...]: rows over the devices."""
+    return NamedSharding(mesh, P("data"))
+
+
+def keep_batched(mesh, tree, axis=0):
+    """Tells the compiler that this axis of every leaf stays over the devices."""
+    spec = NamedSharding(mesh, P(*[None] * axis, "data"))
+    return jax.lax.with_sharding_constraint(tree, spec)
+
+
+def global_batch(mesh, tree):
+    """This process's rows of a batch (numpy) -> arrays over the whole mesh."""
+    place = batched(mesh)
+    return jax.tree.map(
+        lambda rows: jax.make_array_from_process_local_data(place, rows), tree
+    )

@@ -1,0 +1,200 @@
+"""Vision transformers (Dosovitskiy et al. 2021), pre-norm, pure functions in linen.
+
+Modules know nothing of domains or attacks: adapters are leaves of this tree
+chosen by path. Paths: class_token, pos_embed, patch_embed/{kernel,bias},
+blocks_0/{norm1,attn/qkv,attn/proj,norm2,mlp/fc1,mlp/fc2}/..., norm/..., head/...
+(with `scan`, one blocks/... whose leaves have a leading axis [depth]).
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Size(NamedTuple):
+    """Width D, depth, MLP width and attention heads of one variant."""
+
+    width: int
+    depth: int
+    mlp: int
+    heads: int
+
+
+SIZES = {
+    "Ti": Size(192, 12, 768, 3),
+    "S": Size(384, 12, 1536, 6),
+    "B": Size(768, 12, 3072, 12),
+    "L": Size(1024, 24, 4096, 16),
+    "H": Size(1280, 32, 5120, 16),
+}
+
+LAYER_NORM_EPS = 1e-6
+POOLS = ("tokens", "class")
+POSITIONS = ("learned", "sincos")
+
+token_init = nn.initializers.normal(0.02)
+dense_init = nn.initializers.xavier_uniform()
+
+
+def sincos(grid, width):
+    """Fixed two-dimensional sine-cosine positions [h * w, D], as in MoCo v3 and MAE."""
+    if width % 4:
+        raise ValueError(f"sincos positions need a width divisible by 4, got {width}")
+    omega = 1 / 10000 ** (np.arange(width // 4) / (width // 4))
+    rows, columns = np.meshgrid(*map(np.arange, grid), indexing="ij")
+    angles = [np.outer(axis.reshape(-1), omega) for axis in (columns, rows)]
+    waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
+    return np.concatenate(waves, axis=1).astype(np.float32)
+
+
+def patchify(images, patch):
+    """[B, H, W, C] -> [B, N, patch * patch * C], patches row by row.
+
+    A reshape, so that patch embedding is a plain matrix product: under `vmap` over
+    domains a convolution would merge the axes [K, B] and shard badly.
+    """
+    batch, height, width, channels = images.shape
+    rows, columns = height // patch, width // patch
+    tiles = images.reshape(batch, rows, patch, columns, patch, channels)
+    tiles = tiles.transpose(0, 1, 3, 2, 4, 5)  # [B, h, w, p, p, C]
+    return tiles.reshape(batch, rows * columns, patch * patch * channels)
+
+
+def drop_path(branch, rate, key):
+    """Drops a residual branch for whole examples, and scales up those that stay."""
+    keep = jax.random.bernoulli(key, 1 - rate, (branch.shape[0], 1, 1))
+    return jnp.where(keep, branch / (1 - rate).astype(branch.dtype), 0)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; the columns of qkv are laid out (3, heads, D / heads)."""
+
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        batch, tokens, width = x.shape
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=dense_init)
+        qkv = dense(3 * width, name="qkv")(x)
+        qkv = qkv.reshape(batch, tokens, 3, self.heads, width // self.heads)
+        query, key, value = jnp.moveaxis(qkv, 2, 0)  # [B, N, heads, d] each
+        x = jax.nn.dot_product_attention(query, key, value)
+        return dense(width, name="proj")(x.reshape(batch, tokens, width))
+
+
+class Mlp(nn.Module):
+    """Two dense layers with an exact (erf) GELU between them."""
+
+    hidden: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=dense_init)
+        hidden = jax.nn.gelu(dense(self.hidden, name="fc1")(x), approximate=False)
+        return dense(x.shape[-1], name="fc2")(hidden)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    size: Size
+    dtype: Any
+    train: bool
+
+    @nn.compact
+    def __call__(self, x, drop_rate):
+        norm = functools.partial(
+            nn.LayerNorm, epsilon=LAYER_NORM_EPS, dtype=self.dtype
+        )
+        drop = functools.partial(self.drop, rate=drop_rate)
+        attention = Attention(self.size.heads, self.dtype, name="attn")
+        x = x + drop(attention(norm(name="norm1")(x)))
+        mlp = Mlp(self.size.mlp, self.dtype, name="mlp")
+        return x + drop(mlp(norm(name="norm2")(x))), None
+
+    def drop(self, branch, rate):
+        if not self.train or not self.has_rng("drop_path"):
+            return branch
+        return drop_path(branch, rate, self.make_rng("drop_path"))
+
+
+class ViT(nn.Module):
+    """Images [B, H, W, C] float32 in [0, 1] -> logits [B, L] float32.
+
+    pool: "tokens" averages the patch tokens without the class token and then
+      normalises (the head of MAE's fine-tuning), so that the class token only
+      conditions the network; "class" reads the class token after the final norm.
+    positions: "learned" [1, N + 1, D] including the class token's, or fixed "sincos".
+    drop_path: rate of the last block, growing linearly from 0 at the first.
+    remat: recompute each block in the backward pass; scan: one compiled block for
+      all (faster to compile, far more live memory without remat).
+    """
+
+    size: Size
+    classes: int
+    patch: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pool: str = "tokens"
+    positions: str = "learned"
+    drop_path: float = 0.0
+    remat: bool = False
+    scan: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        if images.shape[1] % self.patch or images.shape[2] % self.patch:
+            raise ValueError(
+                f"patch {self.patch} does not divide images of {images.shape[1:3]}"
+            )
+        x = (images - jnp.array(self.mean)) / jnp.array(self.std)
+        x = self.embed(x.astype(self.dtype))  # [B, N + 1, D]
+        x = self.blocks(x, train and self.drop_path > 0)
+        norm = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=jnp.float32, name="norm")
+        if self.pool == "tokens":
+            x = norm(jnp.mean(x[:, 1:].astype(jnp.float32), axis=1))  # [B, D]
+        else:
+            x = norm(x[:, 0])  # [B, D]: the norm acts on each token alone
+        return nn.Dense(self.classes, kernel_init=token_init, name="head")(x)
+
+    def embed(self, images):
+        """Patch tokens with the class token in front, positions added."""
+        width = self.size.width
+        grid = (images.shape[1] // self.patch, images.shape[2] // self.patch)
+        dense = nn.Dense(
+            width, dtype=self.dtype, kernel_init=dense_init, name="patch_embed"
+        )
+        x = dense(patchify(images, self.patch))  # [B, N, D]
+        token = self.param("class_token", token_init, (1, 1, width))
+        token = jnp.broadcast_to(token, (x.shape[0], 1, width)).astype(self.dtype)
+        x = jnp.concatenate([token, x], axis=1)  # [B, N + 1, D]
+        if self.positions == "learned":
+            positions = self.param("pos_embed", token_init, (1, x.shape[1], width))
+        else:
+            positions = jnp.pad(sincos(grid, width), ((1, 0), (0, 0)))
+        return x + positions.astype(self.dtype)
+
+    def blocks(self, x, train):
+        """The transformer blocks, unrolled or scanned."""
+        depth = self.size.depth
+        rates = jnp.linspace(0, self.drop_path, depth)
+        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        arguments = dict(size=self.size, dtype=self.dtype, train=train)
+        if self.scan:
+            block = nn.scan(
+                block,
+                length=depth,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "drop_path": True},
+            )
+            return block(**arguments, name="blocks")(x, rates)[0]
+        for i in range(depth):
+            x, _ = block(**arguments, name=f"blocks_{i}")(x, rates[i])
+        return x

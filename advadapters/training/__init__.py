@@ -1,0 +1,1 @@
+"""Training: state, optimizer, views, the step, the loop."""

@@ -1,0 +1,167 @@
+"""Pytree algebra: paths, patterns, split/merge, stack, mix.
+
+A *domain* is a kind of input that a network is trained for (clean, linf, ...).
+Parameters live in two branches:
+
+    {"shared":   nested dict, one copy,
+     "adapters": nested dict, every leaf with a leading axis [K], K = domains}
+
+`mix(adapters, w)` contracts that axis, and `merge(shared, mixed)` is then the
+parameter tree of an ordinary network. One-hot weights select a mode, any other
+weights are a soup, and `jax.vmap` over stacked weights runs many at once.
+
+Trees here are nested dicts with string keys; a path joins the keys with "/".
+Only numpy and jax are imported, so that soups run in a bare notebook.
+"""
+
+import difflib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class PatternError(ValueError):
+    """A path pattern matches nothing or is not a regular expression."""
+
+
+def flatten(tree, prefix=""):
+    """{"a": {"b": x}} -> {"a/b": x}, in the order of the keys."""
+    flat = {}
+    for key, value in tree.items():
+        if "/" in key:
+            raise ValueError(f"key {key!r} contains '/', which separates paths")
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= flatten(value, path + "/")
+        else:
+            flat[path] = value
+    return flat
+
+
+def unflatten(flat):
+    """{"a/b": x} -> {"a": {"b": x}}; raises ValueError if a path is also a folder."""
+    tree = {}
+    for path, value in flat.items():
+        *folders, name = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"path {path!r} runs through the leaf {folder!r}")
+        if name in node:
+            raise ValueError(f"path {path!r} is there twice")
+        node[name] = value
+    return tree
+
+
+def matches(pattern, path):
+    """Whether the regular expression `pattern` matches the whole of `path`."""
+    return re.fullmatch(pattern, path) is not None
+
+
+def select(paths, patterns):
+    """The paths, in their order, that at least one pattern matches in full.
+
+    Raises PatternError for a pattern that matches no path: it names the nearest ones.
+    """
+    paths = list(paths)
+    chosen = set()
+    for pattern in patterns:
+        try:
+            hits = [path for path in paths if matches(pattern, path)]
+        except re.error as error:
+            raise PatternError(
+                f"pattern {pattern!r} is not a regular expression: {error}"
+            ) from None
+        if not hits:
+            near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.0)
+            raise PatternError(
+                f"pattern {pattern!r} matches no parameter; near names: "
+                + ", ".join(near)
+            )
+        chosen.update(hits)
+    return [path for path in paths if path in chosen]
+
+
+def split(tree, patterns):
+    """(rest, chosen): two trees that `merge` puts together again."""
+    flat = flatten(tree)
+    chosen = set(select(flat, patterns))
+    rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
+    picked = {path: leaf for path, leaf in flat.items() if path in chosen}
+    return unflatten(rest), unflatten(picked)
+
+
+def merge(first, second):
+    """The union of two trees; raises ValueError where both have the same leaf."""
+    first, second = flatten(first), flatten(second)
+    common = first.keys() & second.keys()
+    if common:
+        raise ValueError(f"both trees hold {sorted(common)[:3]}")
+    return unflatten(first | second)
+
+
+def stack(trees):
+    """[tree, ...] of equal structure -> one tree, every leaf with a leading axis [K]."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def unstack(tree):
+    """The inverse of `stack`: a list of K trees."""
+    return [take(tree, k) for k in range(domains(tree))]
+
+
+def take(tree, k):
+    """Row k of every leaf."""
+    return jax.tree.map(lambda leaf: leaf[k], tree)
+
+
+def replicate(tree, count):
+    """Every leaf repeated along a new leading axis [count]."""
+    return jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))), tree
+    )
+
+
+def domains(tree):
+    """K, the length of the leading axis that all leaves share.
+
+    Raises ValueError where leaves disagree or there are none.
+    """
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
+    if len(lengths) != 1 or () in lengths:
+        raise ValueError(f"leaves disagree on a leading axis: {sorted(lengths)}")
+    return lengths.pop()[0]
+
+
+def mix(adapters, weights):
+    """Contracts the leading axis [K] of every leaf with `weights` [K].
+
+    The sum runs in float32 and is rounded once to the leaf's type. It is written
+    as products and a sum, not as a matrix product, so that no accelerator rounds
+    the parameters to a lower precision: a one-hot mixture is its row exactly.
+    """
+    weights = jnp.asarray(weights, jnp.float32)
+
+    def contract(leaf):
+        if leaf.shape[:1] != weights.shape:
+            raise ValueError(
+                f"{weights.shape[0]} mixture weights for a leaf with {leaf.shape[:1]} "
+                "domains"
+            )
+        factors = weights.reshape(-1, *[1] * (leaf.ndim - 1))
+        return jnp.sum(factors * leaf.astype(jnp.float32), axis=0).astype(leaf.dtype)
+
+    return jax.tree.map(contract, adapters)
+
+
+def plain(variables, weights):
+    """The ordinary parameter tree of {"shared", "adapters"} at mixture `weights` [K]."""
+    return merge(variables["shared"], mix(variables["adapters"], weights))
+
+
+def count(tree):
+    """The number of parameters, an int."""
+    return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(tree))
