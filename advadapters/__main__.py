@@ -28,8 +28,10 @@ def main(argv=None):
         print(usage())
         return 0
     if verb not in VERBS:
-        print(f"advadapters: unknown verb {verb!r}; there are: {', '.join(VERBS)}",
-              file=sys.stderr)
+        print(
+            f"advadapters: unknown verb {verb!r}; there are: {', '.join(VERBS)}",
+            file=sys.stderr,
+        )
         return 2
     command = importlib.import_module(f"advadapters.commands.{verb}")
     if {"--help", "-h"} & set(argv[1:]):

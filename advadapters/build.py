@@ -252,9 +252,7 @@ def read_optimizer(c, batch_size, epoch, steps):
         # The linear scaling rule: rates are given for a batch of 256.
         peak=c.take("base_lr", float, above=0) * batch_size / 256,
         steps=steps,
-        warmup_steps=min(
-            round(c.take("warmup_epochs", float, low=0.0) * epoch), steps - 1
-        ),
+        warmup_steps=min(round(c.take("warmup_epochs", float, low=0.0) * epoch), steps - 1),
     )
     return schedule, optim.adamw(
         learning_rate=schedule,

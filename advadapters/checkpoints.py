@@ -3,30 +3,30 @@
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
-
-from advadapters.errors import UsageError
+from orbax.checkpoint import checkpoint_managers
 
 
 class Checkpoints:
-    """Training states under one folder: the newest `keep`, and the best one.
+    """Training states under one folder: the newest `keep`, and the best if asked for.
 
     Saves are asynchronous; leave the `with` block to wait for the last one.
     """
 
-    def __init__(self, folder, *, keep=2):
-        newest = policies.LatestN(keep)
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["score"],
-            reverse=False,
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
+    def __init__(self, folder, *, keep=2, best=False):
+        policies = [checkpoint_managers.LatestN(keep)]
+        if best:
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=score_of,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
         self.manager = ocp.CheckpointManager(
             folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy([newest, best]),
-                best_fn=lambda metrics: metrics["score"],
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                best_fn=score_of if best else None,
                 cleanup_tmp_directories=True,
             ),
         )
@@ -36,6 +36,10 @@ class Checkpoints:
 
     def __exit__(self, *_):
         self.manager.close()
+
+    def steps(self):
+        """The steps that there are, oldest first."""
+        return sorted(self.manager.all_steps())
 
     def latest(self):
         """The newest step saved, or None."""
@@ -51,23 +55,18 @@ class Checkpoints:
         arguments = ocp.args.StandardSave(state)
         self.manager.save(step, args=arguments, metrics=metrics, force=True)
 
-    def restore(self, abstract, step=None):
-        """The state at `step` (default: the newest), placed like the abstract tree.
-
-        Raises UsageError if the checkpoint has other leaves or shapes.
-        """
-        step = self.latest() if step is None else step
-        try:
-            state = self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        except FileNotFoundError:
-            raise UsageError(
-                f"no checkpoint of step {step}; there are {self.manager.all_steps()}"
-            ) from None
+    def restore(self, abstract, step):
+        """The state at `step`, placed like the abstract tree."""
+        state = self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
         # Restored buffers cannot always be donated; fresh copies can.
         places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places)(
-            state
-        )
+        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places)
+        return copy(state)
+
+
+def score_of(metrics):
+    """What the best checkpoint has most of."""
+    return metrics["score"]
 
 
 def abstract(state, sharding):

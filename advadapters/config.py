@@ -102,7 +102,7 @@ class Section:
             )
 
     def take(self, key, kind, default=REQUIRED, *, low=None, above=None, high=None):
-        """The value of a key, checked: its type, and low <= value, above < value <= high."""
+        """The value of a key, of this type, with low <= value and above < value <= high."""
         self.known.append(key)
         if key not in self.left:
             if default is REQUIRED:
@@ -114,9 +114,7 @@ class Section:
         if kind is tuple and isinstance(value, list):
             value = tuple(value)
         if type(value) is not kind:
-            raise UsageError(
-                f"{self.name}.{key} must be {kind.__name__}, got {value!r}"
-            )
+            raise UsageError(f"{self.name}.{key} must be {kind.__name__}, got {value!r}")
         for wrong, bound in (
             (low is not None and not value >= low, f"at least {low}"),
             (above is not None and not value > above, f"above {above}"),

@@ -45,7 +45,6 @@ def parse(text, domains):
             weights[name] = float(value)
         except ValueError:
             raise ValueError(
-                f"mixture {text!r}: {value!r} is not a number; write "
-                f"{name}=0.5 and so on"
+                f"mixture {text!r}: {value!r} is not a number; write {name}=0.5 and so on"
             ) from None
     return tuple(weights.values())

@@ -78,8 +78,7 @@ def select(paths, patterns):
         if not hits:
             near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.0)
             raise PatternError(
-                f"pattern {pattern!r} matches no parameter; near names: "
-                + ", ".join(near)
+                f"pattern {pattern!r} matches no parameter; near names: " + ", ".join(near)
             )
         chosen.update(hits)
     return [path for path in paths if path in chosen]

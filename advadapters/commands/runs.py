@@ -6,10 +6,13 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from advadapters import build, checkpoints, trees
 from advadapters import mesh as meshes
 from advadapters.commands import workdir
+from advadapters.data.sources import Subset
+from advadapters.errors import UsageError
 from advadapters.evaluation import accuracy, tables
 from advadapters.training import loop, views
 
@@ -31,8 +34,9 @@ def open_run(config, path):
 
 def open_checkpoints(opened):
     """The checkpoints of a run."""
+    run = opened.run
     return checkpoints.Checkpoints(
-        opened.folder / "checkpoints", keep=opened.run.keep
+        opened.folder / "checkpoints", keep=run.keep, best=bool(run.every.validate)
     )
 
 
@@ -256,10 +260,21 @@ def parameter_table(variables, patterns, domains):
 
 
 def restore_variables(opened, step):
-    """(averaged variables, step) of a run's checkpoint."""
+    """(averaged variables, step) of a checkpoint: "latest", "best" or a number."""
     _, abstract = place_state(opened)
     with open_checkpoints(opened) as saved:
-        step = saved.latest() if step is None else step
-        return saved.restore(abstract, step).ema, step
+        named = {"latest": saved.latest(), "best": saved.best()}
+        found = named[step] if step in named else int(step) if step.isdecimal() else None
+        if found not in saved.steps():
+            raise UsageError(
+                f"{opened.folder} has no checkpoint {step!r}; there are: "
+                + ", ".join(map(str, saved.steps()))
+            )
+        return saved.restore(abstract, found).ema, found
 
 
+def first(split, count):
+    """The first `count` examples of a split; all for None."""
+    if count is None or count >= len(split):
+        return split
+    return Subset(split, np.arange(count))

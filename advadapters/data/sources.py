@@ -216,7 +216,10 @@ def tfds(path, options):
             for name in ("train", splits[0])
         )
         return Source(train, test, builder.info.features["label"].num_classes)
-    except (tensorflow_datasets.core.registered.DatasetNotFoundError, NotImplementedError) as error:
+    except (
+        tensorflow_datasets.core.registered.DatasetNotFoundError,
+        NotImplementedError,
+    ) as error:
         line = str(error).strip().splitlines()[0]
         raise UsageError(f"cannot read TFDS {path!r} as ArrayRecord: {line}") from None
 

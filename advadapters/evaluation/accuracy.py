@@ -21,9 +21,7 @@ def make_counter(apply, attack, *, seed, mesh):
 
     def count(variables, mixtures, batch):
         images, labels = to_float(batch["images"]), batch["labels"]
-        keys = rng.by_index(
-            rng.fold(jax.random.key(seed), "evaluation"), batch["index"]
-        )
+        keys = rng.by_index(rng.fold(jax.random.key(seed), "evaluation"), batch["index"])
 
         def one(mixture):
             params = trees.plain(variables, mixture)

@@ -23,7 +23,10 @@ def markdown(rows):
     table = by_mixture(rows)
     suites = list(dict.fromkeys(row["suite"] for row in rows))
     titles = [f"{s} accuracy, %" if s == "clean" else f"{s} robust, %" for s in suites]
-    lines = ["| mixture | " + " | ".join(titles) + " |", "| --- |" + " --- |" * len(suites)]
+    lines = [
+        "| mixture | " + " | ".join(titles) + " |",
+        "| --- |" + " --- |" * len(suites),
+    ]
     for mixture, found in table:
         cells = [percent(found[suite]) if suite in found else "" for suite in suites]
         lines.append(f"| {name_of(mixture)} | " + " | ".join(cells) + " |")

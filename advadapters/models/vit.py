@@ -109,9 +109,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, drop_rate):
-        norm = functools.partial(
-            nn.LayerNorm, epsilon=LAYER_NORM_EPS, dtype=self.dtype
-        )
+        norm = functools.partial(nn.LayerNorm, epsilon=LAYER_NORM_EPS, dtype=self.dtype)
         drop = functools.partial(self.drop, rate=drop_rate)
         attention = Attention(self.size.heads, self.dtype, name="attn")
         x = x + drop(attention(norm(name="norm1")(x)))

@@ -26,9 +26,7 @@ class Every(NamedTuple):
         return bool(interval) and (step % interval == 0 or step == last)
 
 
-def run(
-    state, step_fn, batches, *, start, stop, mesh, every, log, validate, save, limit
-):
+def run(state, step_fn, batches, *, start, stop, mesh, every, log, validate, save, limit):
     """Trains from step `start` to `stop`; returns the state.
 
     log(step, metrics) gets means over the steps since the last line; validate(state,

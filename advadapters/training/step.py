@@ -62,9 +62,7 @@ def accumulated(value_and_grad, parts):
 
         def add(total, part):
             number, rows = part
-            found = drop_value(
-                value_and_grad(variables, rows, rng.fold(key, number))
-            )
+            found = drop_value(value_and_grad(variables, rows, rng.fold(key, number)))
             return jax.tree.map(jnp.add, total, found), None
 
         shapes = jax.eval_shape(

@@ -1,0 +1,210 @@
+"""PGD: the attack contract over every ball, and known optima on linear models."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from advadapters import balls, losses
+from advadapters import mesh as meshes
+from advadapters.attacks import ATTACKS
+from advadapters.attacks.pgd import pgd, step_size_rule
+
+EPS = {"linf": 0.1, "l2": 0.5, "l1": 2.0}
+CASES = [(attack, norm) for attack in ATTACKS for norm in balls.BALLS]
+
+
+def setup(size=8):
+    net = tiny.network()
+    params = tiny.params(net)
+    data = tiny.batch(size)
+    return functools.partial(net.apply, params), data["images"], data["labels"]
+
+
+@pytest.mark.parametrize("attack, norm", CASES)
+def test_contract(attack, norm):
+    logits_fn, images, labels = setup()
+    settings = dict(norm=norm, eps=EPS[norm], steps=4, keep="best")
+    attack = ATTACKS[attack]
+
+    def attacked(images, labels, key):
+        return attack(logits_fn, images, labels, key, **settings)
+
+    run = jax.jit(chex.assert_max_traces(attacked, n=1))
+    found = run(images, labels, jax.random.key(0))
+    again = run(images, labels, jax.random.key(0))
+    other = run(images, labels, jax.random.key(1))
+    np.testing.assert_array_equal(found, again)
+    assert not np.array_equal(found, other)
+    assert found.dtype == jnp.float32 and found.shape == images.shape
+    assert found.min() >= 0 and found.max() <= 1
+    assert balls.BALLS[norm].norm(found - images).max() <= EPS[norm] * (1 + 1e-5)
+    before = losses.cross_entropy(logits_fn(images), labels)
+    after = losses.cross_entropy(logits_fn(found), labels)
+    assert (after > before).all()
+    _, tangent = jax.jvp(
+        lambda x: attacked(x, labels, jax.random.key(0)), (images,), (images,)
+    )
+    assert not tangent.any()
+
+
+@pytest.mark.parametrize("norm", balls.BALLS)
+def test_result_does_not_depend_on_the_batch(norm):
+    logits_fn, images, labels = setup()
+    keys = jax.random.split(jax.random.key(0), 8)
+    run = functools.partial(pgd, logits_fn, norm=norm, eps=EPS[norm], steps=3)
+    whole = run(images, labels, keys)
+    part = run(images[3:5], labels[3:5], keys[3:5])
+    np.testing.assert_allclose(part, whole[3:5], atol=1e-5)
+
+
+def linear(shape, rng):
+    """A two-class linear model, its weights, and labels all 0."""
+    weights = rng.normal(size=(int(np.prod(shape)), 2)).astype(np.float32)
+    return lambda x: x.reshape(x.shape[0], -1) @ weights, weights[:, 1] - weights[:, 0]
+
+
+def best_gain(norm, slope, image, eps):
+    """max <slope, d> over ||d|| <= eps, 0 <= image + d <= 1, in closed form or exactly."""
+    room = np.where(slope > 0, 1 - image, image)
+    if norm == "linf":
+        return (np.abs(slope) * np.minimum(room, eps)).sum()
+    if norm == "l1":  # the knapsack: best coordinates first
+        gain, left = 0.0, eps
+        for i in np.argsort(-np.abs(slope)):
+            spent = min(left, room[i])
+            gain, left = gain + spent * abs(slope[i]), left - spent
+        return gain
+    low, high = 0.0, 1e6  # d = min(room, m |slope|) with the m that spends the budget
+    for _ in range(200):
+        middle = (low + high) / 2
+        used = np.sqrt((np.minimum(room, middle * np.abs(slope)) ** 2).sum())
+        low, high = (middle, high) if used < eps else (low, middle)
+    return (np.abs(slope) * np.minimum(room, low * np.abs(slope))).sum()
+
+
+@pytest.mark.parametrize("inner", [True, False])
+@pytest.mark.parametrize("norm", balls.BALLS)
+def test_linear_model_reaches_the_optimum(norm, inner, rng):
+    """Away from the box the gain is eps * dual norm; at the box the exact optimum."""
+    shape, eps = (4, 5, 4, 1), {"linf": 0.1, "l2": 0.3, "l1": 0.3}[norm]
+    logits_fn, slope = linear(shape[1:], rng)
+    low, high = (0.4, 0.6) if inner else (-0.5, 1.5)
+    images = np.clip(rng.uniform(low, high, shape), 0, 1).astype(np.float32)
+    found = pgd(
+        logits_fn,
+        jnp.asarray(images),
+        jnp.zeros(4, int),
+        jax.random.key(0),
+        norm=norm,
+        eps=eps,
+        steps=200,
+        step_size=eps / 20,
+        # A path of sparse steps of a fixed size only passes through the L1 optimum
+        # when it starts at the image.
+        random_start=norm != "l1",
+        loss="margin",
+        keep="best",
+    )
+    gain = ((np.asarray(found) - images).reshape(4, -1) * slope).sum(1)
+    best = [best_gain(norm, slope, image.ravel(), eps) for image in images]
+    np.testing.assert_allclose(gain, best, rtol=2e-3)
+    if inner:
+        dual = {"linf": np.abs(slope).sum(), "l2": np.linalg.norm(slope)}.get(
+            norm, np.abs(slope).max()
+        )
+        np.testing.assert_allclose(best, eps * dual, rtol=1e-4)
+
+
+def test_fgsm_is_one_step_from_zero():
+    logits_fn, images, labels = setup()
+    found = pgd(
+        logits_fn, images, labels, jax.random.key(0),
+        norm="linf", eps=0.1, steps=1, random_start=False,
+    )  # fmt: skip
+    slope = jax.grad(lambda x: losses.cross_entropy(logits_fn(x), labels).sum())(images)
+    expected = jnp.clip(images + 0.1 * jnp.sign(slope), 0, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_step_size_rule():
+    assert step_size_rule(0.1, 1) == step_size_rule(0.1, 2) == 0.1
+    assert step_size_rule(0.1, 10) == pytest.approx(0.025)
+
+
+def test_more_restarts_never_hurt_and_best_beats_last():
+    logits_fn, images, labels = setup(32)
+
+    def margins(**settings):
+        found = pgd(
+            logits_fn, images, labels, jax.random.key(0),
+            norm="linf", eps=0.1, steps=3, loss="margin", **settings,
+        )  # fmt: skip
+        return np.asarray(losses.margin(logits_fn(found), labels))
+
+    last, best = margins(keep="last"), margins(keep="best")
+    more = margins(keep="best", restarts=3)
+    assert (best >= last - 1e-5).all() and (more >= best - 1e-5).all()
+    assert more.sum() > best.sum()
+
+
+@pytest.mark.parametrize("target", ["random", "least_likely"])
+def test_targeted_attacks_raise_the_target(target):
+    logits_fn, images, labels = setup(32)
+    found = pgd(
+        logits_fn, images, labels, jax.random.key(0),
+        norm="linf", eps=0.2, steps=10, target=target,
+    )  # fmt: skip
+    before, after = logits_fn(images), logits_fn(found)
+    if target == "least_likely":
+        others = jnp.where(jnp.arange(5) == labels[:, None], jnp.inf, before)
+        goal = jnp.argmin(others, axis=1)
+        rows = jnp.arange(32)
+        assert (
+            jax.nn.softmax(after)[rows, goal] > jax.nn.softmax(before)[rows, goal]
+        ).all()
+    else:
+        assert (jnp.argmax(after, 1) != labels).mean() > (
+            jnp.argmax(before, 1) != labels
+        ).mean()
+
+
+def test_random_targets_are_uniform_over_the_other_classes():
+    from advadapters.attacks.pgd import choose_goal
+
+    keys = jax.random.split(jax.random.key(0), 5000)
+    labels = jnp.full(5000, 2)
+    goal, sign = choose_goal(
+        lambda x: jnp.zeros((5000, 5)), jnp.zeros(5000), labels, keys, "random"
+    )
+    shares = np.bincount(np.asarray(goal), minlength=5) / 5000
+    assert sign == -1 and shares[2] == 0
+    np.testing.assert_allclose(shares[[0, 1, 3, 4]], 0.25, atol=0.03)
+
+
+def test_soft_labels_attack_their_mixture():
+    logits_fn, images, labels = setup()
+    soft = 0.7 * jax.nn.one_hot(labels, 5) + 0.3 * jax.nn.one_hot((labels + 1) % 5, 5)
+    found = pgd(logits_fn, images, soft, jax.random.key(0), norm="linf", eps=0.05, steps=5)
+    gain = losses.cross_entropy(logits_fn(found), soft) - losses.cross_entropy(
+        logits_fn(images), soft
+    )
+    assert (gain > 0).all()
+
+
+def test_eight_devices_attack_like_one(mesh):
+    logits_fn, images, labels = setup(16)
+    for norm in balls.BALLS:
+        run = jax.jit(
+            lambda x, y, norm=norm: pgd(
+                logits_fn, x, y, jax.random.key(3), norm=norm, eps=EPS[norm], steps=3
+            )
+        )
+        spread = jax.device_put((images, labels), meshes.batched(mesh))
+        found = run(*spread)
+        assert len(found.sharding.device_set) == 8
+        np.testing.assert_allclose(found, run(images, labels), atol=1e-5)

@@ -1,0 +1,32 @@
+"""Eight fake devices for every test: one device is the special case, not the rule."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from advadapters import mesh as meshes  # noqa: E402
+
+
+@pytest.fixture
+def mesh():
+    """All eight devices."""
+    return meshes.make()
+
+
+@pytest.fixture
+def one_device():
+    """A mesh of one device."""
+    return meshes.make(jax.devices()[:1])
+
+
+@pytest.fixture
+def rng():
+    """numpy's generator, seeded."""
+    return np.random.default_rng(0)

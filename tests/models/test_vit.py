@@ -1,0 +1,186 @@
+"""The ViT: published parameter counts, and its options against one another."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from advadapters import adapters, trees
+from advadapters.models import vit
+
+# timm's vit_*_patch16_224 (and huge_patch14) with 1000 classes.
+PUBLISHED = {
+    ("Ti", 16): 5_717_416,
+    ("S", 16): 22_050_664,
+    ("B", 16): 86_567_656,
+    ("L", 16): 304_326_632,
+    ("H", 14): 632_045_800,
+}
+
+
+@functools.cache
+def shapes(size, patch, **fields):
+    model = vit.ViT(
+        size=vit.SIZES[size],
+        classes=1000,
+        patch=patch,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        **fields,
+    )
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+
+
+@pytest.mark.parametrize("size, patch", PUBLISHED)
+def test_parameter_counts(size, patch):
+    assert trees.count(shapes(size, patch)) == PUBLISHED[size, patch]
+
+
+def test_every_size_is_counted():
+    assert {size for size, _ in PUBLISHED} == set(vit.SIZES)
+
+
+@pytest.mark.parametrize(
+    "patterns, count",
+    [
+        (adapters.patterns(["class_token"]), 768),
+        (("blocks_.*/norm.*",), 36_864),
+        (adapters.patterns(["norms"]), 38_400),
+        (adapters.patterns(["pos_embed"]), 151_296),
+        (adapters.patterns(["patch_embed"]), 590_592),
+        (adapters.patterns(["head"]), 769_000),
+        (adapters.patterns(["everything"]), 86_567_656),
+    ],
+)
+def test_adapter_counts_of_vit_b16(patterns, count):
+    for pool in vit.POOLS:
+        _, chosen = trees.split(shapes("B", 16, pool=pool), patterns)
+        assert trees.count(chosen) == count
+
+
+def test_scan_has_the_same_parameters():
+    scanned = shapes("B", 16, scan=True)
+    assert trees.count(scanned) == PUBLISHED["B", 16]
+    _, norms = trees.split(scanned, adapters.patterns(["norms"]))
+    assert trees.count(norms) == 38_400
+    assert "pos_embed" not in shapes("B", 16, positions="sincos")
+
+
+def to_scanned(params):
+    """blocks_0, blocks_1, ... -> blocks with a leading axis [depth]."""
+    blocks = [params[f"blocks_{i}"] for i in range(2)]
+    rest = {k: v for k, v in params.items() if not k.startswith("blocks")}
+    return rest | {"blocks": trees.stack(blocks)}
+
+
+def test_scan_and_remat_change_nothing():
+    images = tiny.batch()["images"]
+    plain = tiny.network()
+    params = tiny.params(plain)
+    expected = plain.apply(params, images)
+    slope = jax.grad(lambda p: plain.apply(p, images).sum())(params)["pos_embed"]
+    for fields in (dict(remat=True), dict(scan=True), dict(scan=True, remat=True)):
+        other = tiny.network(**fields)
+        same = to_scanned(params) if "scan" in fields else params
+        np.testing.assert_allclose(other.apply(same, images), expected, atol=1e-5)
+        again = jax.grad(lambda p, net=other: net.apply(p, images).sum())(same)["pos_embed"]
+        np.testing.assert_allclose(again, slope, atol=1e-4)
+
+
+def by_hand(params, images, heads):
+    """The network written out in numpy (float64), one image and one head at a time."""
+    tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+
+    def dense(p, x):
+        return x @ p["kernel"] + p["bias"]
+
+    def norm(p, x):
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+
+    def gelu(x):
+        from scipy.special import erf
+
+        return x * 0.5 * (1 + erf(x / np.sqrt(2)))
+
+    rows = []
+    for image in np.asarray(images, np.float64):
+        image = (image - 0.5) / 0.25
+        patches = [image[r : r + 4, c : c + 4].ravel() for r in (0, 4) for c in (0, 4)]
+        tokens = dense(tree["patch_embed"], np.stack(patches))
+        x = np.concatenate([tree["class_token"][0], tokens]) + tree["pos_embed"][0]
+        for i in range(2):
+            p = tree[f"blocks_{i}"]
+            qkv = dense(p["attn"]["qkv"], norm(p["norm1"], x))
+            width = x.shape[1] // heads
+            parts = []
+            for h in range(heads):
+                q, k, v = (
+                    qkv[:, s * x.shape[1] + h * width :][:, :width] for s in range(3)
+                )
+                scores = np.exp(q @ k.T / np.sqrt(width))
+                parts.append(scores / scores.sum(-1, keepdims=True) @ v)
+            x = x + dense(p["attn"]["proj"], np.concatenate(parts, axis=1))
+            hidden = gelu(dense(p["mlp"]["fc1"], norm(p["norm2"], x)))
+            x = x + dense(p["mlp"]["fc2"], hidden)
+        rows.append((x, tree))
+    pooled = {
+        "tokens": [dense(t["head"], norm(t["norm"], x[1:].mean(0))) for x, t in rows],
+        "class": [dense(t["head"], norm(t["norm"], x[0])) for x, t in rows],
+    }
+    return {pool: np.stack(logits) for pool, logits in pooled.items()}
+
+
+def test_forward_pass_against_numpy():
+    images = tiny.batch(3)["images"]
+    params = tiny.params(tiny.network())
+    expected = by_hand(params, images, heads=2)
+    for pool in vit.POOLS:
+        logits = tiny.network(pool=pool).apply(params, images)
+        np.testing.assert_allclose(logits, expected[pool], atol=2e-5)
+
+
+def test_bfloat16_gives_float32_logits_near_the_exact_ones():
+    images = tiny.batch()["images"]
+    params = tiny.params(tiny.network())
+    logits = tiny.network(dtype=jnp.bfloat16).apply(params, images)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, tiny.network().apply(params, images), atol=0.1)
+
+
+def test_drop_path_drops_whole_branches_only_with_a_key():
+    net = tiny.network(drop_path=0.5)
+    params, images = tiny.params(net), tiny.batch(64)["images"]
+    still = tiny.network().apply(params, images)
+    np.testing.assert_array_equal(net.apply(params, images), still)
+    moved = net.apply(params, images, jax.random.key(1))
+    same = np.isclose(moved, still, atol=1e-5).all(axis=1)
+    assert not same.all()
+    branch = jnp.ones((4000, 1, 3))
+    dropped = np.asarray(vit.drop_path(branch, jnp.float32(0.25), jax.random.key(0)))
+    assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.75)}
+    assert abs((dropped[:, 0, 0] > 0).mean() - 0.75) < 0.03
+
+
+def test_sincos_positions():
+    table = vit.sincos((2, 3), 8)
+    assert table.shape == (6, 8)
+    # The first quarter is sin(column * omega), the third sin(row * omega).
+    omega = 1 / 10000 ** (np.arange(2) / 2)
+    np.testing.assert_allclose(table[5, :2], np.sin(2 * omega), atol=1e-6)
+    np.testing.assert_allclose(table[5, 4:6], np.sin(1 * omega), atol=1e-6)
+    np.testing.assert_allclose(table[5, 6:], np.cos(1 * omega), atol=1e-6)
+
+
+def test_patches_are_row_by_row():
+    image = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(
+        vit.patchify(image, 2)[0],
+        [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]],
+    )
+    with pytest.raises(ValueError, match="does not divide"):
+        tiny.network(patch=3)[0](jax.random.key(0))

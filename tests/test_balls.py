@@ -1,0 +1,131 @@
+"""Balls against independent solutions: scipy's optimizer and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import optimize
+
+from advadapters.balls import BALLS, step_l1
+
+NORMS = {
+    "linf": lambda d: np.abs(d).max(),
+    "l2": lambda d: np.sqrt((d**2).sum()),
+    "l1": lambda d: np.abs(d).sum(),
+}
+EPS = {"linf": 0.2, "l2": 0.5, "l1": 1.0}
+
+
+def slow_projection(norm, point, image, eps):
+    """The same projection by a general solver (SLSQP on the Lagrange dual's variable).
+
+    For L1 and L2 the distance is minimised over perturbations p - n with p, n >= 0.
+    """
+    delta, size = point - image, image.size
+    low, high = -image, 1 - image
+    if norm == "linf":
+        return image + np.clip(delta, np.maximum(low, -eps), np.minimum(high, eps))
+    if norm == "l2":
+        budget = {"type": "ineq", "fun": lambda z: eps**2 - (z**2).sum()}
+        found = optimize.minimize(
+            lambda z: ((z - delta) ** 2).sum(),
+            np.zeros(size),
+            jac=lambda z: 2 * (z - delta),
+            bounds=list(zip(low, high, strict=True)),
+            constraints=budget,
+            method="SLSQP",
+            options=dict(maxiter=500, ftol=1e-12),
+        )
+        return image + found.x
+    budget = {
+        "type": "ineq",
+        "fun": lambda z: eps - z.sum(),
+        "jac": lambda z: -np.ones(2 * size),
+    }
+    found = optimize.minimize(
+        lambda z: ((z[:size] - z[size:] - delta) ** 2).sum(),
+        np.zeros(2 * size),
+        jac=lambda z: (
+            2 * np.concatenate([z[:size] - z[size:] - delta, delta + z[size:] - z[:size]])
+        ),
+        bounds=[(0, h) for h in high] + [(0, -b) for b in low],
+        constraints=budget,
+        method="SLSQP",
+        options=dict(maxiter=500, ftol=1e-12),
+    )
+    return image + found.x[:size] - found.x[size:]
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_projection_is_the_nearest_point_of_ball_and_box(norm, rng):
+    # Many zeros and ones: there the box matters most.
+    images = np.clip(rng.uniform(-0.5, 1.5, (6, 2, 3, 1)), 0, 1).astype(np.float32)
+    points = (images + rng.normal(0, 0.5, images.shape)).astype(np.float32)
+    found = np.asarray(BALLS[norm].project(points, images, EPS[norm]))
+    for row in range(len(images)):
+        best = slow_projection(
+            norm,
+            points[row].ravel().astype(np.float64),
+            images[row].ravel().astype(np.float64),
+            EPS[norm],
+        )
+        np.testing.assert_allclose(found[row].ravel(), best, atol=2e-4)
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_projection_keeps_what_is_inside_and_takes_a_radius_per_example(norm, rng):
+    images = rng.uniform(0.3, 0.7, (4, 3, 3, 1)).astype(np.float32)
+    eps = np.array([0.02, 0.1, 0.5, 5.0], np.float32)
+    inside = images + 1e-4 * rng.normal(size=images.shape).astype(np.float32)
+    np.testing.assert_array_equal(BALLS[norm].project(inside, images, eps), inside)
+    far = images + 10 * rng.normal(size=images.shape).astype(np.float32)
+    moved = np.asarray(BALLS[norm].project(far, images, eps))
+    assert moved.min() >= 0 and moved.max() <= 1
+    lengths = [NORMS[norm](moved[i].astype(np.float64) - images[i]) for i in range(4)]
+    assert (np.array(lengths) <= eps * (1 + 1e-5) + 1e-6).all()
+    np.testing.assert_allclose(lengths[0], eps[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_samples_fill_the_ball(norm):
+    keys = jax.random.split(jax.random.key(0), 4000)
+    draws = jax.vmap(lambda key: BALLS[norm].sample(key, (2, 1, 1), 0.5))(keys)
+    lengths = np.asarray(BALLS[norm].norm(draws))
+    assert lengths.max() <= 0.5 + 1e-6
+    # In two dimensions the share within radius r of a uniform draw is (r / eps)^2.
+    assert abs((lengths < 0.25).mean() - 0.25) < 0.03
+    assert np.abs(np.asarray(draws).mean(axis=0)).max() < 0.02
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_a_step_is_the_steepest_of_its_length(norm, rng):
+    points = np.full((3, 3, 3, 1), 0.5, np.float32)
+    slope = rng.normal(size=points.shape).astype(np.float32)
+    step = step_l1 if norm == "l1" else BALLS[norm].step
+    settings = dict(sparsity=0.0) if norm == "l1" else {}
+    moved = np.asarray(step(points, slope, 0.1, **settings)) - points
+    dual = {
+        "linf": np.abs(slope).sum((1, 2, 3)),
+        "l2": np.sqrt((slope**2).sum((1, 2, 3))),
+        "l1": np.abs(slope).max((1, 2, 3)),
+    }[norm]
+    np.testing.assert_allclose((moved * slope).sum((1, 2, 3)), 0.1 * dual, rtol=1e-4)
+    np.testing.assert_allclose([NORMS[norm](row) for row in moved], 0.1, rtol=1e-4)
+
+
+def test_l1_step_spreads_over_the_top_coordinates_and_passes_those_without_room():
+    points = np.full((1, 10, 10, 1), 0.5, np.float32)
+    slope = np.arange(1, 101, dtype=np.float32).reshape(points.shape)
+    points[0, 9, 9] = 1.0
+    moved = (np.asarray(step_l1(points, slope, 0.5)) - points).ravel()
+    np.testing.assert_allclose(moved[-6:-1], 0.1, rtol=1e-5)
+    assert np.count_nonzero(moved) == 5
+
+
+def test_zero_and_tiny_gradients_give_no_nan():
+    points = jnp.full((1, 2, 2, 1), 0.5)
+    for ball in BALLS.values():
+        assert jnp.array_equal(ball.step(points, jnp.zeros_like(points), 0.1), points)
+    tiny = jnp.full_like(points, 1e-25)
+    moved = BALLS["l2"].step(points, tiny, 0.1) - points
+    np.testing.assert_allclose(BALLS["l2"].norm(moved), 0.1, rtol=1e-5)

@@ -1,0 +1,46 @@
+"""A network and a batch small enough for every test that needs one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advadapters import build
+from advadapters.models import vit
+
+
+def network(**changes):
+    """A two-block ViT of width 16 for 8x8 gray images and 5 classes."""
+    fields = dict(size=vit.Size(16, 2, 32, 2), classes=5, patch=4, mean=(0.5,), std=(0.25,))
+    return build.make_network(vit.ViT(**(fields | changes)), (8, 8, 1))
+
+
+def params(net, seed=0):
+    """Parameters with every leaf random, so that nothing is hidden behind a zero."""
+    tree = net.init(jax.random.key(seed))
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [
+        leaf + 0.1 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(structure, noisy)
+
+
+def batch(size=8, seed=0):
+    """{"images" [B, 8, 8, 1] in [0, 1], "labels" [B], "index" [B]}."""
+    draw = np.random.default_rng(seed)
+    return {
+        "images": jnp.asarray(draw.uniform(size=(size, 8, 8, 1)), jnp.float32),
+        "labels": jnp.asarray(draw.integers(5, size=size)),
+        "index": jnp.arange(size),
+    }
+
+
+def raw_batch(size=8, seed=0):
+    """The same as the pipeline gives it: uint8 images, numpy arrays."""
+    draw = np.random.default_rng(seed)
+    return {
+        "images": draw.integers(0, 256, (size, 8, 8, 1)).astype(np.uint8),
+        "labels": draw.integers(5, size=size).astype(np.int32),
+        "index": np.arange(size, dtype=np.int32),
+    }
