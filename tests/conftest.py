@@ -1,10 +1,15 @@
-"""Eight fake devices for every test: one device is the special case, not the rule."""
+"""Eight fake devices for every test: one device is the special case, not the rule.
+
+Programs are compiled without optimization: the shapes are tiny, and compiling is
+what the tests spend their time on.
+"""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 
 import jax  # noqa: E402

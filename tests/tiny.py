@@ -16,7 +16,7 @@ def network(**changes):
 
 def params(net, seed=0):
     """Parameters with every leaf random, so that nothing is hidden behind a zero."""
-    tree = net.init(jax.random.key(seed))
+    tree = jax.jit(net.init)(jax.random.key(seed))
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     noisy = [

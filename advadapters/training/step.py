@@ -26,7 +26,7 @@ def make_step(loss, augment, tx, *, seed, ema_decay, accumulate, mesh):
         slopes, metrics = gradients(state.variables, batch, rng.fold(key, "loss"))
         updates, optimizer = tx.update(slopes, state.optimizer, state.variables)
         variables = optax.apply_updates(state.variables, updates)
-        metrics["gradient_norm"] = optax.global_norm(slopes)
+        metrics["gradient_norm"] = optax.tree.norm(slopes)
         metrics["nonfinite"] = optim.nonfinite(optimizer)
         return states.State(
             step=state.step + 1,
@@ -49,34 +49,24 @@ def accumulated(value_and_grad, parts):
 
     Part p holds rows p, p + parts, ...: so every device works on its own rows only.
     """
-    if parts == 1:
-        return lambda variables, batch, key: drop_value(
-            value_and_grad(variables, batch, key)
-        )
 
     def gradients(variables, batch, key):
+        (_, metrics), slopes = value_and_grad(variables, batch, key)
+        return slopes, metrics  # which hold the loss
+
+    def add_up(variables, batch, key):
         split = jax.tree.map(
             lambda rows: jnp.moveaxis(rows.reshape(-1, parts, *rows.shape[1:]), 1, 0),
             batch,
         )
 
-        def add(total, part):
-            number, rows = part
-            found = drop_value(value_and_grad(variables, rows, rng.fold(key, number)))
-            return jax.tree.map(jnp.add, total, found), None
+        def add(total, rows):
+            return jax.tree.map(jnp.add, total, gradients(variables, rows, key)), None
 
-        shapes = jax.eval_shape(
-            lambda rows: drop_value(value_and_grad(variables, rows, key)),
-            jax.tree.map(lambda rows: rows[0], split),
-        )
+        part = jax.tree.map(lambda rows: rows[0], split)
+        shapes = jax.eval_shape(gradients, variables, part, key)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), split))
+        total, _ = jax.lax.scan(add, zeros, split)
         return jax.tree.map(lambda leaf: leaf / parts, total)
 
-    return gradients
-
-
-def drop_value(found):
-    """((loss, metrics), gradients) -> (gradients, metrics); metrics hold the loss."""
-    (_, metrics), slopes = found
-    return slopes, metrics
+    return gradients if parts == 1 else add_up

@@ -61,7 +61,9 @@ def views_loss(apply, views, criterion, keep_batched=lambda tree, axis: tree):
         def forward(adapter, images, key):
             return apply(trees.merge(shared, adapter), images, key)
 
-        keys = jax.random.split(rng.fold(key, "forward"), len(views))
+        # The first row's number tells the parts of an accumulated batch apart.
+        keys = rng.fold(key, "forward", batch["index"][0])
+        keys = jax.random.split(keys, len(views))
         logits = jax.vmap(forward)(adapters, images, keys)  # [V, B, L]
         rows = jax.vmap(criterion, in_axes=(0, None))(logits, batch["labels"])
         right = jnp.argmax(logits, -1) == losses.class_of(batch["labels"])

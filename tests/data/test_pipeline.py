@@ -1,0 +1,109 @@
+"""The pipeline: the same global batches on any host count, exact resume, no loss."""
+
+import numpy as np
+import pytest
+
+from advadapters.data import images as codecs
+from advadapters.data import pipeline
+from advadapters.data.sources import ArraySplit
+from advadapters.errors import UsageError
+
+
+class Holey(ArraySplit):
+    """A split whose examples 2 and 3 are corrupt and skipped."""
+
+    def __getitem__(self, i):
+        return None if i in (2, 3) else super().__getitem__(i)
+
+
+def numbered(count, kind=ArraySplit):
+    images = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones(
+        (1, 4, 4, 1), np.uint8
+    )
+    return kind(images, np.arange(count))
+
+
+def batches(split, start=0, stop=6, process=(0, 1), crop="central", threads=2):
+    settings = dict(size=4, crop=crop, batch_size=8, seed=3)
+    return list(
+        pipeline.train_batches(
+            split, start=start, stop=stop, process=process, threads=threads, **settings
+        )
+    )
+
+
+def test_every_host_count_sees_the_same_global_batches():
+    whole = batches(numbered(20), crop="random_resized")
+    for count in (2, 4):
+        parts = [
+            batches(numbered(20), process=(i, count), crop="random_resized", threads=1)
+            for i in range(count)
+        ]
+        for step, expected in enumerate(whole):
+            for key in expected:
+                joined = np.concatenate([part[step][key] for part in parts])
+                np.testing.assert_array_equal(joined, expected[key])
+
+
+def test_resuming_is_asking_for_a_later_step():
+    whole, rest = batches(numbered(20)), batches(numbered(20), start=4)
+    assert len(whole) == 6 and len(rest) == 2
+    for a, b in zip(whole[4:], rest, strict=True):
+        np.testing.assert_array_equal(a["images"], b["images"])
+        np.testing.assert_array_equal(a["index"], np.arange(8))
+
+
+def test_each_epoch_shows_every_image_once_in_a_new_order():
+    labels = np.concatenate([b["labels"] for b in batches(numbered(16), stop=4)])
+    assert sorted(labels[:16]) == sorted(labels[16:]) == list(range(16))
+    assert list(labels[:16]) != list(labels[16:])
+    assert batches(numbered(16))[0]["images"].dtype == np.uint8
+
+
+def test_corrupt_images_are_replaced_in_training():
+    labels = np.concatenate([b["labels"] for b in batches(numbered(8, Holey), stop=1)])
+    assert sorted(labels) == [0, 1, 4, 4, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_evaluation_sees_each_image_once_and_pads_the_last_batch(count):
+    found = []
+    for host in range(count):
+        for batch in pipeline.eval_batches(
+            numbered(11, Holey), size=4, crop_ratio=1.0, batch_size=4, process=(host, count)
+        ):
+            assert batch["images"].shape == (4 // count, 4, 4, 1)
+            found += list(batch["labels"][batch["mask"]])
+            kept = batch["index"][batch["mask"]]
+            np.testing.assert_array_equal(kept, batch["labels"][batch["mask"]])
+    assert sorted(found) == [0, 1, 4, 5, 6, 7, 8, 9, 10]
+
+
+def test_hosts_must_divide_the_batch():
+    with pytest.raises(UsageError, match="batch_size 8 is not divisible by 3 hosts"):
+        batches(numbered(20), process=(0, 3))
+
+
+def test_crops(rng):
+    image = rng.integers(0, 256, (6, 10, 3)).astype(np.uint8)
+    middle = codecs.central_crop(image, 6, 1.0)
+    np.testing.assert_array_equal(middle, image[:, 2:8])
+    assert codecs.central_crop(image, 8, 0.875).shape == (8, 8, 3)
+    areas = set()
+    for _ in range(20):
+        crop = codecs.random_resized_crop(image, 5, rng)
+        assert crop.shape == (5, 5, 3) and crop.dtype == np.uint8
+        areas.add(crop.tobytes())
+    assert len(areas) == 20
+    assert codecs.random_resized_crop(image[..., :1], 5, rng).shape == (5, 5, 1)
+
+
+def test_random_resized_crop_has_the_area_and_ratio_it_says(monkeypatch, rng):
+    seen = []
+    monkeypatch.setattr(codecs, "resize", lambda im, h, w: seen.append(im.shape) or im)
+    for _ in range(500):
+        codecs.random_resized_crop(np.zeros((200, 200, 3), np.uint8), 32, rng)
+    areas = np.array([h * w for h, w, _ in seen]) / 200**2
+    ratios = np.array([w / h for h, w, _ in seen])
+    assert 0.07 < areas.min() < 0.15 and 0.85 < areas.max() <= 1
+    assert 0.72 < ratios.min() < 0.8 and 1.25 < ratios.max() < 1.38

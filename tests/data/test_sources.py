@@ -1,0 +1,186 @@
+"""Every source on real files, and what each says when the files are wrong."""
+
+import gzip
+
+import cv2
+import numpy as np
+import pytest
+
+from advadapters.data import sources
+from advadapters.errors import UsageError
+
+
+def write_folder(root, splits=("train", "test"), count=3, size=8, gray=False):
+    """DIR/<split>/<class>/<n>.png; the image's value tells class and number."""
+    for split in splits:
+        for c, name in enumerate(("cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for n in range(count):
+                image = np.full(
+                    (size, size) if gray else (size, size, 3), 10 * c + n, np.uint8
+                )
+                cv2.imwrite(str(root / split / name / f"{n}.png"), image)
+    return root
+
+
+def test_digits_are_all_there_and_split_once():
+    source = sources.load("digits", channels=1)
+    assert (len(source.train), len(source.test), source.classes) == (1437, 360, 10)
+    again = sources.load("digits", channels=1)
+    for i in (0, 100, 359):
+        np.testing.assert_array_equal(source.test[i][0], again.test[i][0])
+    image, label = source.train[0]
+    assert image.dtype == np.uint8 and image.shape == (8, 8, 1) and 0 <= label < 10
+    both = np.concatenate([source.train.positions, source.test.positions])
+    assert sorted(both) == list(range(1797))
+    assert max(source.train[i][0].max() for i in range(20)) == 255
+
+
+def test_folder(tmp_path):
+    source = sources.load(f"folder:{write_folder(tmp_path)}")
+    assert (len(source.train), len(source.test), source.classes) == (6, 6, 2)
+    assert [source.train[i][1] for i in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert [int(source.train[i][0][0, 0, 0]) for i in range(6)] == [0, 1, 2, 10, 11, 12]
+    assert source.train[0][0].shape == (8, 8, 3)
+    sources.check(source, classes=2, channels=3)
+
+
+def test_folder_channel_order_is_rgb(tmp_path):
+    write_folder(tmp_path)
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 2] = 200  # OpenCV writes BGR
+    cv2.imwrite(str(tmp_path / "train" / "cat" / "0.png"), red)
+    image, _ = sources.load(f"folder:{tmp_path}").train[0]
+    np.testing.assert_array_equal(image[0, 0], [200, 0, 0])
+
+
+def test_folder_val_serves_as_test_and_gray_is_one_channel(tmp_path):
+    write_folder(tmp_path, splits=("train", "val"), gray=True)
+    source = sources.load(f"folder:{tmp_path}", channels=1)
+    assert source.test[5][0].shape == (8, 8, 1)
+    assert int(source.test[5][0][0, 0, 0]) == 12
+
+
+def test_corrupt_images_are_named_or_left_out(tmp_path):
+    write_folder(tmp_path)
+    broken = tmp_path / "train" / "cat" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:20])
+    with pytest.raises(UsageError, match=f"corrupt image {broken}.*skip_corrupt=True"):
+        sources.load(f"folder:{tmp_path}").train[1]
+    assert sources.load(f"folder:{tmp_path}", skip_corrupt=True).train[1] is None
+    broken.write_bytes(b"")
+    assert sources.load(f"folder:{tmp_path}", skip_corrupt=True).train[1] is None
+
+
+def test_npz_and_idx(tmp_path):
+    images = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)
+    labels = np.array([3, 1], np.uint8)
+    arrays = {
+        f"{split}_{kind}": value
+        for split in ("train", "test")
+        for kind, value in (("images", images), ("labels", labels))
+    }
+    np.savez(tmp_path / "data.npz", **arrays)
+    for prefix in ("train", "t10k"):
+        header = np.array([0x803, 2, 28, 28], ">i4").tobytes()
+        with gzip.open(tmp_path / f"{prefix}-images-idx3-ubyte.gz", "wb") as file:
+            file.write(header + images.tobytes())
+        (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(
+            np.array([0x801, 2], ">i4").tobytes() + labels.tobytes()
+        )
+    for spec in (f"npz:{tmp_path}/data.npz", f"idx:{tmp_path}"):
+        source = sources.load(spec)
+        for split in (source.train, source.test):
+            image, label = split[1]
+            np.testing.assert_array_equal(image[..., 0], images[1])
+            assert label == 1
+        sources.check(source, classes=10, channels=1)
+
+
+def test_tfds_from_array_records_without_tensorflow(tmp_path):
+    import sys
+
+    import tensorflow_datasets as tfds
+
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(6, 6, 3)),
+                "label": tfds.features.ClassLabel(num_classes=4),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples(5), "test": self._generate_examples(2)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                yield i, {"image": np.full((6, 6, 3), i, np.uint8), "label": i % 4}
+
+    Tiny(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    source = sources.load("tfds:tiny", data_dir=str(tmp_path))
+    assert (len(source.train), len(source.test), source.classes) == (5, 2, 4)
+    values = sorted(int(source.train[i][0][0, 0, 0]) for i in range(5))
+    assert values == [0, 1, 2, 3, 4]
+    image, label = source.train[2]
+    assert label == image[0, 0, 0] % 4 and image.dtype == np.uint8
+    assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("folder:/no/such/dir", "/no/such/dir is not there"),
+        ("npz:/no/such.npz", "cannot read /no/such.npz"),
+        ("idx:/no", "dataset-fashion-mnist"),
+        ("tfds:no_such_data_set", "no_such_data_set"),
+        ("tfds:mnist", "file_format=array_record"),
+        ("disk:x", "unknown data source 'disk'; there are: digits, folder"),
+        ("digits:x", "takes no path"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(spec, message, tmp_path):
+    with pytest.raises(UsageError, match=message) as error:
+        sources.load(spec, data_dir=str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_folders(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UsageError, match="no class folders"):
+        sources.load(f"folder:{tmp_path}")
+    (tmp_path / "train" / "cat").mkdir()
+    with pytest.raises(UsageError, match="is not there"):
+        sources.load(f"folder:{tmp_path}")
+    (tmp_path / "test" / "dog").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"no \.jpg"):
+        sources.load(f"folder:{tmp_path}")
+
+
+def test_labels_and_channels_are_checked(tmp_path):
+    source = sources.load(f"folder:{write_folder(tmp_path)}")
+    with pytest.raises(UsageError, match="2 classes but config.model.classes=10"):
+        sources.check(source, classes=10, channels=3)
+    with pytest.raises(UsageError, match="config.data.channels=1"):
+        sources.check(source, classes=2, channels=1)
+    split = sources.ArraySplit(np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 7]))
+    with pytest.raises(UsageError, match="labels run from 0 to 7"):
+        sources.check(sources.Source(split, split, 0), classes=5, channels=1)
+
+
+def test_a_pickle_in_an_npz_is_refused(tmp_path):
+    np.savez(tmp_path / "bad.npz", train_images=np.array([{"a": 1}], object))
+    with pytest.raises(UsageError, match="cannot read"):
+        sources.load(f"npz:{tmp_path}/bad.npz")
+
+
+def test_hold_out_is_a_partition():
+    split = sources.ArraySplit(np.zeros((10, 1, 1, 1), np.uint8), np.arange(10))
+    rest, held = sources.hold_out(split, 0.3)
+    assert sorted([rest[i][1] for i in range(7)] + [held[i][1] for i in range(3)]) == [
+        *range(10)
+    ]

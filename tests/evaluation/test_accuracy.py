@@ -1,0 +1,117 @@
+"""Accuracies against counting by hand, and the intervals and tables made of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from advadapters import losses, rng, trees
+from advadapters.attacks.pgd import pgd
+from advadapters.data import pipeline
+from advadapters.data.sources import ArraySplit
+from advadapters.evaluation import accuracy, tables
+from advadapters.training import state
+
+NET = tiny.network()
+ATTACK = functools.partial(pgd, norm="linf", eps=0.05, steps=3, keep="best")
+MIXTURES = [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0), (-0.1, 1.1), (1.1, -0.1)]
+
+
+def setup(count=21):
+    raw = tiny.raw_batch(count)
+    tree = state.branches(tiny.params(NET), ("class_token", "norm/.*"), 2)
+    other = state.branches(tiny.params(NET, seed=7), ("class_token", "norm/.*"), 2)
+    rows = jax.tree.map(
+        lambda a, b: jnp.stack([a[0], b[0]]), tree["adapters"], other["adapters"]
+    )
+    return ArraySplit(raw["images"], raw["labels"]), tree | {"adapters": rows}
+
+
+def count_all(mesh, attack, at_once, batch_size=8):
+    split, variables = setup()
+    counter = accuracy.make_counter(NET.apply, attack, seed=0, mesh=mesh)
+    return accuracy.accuracies(
+        counter, variables, MIXTURES,
+        lambda: pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=batch_size),
+        mesh=mesh, at_once=at_once, progress=lambda *_: None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", [None, ATTACK], ids=["clean", "pgd"])
+def test_counts_are_those_of_each_soup_alone(attack, mesh):
+    split, variables = setup()
+    images = jnp.asarray(split.images, jnp.float32) / 255
+    keys = rng.by_index(rng.fold(jax.random.key(0), "evaluation"), jnp.arange(21))
+    expected = []
+    for mixture in MIXTURES:
+        logits_fn = jax.jit(functools.partial(NET.apply, trees.plain(variables, mixture)))
+        right = np.argmax(logits_fn(images), 1) == split.labels
+        if attack:
+            moved = attack(logits_fn, images, jnp.asarray(split.labels), keys)
+            right &= np.argmax(logits_fn(moved), 1) == split.labels
+        expected.append(int(right.sum()))
+    assert len(set(expected)) > 1
+    for at_once in (2, 5):
+        assert count_all(mesh, attack, at_once) == (expected, 21)
+
+
+def test_counts_do_not_depend_on_batches_or_devices(mesh, one_device):
+    assert count_all(mesh, ATTACK, 5) == count_all(one_device, ATTACK, 5, batch_size=3)
+
+
+def test_an_image_wrong_before_the_attack_is_never_robust(mesh):
+    def helpful(logits_fn, images, labels, key):
+        return jnp.zeros_like(images) + labels[:, None, None, None] / 5
+
+    def apply(params, images, key=None):
+        return jax.nn.one_hot(jnp.round(images[:, 0, 0, 0] * 5), 5)
+
+    clean = accuracy.make_counter(apply, None, seed=0, mesh=mesh)
+    robust = accuracy.make_counter(apply, helpful, seed=0, mesh=mesh)
+    split, variables = setup(16)
+    batch = next(pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=16))
+    weights = jnp.array([[1.0, 0.0]])
+    assert robust(variables, weights, batch) == clean(variables, weights, batch) < 16
+
+
+def test_wilson_interval():
+    # Wilson (1927), computed by hand for 8 of 10 and 0 of 10.
+    np.testing.assert_allclose(accuracy.interval(8, 10), (0.4902, 0.9433), atol=1e-4)
+    np.testing.assert_allclose(accuracy.interval(0, 10), (0.0, 0.2775), atol=1e-4)
+    assert accuracy.interval(0, 0) == (0.0, 1.0)
+
+
+def example_rows():
+    return [
+        accuracy.row(dict(clean=w, linf=round(1 - w, 1)), suite, correct, 100, 7)
+        for suite, base in (("clean", 90), ("pgd20_linf", 40))
+        for w, correct in ((1.0, base), (0.9, base + 1), (0.0, base + 2))
+    ]
+
+
+def test_rows_and_markdown():
+    rows = example_rows()
+    assert rows[0]["metric"] == "accuracy" and rows[3]["metric"] == "robust_accuracy"
+    assert rows[3]["value"] == 0.4 and rows[3]["n"] == 100
+    lines = tables.markdown(rows).splitlines()
+    assert lines[0] == "| mixture | clean accuracy, % | pgd20_linf robust, % |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| clean mode", "| 0.9 clean + 0.1 linf", "| linf mode",
+    ]  # fmt: skip
+    assert lines[2].endswith("| 90.0 (82.6-94.5) | 40.0 (30.9-49.8) |")
+
+
+def test_picture(tmp_path):
+    with (tmp_path / "a.png").open("wb") as file:
+        tables.draw_tradeoff(example_rows(), file)
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_margin_loss_counts_the_same_mistakes():
+    logits = jax.random.normal(jax.random.key(0), (50, 5))
+    labels = jnp.arange(50) % 5
+    wrong = jnp.argmax(logits, 1) != labels
+    np.testing.assert_array_equal(losses.margin(logits, labels) > 0, wrong)

@@ -1,0 +1,171 @@
+"""The training step: devices, accumulation, resuming, averages, bad gradients."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from advadapters import losses
+from advadapters import mesh as meshes
+from advadapters.attacks.pgd import pgd
+from advadapters.data.augment import make_augment
+from advadapters.training import optim, state, step, views
+
+
+def attack(logits_fn, images, labels, key):
+    return pgd(logits_fn, images, labels, key, norm="linf", eps=0.1, steps=2)
+
+
+SEEN = [
+    views.View("clean", (1.0, 0.0), 0.5),
+    views.View("linf", (0.0, 1.0), 0.5, attack),
+]
+TX = optim.adamw(
+    learning_rate=optim.schedule(peak=1e-2, steps=20, warmup_steps=2),
+    b1=0.9, b2=0.95, weight_decay=0.1, decayed=(".*kernel",), clip_norm=1.0,
+)  # fmt: skip
+
+
+SGD = optax.apply_if_finite(optax.sgd(0.1), 5)
+
+
+def make(mesh, *, accumulate=1, tx=TX, mixing=0.0, seen=SEEN, drop_path=0.0, ema=0.9):
+    """(step function, first state) on a mesh."""
+    net = tiny.network(drop_path=drop_path)
+    augment = make_augment(
+        5, flip_horizontal=True, pad=1, mixup_alpha=mixing, cutmix_alpha=mixing,
+        label_smoothing=0.1,
+    )  # fmt: skip
+
+    def keep(tree, axis):
+        return meshes.keep_batched(mesh, tree, axis)
+
+    loss = views.views_loss(net.apply, seen, losses.cross_entropy, keep)
+    function = step.make_step(
+        loss, augment, tx, seed=3, ema_decay=ema, accumulate=accumulate, mesh=mesh
+    )
+    first = state.create(tiny.params(net), ("class_token",), 2, tx)
+    return function, jax.device_put(first, meshes.replicated(mesh))
+
+
+def run(mesh, steps=3, **settings):
+    """(variables, losses) after a few steps on different batches."""
+    function, current = make(mesh, **settings)
+    seen = []
+    for i in range(steps):
+        batch = meshes.global_batch(mesh, tiny.raw_batch(16, seed=i))
+        current, metrics = function(current, batch)
+        seen.append(float(metrics["loss"]))
+    return current, seen
+
+
+def close(first, second, atol=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), first, second)
+
+
+def test_eight_devices_train_like_one(mesh, one_device):
+    # Plain SGD: Adam would divide the key biases' gradients, which are zero but for
+    # rounding, by their own size.
+    settings = dict(mixing=0.8, drop_path=0.2, tx=SGD)
+    many, many_losses = run(mesh, **settings)
+    one, one_losses = run(one_device, **settings)
+    np.testing.assert_allclose(many_losses, one_losses, rtol=1e-5)
+    close(many.variables, one.variables)
+    for leaf in jax.tree.leaves(many.variables):
+        assert leaf.sharding.is_fully_replicated
+
+
+def test_each_device_does_its_share_of_the_work(mesh, one_device):
+    def flops(mesh):
+        function, current = make(mesh)
+        batch = meshes.global_batch(mesh, tiny.raw_batch(64))
+        return function.lower(current, batch).compile().cost_analysis()["flops"]
+
+    # The optimizer's work is the same on all; at this size it is not nothing.
+    assert flops(mesh) < 1.5 * flops(one_device) / 8
+
+
+def test_accumulated_parts_make_the_update_of_the_whole_batch(one_device, mesh):
+    """With an attack that draws from the examples' own keys, as a random start does."""
+
+    def noisy(logits_fn, images, labels, keys):
+        noise = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))(keys)
+        return jnp.clip(images + 0.1 * noise, 0, 1)
+
+    seen = [SEEN[0], SEEN[1]._replace(attack=noisy)]
+    settings = dict(seen=seen, tx=SGD, mixing=0.8)
+    whole, whole_losses = run(one_device, **settings)
+    for mesh_, count in ((one_device, 4), (mesh, 2)):
+        parts, parts_losses = run(mesh_, accumulate=count, **settings)
+        np.testing.assert_allclose(parts_losses, whole_losses, rtol=1e-5)
+        close(parts.variables, whole.variables)
+
+
+def test_the_same_step_twice_is_bitwise_the_same(mesh):
+    first, _ = run(mesh, mixing=0.8, drop_path=0.2)
+    second, _ = run(mesh, mixing=0.8, drop_path=0.2)
+    chex.assert_trees_all_equal(first.variables, second.variables)
+
+
+def test_one_trace_and_a_donated_state(mesh):
+    function, current = make(mesh)
+    for i in range(3):
+        old = (current.variables, current.ema, current.optimizer.inner_state)
+        current, _ = function(current, meshes.global_batch(mesh, tiny.raw_batch(16, i)))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+    assert function._cache_size() == 1
+
+
+def test_nonfinite_updates_are_skipped_and_counted(one_device):
+    def bad(logits_fn, images, labels, keys):
+        return images * jnp.nan
+
+    seen = [SEEN[0], SEEN[1]._replace(attack=bad)]
+    function, current = make(one_device, seen=seen)
+    before = jax.device_get(current.variables)
+    for i in range(3):
+        batch = meshes.global_batch(one_device, tiny.raw_batch(16))
+        current, metrics = function(current, batch)
+        assert metrics["nonfinite"] == i + 1
+    chex.assert_trees_all_equal(jax.device_get(current.variables), before)
+    chex.assert_tree_all_finite(current.ema)
+    assert current.step == 3
+
+
+def test_average_forgets_its_start_and_then_decays():
+    ema, tree = {"a": jnp.zeros(())}, {"a": jnp.ones(())}
+    by_hand = 0.0
+    for t in range(50):
+        ema = state.average(ema, tree, jnp.int32(t), 0.8)
+        decay = min(0.8, (1 + t) / (10 + t))
+        by_hand = decay * by_hand + (1 - decay)
+        np.testing.assert_allclose(ema["a"], by_hand, rtol=1e-5)
+    assert float(ema["a"]) > 0.999
+
+
+def test_schedule_and_decay_mask():
+    schedule = optim.schedule(peak=2.0, steps=110, warmup_steps=10)
+    np.testing.assert_allclose(
+        [schedule(s) for s in (0, 5, 10, 60, 110)], [0, 1, 2, 1, 0], atol=1e-6
+    )
+    tree = state.branches(tiny.params(tiny.network()), ("head/.*", "class_token"), 2)
+    masked = optim.mask((".*kernel",))(tree)
+    assert masked["adapters"] == {
+        "head": {"kernel": True, "bias": False},
+        "class_token": False,
+    }
+    assert masked["shared"]["pos_embed"] is False
+    assert masked["shared"]["blocks_0"]["attn"]["qkv"] == {"kernel": True, "bias": False}
+    assert masked["shared"]["blocks_0"]["norm1"] == {"scale": False, "bias": False}
+
+
+@pytest.mark.parametrize("domains", [1, 3])
+def test_branches_start_equal(domains):
+    params = tiny.params(tiny.network())
+    tree = state.branches(params, ("class_token",), domains)
+    assert tree["adapters"]["class_token"].shape == (domains, 1, 1, 16)
+    for row in tree["adapters"]["class_token"]:
+        np.testing.assert_array_equal(row, params["class_token"])
