@@ -5,6 +5,7 @@ are read key by key through `Section`, which refuses wrong types and keys that
 nobody reads. This module is light: `--help` and bad flags need no jax.
 """
 
+import pathlib
 import re
 
 from absl import flags
@@ -45,20 +46,20 @@ def parse(argv, names, with_config=True):
       (ConfigDict or None, {flag: text}). Raises UsageError for anything wrong.
     """
     values = flags.FlagValues()
+    arguments = ["advadapters", *map(fraction, argv)]
     if with_config:
-        config_flags.DEFINE_config_file("config", flag_values=values)
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+        need_file(arguments)
     for name, default in names.items():
         flags.DEFINE_string(name, default, "", flag_values=values)
     try:
-        rest = values(["advadapters", *map(fraction, argv)])[1:]
-    except FileNotFoundError as error:
-        raise UsageError(f"no config file {error.filename!r}") from None
+        rest = values(arguments)[1:]
     except flags.Error as error:
-        raise UsageError(first_line(error)) from None
+        raise UsageError(reason(error)) from None
     except (AttributeError, KeyError) as error:
-        raise UsageError(f"no such config key: {first_line(error)}") from None
+        raise UsageError(f"no such config key: {reason(error)}") from None
     except (TypeError, ValueError) as error:
-        raise UsageError(f"bad config value: {first_line(error)}") from None
+        raise UsageError(f"bad config value: {reason(error)}") from None
     if rest:
         raise UsageError(f"unexpected argument {rest[0]!r}; flags are --name=value")
     for name in ("config", *names) if with_config else names:
@@ -68,10 +69,23 @@ def parse(argv, names, with_config=True):
     return config, {name: values[name].value for name in names}
 
 
-def first_line(error):
-    """An exception's message up to its first line break."""
-    text = error.args[0] if error.args else type(error).__name__
-    return str(text).strip().splitlines()[0]
+def need_file(arguments):
+    """Raises UsageError if the file of --config=FILE[:VARIANT] is not there."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.lstrip("-").partition("=")
+        path = (value if equals else following).partition(":")[0]
+        if name == "config" and not pathlib.Path(path).is_file():
+            raise UsageError(f"no config file {path!r}")
+
+
+def reason(error):
+    """One line of an exception: our own word if we raised it first, else its first line."""
+    chain = [error]
+    while (below := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(below)
+    ours = [str(link) for link in chain if isinstance(link, UsageError)]
+    text = ours[-1] if ours else str(error.args[0] if error.args else type(error).__name__)
+    return text.strip().splitlines()[0]
 
 
 REQUIRED = object()

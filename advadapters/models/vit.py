@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advadapters.errors import UsageError
+
 
 class Size(NamedTuple):
     """Width D, depth, MLP width and attention heads of one variant."""
@@ -43,7 +45,7 @@ dense_init = nn.initializers.xavier_uniform()
 def sincos(grid, width):
     """Fixed two-dimensional sine-cosine positions [h * w, D], as in MoCo v3 and MAE."""
     if width % 4:
-        raise ValueError(f"sincos positions need a width divisible by 4, got {width}")
+        raise UsageError(f"sincos positions need a width divisible by 4, got {width}")
     omega = 1 / 10000 ** (np.arange(width // 4) / (width // 4))
     rows, columns = np.meshgrid(*map(np.arange, grid), indexing="ij")
     angles = [np.outer(axis.reshape(-1), omega) for axis in (columns, rows)]

@@ -14,7 +14,7 @@ def write_folder(root, splits=("train", "test"), count=3, size=8, gray=False):
     """DIR/<split>/<class>/<n>.png; the image's value tells class and number."""
     for split in splits:
         for c, name in enumerate(("cat", "dog")):
-            (root / split / name).mkdir(parents=True)
+            (root / split / name).mkdir(parents=True, exist_ok=True)
             for n in range(count):
                 image = np.full(
                     (size, size) if gray else (size, size, 3), 10 * c + n, np.uint8
@@ -119,7 +119,8 @@ def test_tfds_from_array_records_without_tensorflow(tmp_path):
 
         def _generate_examples(self, count):
             for i in range(count):
-                yield i, {"image": np.full((6, 6, 3), i, np.uint8), "label": i % 4}
+                png = cv2.imencode(".png", np.full((6, 6, 3), i, np.uint8))[1]
+                yield i, {"image": png.tobytes(), "label": i % 4}
 
     Tiny(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     source = sources.load("tfds:tiny", data_dir=str(tmp_path))
@@ -154,10 +155,13 @@ def test_wrong_folders(tmp_path):
     with pytest.raises(UsageError, match="no class folders"):
         sources.load(f"folder:{tmp_path}")
     (tmp_path / "train" / "cat").mkdir()
-    with pytest.raises(UsageError, match="is not there"):
+    with pytest.raises(UsageError, match=r"no \.jpg.*train/<class>"):
         sources.load(f"folder:{tmp_path}")
-    (tmp_path / "test" / "dog").mkdir(parents=True)
-    with pytest.raises(UsageError, match=r"no \.jpg"):
+    write_folder(tmp_path, splits=("train",))
+    with pytest.raises(UsageError, match="test is not there|val is not there"):
+        sources.load(f"folder:{tmp_path}")
+    (tmp_path / "test" / "cow").mkdir(parents=True)
+    with pytest.raises(UsageError, match="classes that training has not.*cow"):
         sources.load(f"folder:{tmp_path}")
 
 

@@ -1,0 +1,147 @@
+"""Every mistake a user can make: one clear line, exit code 2, nothing written."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from advadapters.__main__ import main
+
+DIGITS = "--config=" + str(pathlib.Path(__file__).parents[2] / "configs" / "digits.py")
+
+CASES = {
+    "no config": ([], "--config=... is missing"),
+    "unknown config file": (["--config=no/such.py"], "no config file"),
+    "unknown variant": (
+        [DIGITS + ":robust"],
+        "unknown variant 'robust'; there are: cotrain",
+    ),
+    "unknown key": ([DIGITS, "--config.modle.patch=2"], "no such config key: 'modle'"),
+    "unknown deep key": ([DIGITS, "--config.optimizer.lr=2"], "no such config key"),
+    "wrong type": ([DIGITS, "--config.batch_size=many"], "many"),
+    "wrong type of a float": ([DIGITS, "--config.optimizer.b1=x"], "x"),
+    "unknown flag": ([DIGITS, "--batch=3"], "batch"),
+    "stray argument": ([DIGITS, "cotrain"], "unexpected argument 'cotrain'"),
+    "eps zero": ([DIGITS, "--config.attacks.linf.eps=0.0"], "eps must be above 0"),
+    "eps negative": ([DIGITS, "--config.attacks.linf.eps=-0.1"], "eps must be above 0"),
+    "eps in 255ths": ([DIGITS, "--config.attacks.linf.eps=8.0"], "eps must be at most 1"),
+    "division by zero": ([DIGITS, "--config.attacks.linf.eps=8/0"], "division by zero"),
+    "pattern without match": (
+        [DIGITS, '--config.adapters=("class_tokens",)'],
+        "'class_tokens' matches no parameter; near names: class_token",
+    ),
+    "domain that no view trains": (
+        [DIGITS, '--config.domains=("clean","linf","l2")'],
+        "3 domains, but no view trains ['l2']",
+    ),
+    "view of an unknown domain": (
+        [DIGITS, '--config.domains=("clean",)'],
+        "config.views.linf.mixture names ['linf']; config.domains has: clean",
+    ),
+    "patch does not divide": (
+        [DIGITS, "--config.model.patch=3"],
+        "config.model.patch=3 does not divide config.data.image_size=8",
+    ),
+    "batch does not divide": (
+        [DIGITS, "--config.batch_size=100"],
+        "config.batch_size=100 is not divisible by 8 devices; the nearest that is: 96",
+    ),
+    "accumulation does not divide": (
+        [DIGITS, "--config.accumulate=3"],
+        "not divisible by 8 devices x 3 accumulated parts",
+    ),
+    "missing data": (
+        [DIGITS, "--config.data.source=folder:/no/dir"],
+        "/no/dir is not there",
+    ),
+    "unknown source": ([DIGITS, "--config.data.source=disk"], "unknown data source 'disk'"),
+    "classes do not fit": (
+        [DIGITS, "--config.model.classes=7"],
+        "the data has 10 classes but config.model.classes=7",
+    ),
+    "channels do not fit": (
+        [DIGITS, "--config.data.channels=3", "--config.model.mean=(0.5,0.5,0.5)"],
+        "config.data.channels=3",
+    ),
+    "mean per channel": ([DIGITS, "--config.model.mean=(0.5,0.5)"], "must be 1 floats"),
+    "size": ([DIGITS, "--config.model.size=XXL"], "neither of Ti, S, B, L, H nor WIDTH"),
+    "heads": ([DIGITS, "--config.model.size=64x4x256x5"], "heads must divide the width"),
+    "unknown norm": ([DIGITS, "--config.attacks.linf.norm=l7"], "there are: linf, l2, l1"),
+    "unknown attack": ([DIGITS, "--config.attacks.linf.name=fgsm"], "there are: pgd"),
+    "unknown dtype": ([DIGITS, "--config.model.dtype=int8"], "float32, bfloat16"),
+    "unknown attack of a view": (
+        [DIGITS, "--config.views.linf.attack=l2"],
+        "unknown config.views.linf.attack 'l2'; there are: linf",
+    ),
+    "validation without images": (
+        [DIGITS, "--config.validate_every=10"],
+        "config.validate_every needs held-out images",
+    ),
+    "sincos width": (
+        [DIGITS, "--config.model.size=6x1x8x1", "--config.model.positions=sincos"],
+        "divisible by 4",
+    ),
+}
+
+
+def fails(argv, capsys, verb="train"):
+    """Runs a verb that must exit with 2 after one line; returns the line."""
+    assert main([verb, *argv]) == 2
+    out = capsys.readouterr()
+    assert out.out == "" and out.err.count("\n") == 1, out
+    return out.err
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_line_and_nothing_written(name, tmp_path, capsys):
+    argv, message = CASES[name]
+    workdir = tmp_path / "run"
+    line = fails([*argv, f"--workdir={workdir}"], capsys)
+    assert message in line, line
+    assert not workdir.exists()
+
+
+def test_missing_workdir(capsys):
+    assert "--workdir=... is missing" in fails([DIGITS], capsys)
+
+
+def test_workdirs_that_cannot_be_used(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("x")
+    assert "cannot use" in fails([DIGITS, f"--workdir={file}/run"], capsys)
+    assert "not empty and holds no run" in fails([DIGITS, f"--workdir={tmp_path}"], capsys)
+    assert "cannot use" in fails([DIGITS, "--workdir=/proc/run"], capsys)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text('{"seed": 5}')
+    line = fails([DIGITS, f"--workdir={tmp_path / 'old'}"], capsys)
+    assert "another config" in line and "seed" not in line.split("(")[0]
+    assert [p.name for p in (tmp_path / "old").iterdir()] == ["config.json"]
+    (tmp_path / "old" / "config.json").write_text("{")
+    assert "cannot use" in fails([DIGITS, f"--workdir={tmp_path / 'old'}"], capsys)
+
+
+def test_labels_out_of_range(tmp_path, capsys):
+    images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 2, 10])
+    arrays = {f"{s}_{k}": v for s in ("train", "test") for k, v in
+              (("images", images), ("labels", labels))}  # fmt: skip
+    np.savez(tmp_path / "data.npz", **arrays)
+    source = f"--config.data.source=npz:{tmp_path}/data.npz"
+    line = fails([DIGITS, source, f"--workdir={tmp_path}/run"], capsys)
+    assert "labels run from 0 to 10; a model with 10 classes allows 0 to 9" in line
+
+
+def test_a_config_with_a_key_that_nobody_reads(tmp_path, capsys):
+    path = tmp_path / "typo.py"
+    base = pathlib.Path(DIGITS.removeprefix("--config=")).read_text()
+    path.write_text(
+        base.replace("    return config", "    config.data.mix_up = 1\n    return config")
+    )
+    line = fails([f"--config={path}", f"--workdir={tmp_path}/run"], capsys)
+    assert "unknown key config.data.mix_up; there are: " in line and "mixup" in line
+
+
+def test_unknown_verb_and_evaluate(tmp_path, capsys):
+    assert main(["trian"]) == 2
+    assert "unknown verb 'trian'; there are: train, evaluate" in capsys.readouterr().err
+    line = fails([f"--workdir={tmp_path}/none"], capsys, verb="evaluate")
+    assert "holds no run" in line

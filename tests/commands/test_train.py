@@ -1,0 +1,220 @@
+"""`advadapters train` and `evaluate` as a user runs them, on the real digits."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from advadapters.__main__ import main
+
+ROOT = pathlib.Path(__file__).parents[2]
+QUICK = [
+    f"--config={ROOT}/configs/digits.py",
+    "--config.model.size=16x1x32x2",
+    "--config.epochs=2.0",
+    "--config.log_every=5",
+    "--config.checkpoint_every=8",
+    "--config.optimizer.warmup_epochs=0.5",
+    "--config.data.validation=0.1",
+    "--config.validate_every=8",
+    "--config.evaluation.suites.pgd20_linf.steps=3",
+    "--config.evaluation.soup_weights=(1.1,1.0,0.5,0.0)",
+]
+
+
+def run(verb, *argv, check=True):
+    """The command in a process of its own, one device; returns what it printed."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    command = [sys.executable, "-m", "advadapters", verb, *argv]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert not check or done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def lines(workdir):
+    """The rows of metrics.jsonl."""
+    return [
+        json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run and what it printed."""
+    workdir = tmp_path_factory.mktemp("run") / "digits"
+    return workdir, run("train", *QUICK, f"--workdir={workdir}")
+
+
+def test_what_is_printed(trained):
+    workdir, out = trained
+    for text in (
+        "16 per domain: class_token",
+        "32 in the adapters of 2 domains (clean, linf)",
+        "view clean: weight 0.5, mixture clean=1; no attack",
+        "attacks its own mixture in eval mode (no drop path)",
+        "starting at step 0 of 20, batch 128, 1293 training images",
+        "step 5/20  accuracy/clean",
+        "images/s  ETA 0:",
+        "step 8 validation  validation/clean",
+        "| 1.1 clean + -0.1 linf |",
+        "| linf mode |",
+        f"written to {workdir}",
+    ):
+        assert text in out, text
+    assert "Traceback" not in out and "WARNING" not in out, out
+
+
+def test_what_is_written(trained):
+    workdir, out = trained
+    rows = json.loads((workdir / "results.json").read_text())
+    assert len(rows) == 2 * 4
+    assert rows[0]["mixture"] == {"clean": 1.1, "linf": pytest.approx(-0.1)}
+    assert {row["suite"] for row in rows} == {"clean", "pgd20_linf"}
+    assert all(
+        row["n"] == 360 and row["low"] <= row["value"] <= row["high"] for row in rows
+    )
+    clean = {str(r["mixture"]): r["correct"] for r in rows if r["suite"] == "clean"}
+    assert all(r["correct"] <= clean[str(r["mixture"])] for r in rows)
+    assert (workdir / "results.md").read_text().strip() in out
+    assert (workdir / "tradeoff.png").stat().st_size > 5000
+    metrics = lines(workdir)
+    logged = [row for row in metrics if "loss" in row]
+    assert [row["step"] for row in logged] == [5, 10, 15, 20]
+    assert {"loss/clean", "loss/linf", "images_per_second", "learning_rate"} <= logged[
+        0
+    ].keys()
+    assert any("validation/linf" in row for row in metrics)
+    assert "class_token" in (workdir / "parameters.txt").read_text()
+    assert json.loads((workdir / "config.json").read_text())["epochs"] == 2.0
+    assert {"8", "16", "20"} & {p.name for p in (workdir / "checkpoints").iterdir()}
+
+
+def test_events_are_read_by_tensorboard(trained):
+    from tensorboardX.proto.event_pb2 import Event
+
+    (file,) = trained[0].glob("events.out.*")
+    data, tags = file.read_bytes(), set()
+    while data:  # TFRecord: length, its checksum, the event, its checksum
+        size = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + size])
+        tags |= {value.tag for value in event.summary.value}
+        data = data[16 + size :]
+    assert {"loss/clean", "loss/linf"} <= tags
+
+
+def test_a_finished_run_says_so(trained):
+    workdir, _ = trained
+    out = run("train", *QUICK, f"--workdir={workdir}")
+    assert "finished already, 20 steps" in out and "| linf mode |" in out
+
+
+def test_another_config_is_refused(trained, capsys):
+    workdir, _ = trained
+    assert main(["train", *QUICK, "--config.seed=1", f"--workdir={workdir}"]) == 2
+    assert "seed: 0 there, 1 now" in capsys.readouterr().err
+
+
+def test_evaluate_repeats_the_result_and_takes_any_mixture(trained, capsys):
+    workdir, _ = trained
+    rows = json.loads((workdir / "results.json").read_text())
+    out = run("evaluate", f"--workdir={workdir}", "--mixture=clean=1;clean=0.3,linf=0.7")
+    found = json.loads((workdir / "evaluation.json").read_text())
+    assert "| clean mode |" in out and "| 0.3 clean + 0.7 linf |" in out
+    same = [r for r in rows if r["mixture"] == {"clean": 1.0, "linf": 0.0}]
+    again = [r for r in found if r["mixture"] == {"clean": 1.0, "linf": 0.0}]
+    assert [r["correct"] for r in same] == [r["correct"] for r in again]
+    run("evaluate", f"--workdir={workdir}", "--step=best", "--suite=pgd20_linf",
+        "--examples=50", "--mixture=linf=1")  # fmt: skip
+    found = json.loads((workdir / "evaluation.json").read_text())
+    assert [r["n"] for r in found] == [50, 50] and found[0]["step"] in (8, 16, 20)
+    for argv, message in (
+        (["--mixture=robust=1"], "unknown domain 'robust'"),
+        (["--mixture=clean=x"], "'x' is not a number"),
+        (["--suite=aa"], "unknown suite 'aa'; there are: pgd20_linf"),
+        (["--examples=-3"], "--examples must be a positive whole number"),
+        (["--step=7"], "has no checkpoint '7'"),
+    ):
+        code = main(["evaluate", f"--workdir={workdir}", "--config.x=1"])
+        assert code == 2
+        capsys.readouterr()
+        out = run("evaluate", f"--workdir={workdir}", *argv, check=False)
+        assert message in out and "Traceback" not in out, out
+
+
+def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(trained, tmp_path):
+    workdir, _ = trained
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    command = [sys.executable, "-m", "advadapters", "train", *QUICK]
+    process = subprocess.Popen(
+        [*command, f"--workdir={tmp_path}/run"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+    )  # fmt: skip
+    saved = tmp_path / "run" / "checkpoints" / "8"
+    deadline = time.monotonic() + 300
+    while not saved.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    out = run("train", *QUICK, f"--workdir={tmp_path}/run")
+    assert "resuming at step 8 of 20" in out or "resuming at step 16 of 20" in out
+    first, second = (
+        json.loads((folder / "results.json").read_text())
+        for folder in (workdir, tmp_path / "run")
+    )
+    assert first == second
+    losses = [
+        [(row["step"], row["loss"]) for row in lines(folder) if "loss" in row]
+        for folder in (workdir, tmp_path / "run")
+    ]
+    # The mean of the interval that the kill cut is over fewer steps.
+    resumed_after = 8 if "step 8 " in out else 16
+    later = [[row for row in rows if row[0] > resumed_after + 5] for rows in losses]
+    assert later[0] == later[1] and later[0]
+    assert [step for step, _ in losses[1]] == sorted({step for step, _ in losses[1]})
+
+
+def test_a_corrupt_image_is_named_during_the_run(tmp_path):
+    import cv2
+
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(8):
+                image = np.full((8, 8), 20 * i, np.uint8)
+                cv2.imwrite(str(tmp_path / "data" / split / name / f"{i}.png"), image)
+    broken = tmp_path / "data" / "train" / "b" / "3.png"
+    broken.write_bytes(b"no image")
+    argv = [
+        *QUICK,
+        f"--config.data.source=folder:{tmp_path}/data",
+        "--config.model.classes=2",
+        "--config.batch_size=8",
+        "--config.data.validation=0.0",
+        "--config.validate_every=0",
+    ]
+    out = run("train", *argv, f"--workdir={tmp_path}/run", check=False)
+    assert f"corrupt image {broken}" in out and "Traceback" not in out
+    shutil.rmtree(tmp_path / "run")
+    argv += ["--config.data.skip_corrupt=True", f"--workdir={tmp_path}/run"]
+    assert "| linf mode |" in run("train", *argv)
+
+
+def test_help_is_instant_and_needs_no_jax():
+    for argv in (["--help"], ["train", "--help"], ["evaluate", "--help"]):
+        started = time.monotonic()
+        out = run(*argv)
+        assert time.monotonic() - started < 1 and "usage: advadapters" in out
+    code = (
+        "import sys; from advadapters.__main__ import main; main(['train', '--help']);"
+        "assert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

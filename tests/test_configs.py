@@ -1,0 +1,118 @@
+"""Every config and variant is built, and takes one shrunken step on random images."""
+
+import importlib.util
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from advadapters import build, defaults
+from advadapters import mesh as meshes
+from advadapters.errors import UsageError
+
+FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def load(path, variant):
+    """The config of a file and variant, as nested dicts."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant).to_dict(), module.__doc__
+
+
+def variants(path):
+    """The variants that a config's docstring lists."""
+    line = next(t for t in load(path, "")[1].splitlines() if t.startswith("Variants:"))
+    words = [part.split()[0].strip(",.") for part in line[9:].split(", ")]
+    return [word for word in words if word in defaults.METHODS]
+
+
+CASES = [(path, variant) for path in FILES for variant in variants(path)]
+
+
+def shrink(config, folder):
+    """The same experiment on 64 random images with a one-block network."""
+    size, channels = 2 * config["model"]["patch"], config["data"]["channels"]
+    draw = np.random.default_rng(0)
+    labels = draw.integers(config["model"]["classes"], size=64)
+    images = draw.integers(0, 256, (64, size, size, channels)).astype(np.uint8)
+    arrays = {f"{s}_{k}": v for s in ("train", "test") for k, v in
+              (("images", images), ("labels", labels))}  # fmt: skip
+    np.savez(folder / "data.npz", **arrays)
+    config["data"] |= dict(source=f"npz:{folder}/data.npz", image_size=size, threads=1)
+    config["model"]["size"] = "16x1x32x2"
+    config["batch_size"] = config["evaluation"]["batch_size"] = 8
+    config["epochs"] = 0.125
+    return config
+
+
+@pytest.mark.parametrize("path, variant", CASES, ids=lambda v: getattr(v, "stem", v))
+def test_one_step(path, variant, tmp_path, mesh):
+    config, _ = load(path, variant)
+    run = build.build(shrink(config, tmp_path), mesh)
+    assert run.steps == 1
+    place = meshes.replicated(mesh)
+    state = jax.jit(lambda: build.initial_state(run), out_shardings=place)()
+    (batch,) = build.train_batches(run, 0)
+    state, metrics = build.train_step(run, mesh)(state, meshes.global_batch(mesh, batch))
+    assert state.step == 1 and metrics["nonfinite"] == 0
+    assert {f"loss/{view.name}" for view in run.views} <= metrics.keys()
+    assert all(np.isfinite(value) for value in jax.device_get(metrics).values())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_docstrings_say_what_a_user_must_know(path):
+    _, text = load(path, "")
+    for word in ("Paper:", "Command:", "Variants:", "Cost:", "xpected"):
+        assert word in text
+    assert variants(path)[0] == "cotrain"
+    assert f"configs/{path.name}" in text
+
+
+def sections(tree, prefix=()):
+    """The paths of all sections of a nested dict."""
+    yield prefix
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from sections(value, (*prefix, key))
+
+
+def test_every_key_is_read(tmp_path, mesh):
+    """A key that nobody reads is refused wherever it stands, so none is left unread."""
+    config, _ = load(FILES[0].with_name("digits.py"), "cotrain")
+    names = list(sections(config))
+    assert ("evaluation", "suites", "pgd20_linf") in names and ("views", "clean") in names
+    free = {("views",), ("attacks",), ("evaluation", "suites")}
+    free |= {("views", name, "mixture") for name in ("clean", "linf")}
+    for path in set(names) - free:
+        config, _ = load(FILES[0].with_name("digits.py"), "cotrain")
+        section = config
+        for key in path:
+            section = section[key]
+        section["surprise"] = 1
+        with pytest.raises(UsageError, match=r"unknown key config\.?\S*surprise"):
+            build.build(config, mesh)
+
+
+def test_missing_and_mistyped_keys(mesh):
+    config, _ = load(FILES[0].with_name("digits.py"), "cotrain")
+    del config["optimizer"]["b2"]
+    with pytest.raises(UsageError, match="config.optimizer.b2 is missing"):
+        build.build(config, mesh)
+    config, _ = load(FILES[0].with_name("digits.py"), "cotrain")
+    config["data"]["flip"] = 1
+    with pytest.raises(UsageError, match="config.data.flip must be bool, got 1"):
+        build.build(config, mesh)
+
+
+def test_vit_b16_counts_flops_and_steps_of_the_recipe():
+    config, _ = load(FILES[0].with_name("imagenet_vit_b16.py"), "cotrain")
+    assert (config["batch_size"], config["epochs"], config["ema_decay"]) == (
+        4096,
+        300.0,
+        0.9999,
+    )
+    assert config["attacks"]["linf"] == dict(name="pgd", norm="linf", eps=4 / 255, steps=2)
+    assert config["optimizer"]["base_lr"] * 4096 / 256 == pytest.approx(1.6e-3)

@@ -1,0 +1,69 @@
+"""Imports go down the floors only; functions stay short."""
+
+import ast
+import pathlib
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "advadapters"
+FLOORS = [
+    {"errors", "trees", "rng", "mesh", "defaults"},
+    {"balls", "losses", "config"},
+    {"models", "adapters", "attacks", "data", "soups"},
+    {"training", "evaluation", "checkpoints"},
+    {"build"},
+    {"commands"},
+    {"__main__"},
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+
+
+def modules():
+    """(part of the package, path, syntax tree) of every file."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if part != "__init__":
+            yield part, path, ast.parse(path.read_text())
+
+
+def imported(tree):
+    """The parts of the package that a file imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+            "advadapters"
+        ):
+            below = node.module.split(".")[1:]
+            yield from below[:1] or [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("advadapters."):
+                    yield alias.name.split(".")[1]
+
+
+def test_every_part_has_a_floor():
+    assert {part for part, _, _ in modules()} == FLOOR.keys()
+
+
+def test_imports_go_down():
+    for part, path, tree in modules():
+        for other in imported(tree):
+            below = FLOOR.get(other, -1) < FLOOR[part]
+            assert other == part or below, f"{path} imports {other}"
+
+
+def test_functions_are_short():
+    for _, path, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = node.end_lineno - body[0].lineno + 1 if body else 0
+                assert lines <= 60, f"{path}: {node.name} has {lines} lines"
+
+
+def test_public_functions_say_what_they_do():
+    for _, path, tree in modules():
+        assert ast.get_docstring(tree), path
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                words = ast.get_docstring(node) or node.name.startswith(
+                    ("step_", "sample_", "rows_")
+                )
+                assert words, f"{path}: {node.name} has no docstring"
