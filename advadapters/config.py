@@ -84,8 +84,12 @@ def reason(error):
     while (below := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(below)
     ours = [str(link) for link in chain if isinstance(link, UsageError)]
-    text = ours[-1] if ours else str(error.args[0] if error.args else type(error).__name__)
-    return text.strip().splitlines()[0]
+    text = ours[-1] if ours else error
+    while isinstance(text, BaseException):  # ml-collections wraps one in another
+        text = text.args[0] if text.args else type(text).__name__
+    first, *more = str(text).strip().splitlines()
+    hints = [line.strip() for line in more if line.startswith("Did you mean")]
+    return ". ".join([first, *hints])
 
 
 REQUIRED = object()
