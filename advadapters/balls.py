@@ -16,25 +16,35 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Halvings of the multiplier's interval: float32 has 24 bits, and the start of the
-# interval can be 2^16 times the solution before the last bits are lost.
-BISECTIONS = 40
+# Halvings of an interval: float32 has 24 bits, the rest is for intervals that start
+# far too wide.
+BISECTIONS = 32
 
 
 class Ball(NamedTuple):
     """One threat model.
 
-    project: (points, images, eps) -> the nearest points of ball and box, like points
-    step:    (points, gradient, size) -> points moved by `size`, in the ball's own
-             norm, along the direction that raises a linear function most; not projected
-    sample:  (key, shape, eps) -> perturbations uniform in the ball, `shape` without B
-    norm:    (perturbations [B, ...]) -> [B]
+    project:  (points, images, eps) -> the nearest points of ball and box, like points
+    step:     (points, gradient, size, count=None) -> points moved by `size`, in the
+              ball's own norm, along the direction that raises a linear function most;
+              not projected. count [B]: over how many coordinates, in L1 only
+    sample:   (key, shape, eps) -> perturbation uniform in the ball, `shape` without B
+    outward:  (key, shape, eps) -> a random perturbation at the sphere or outside, to be
+              projected
+    norm:     (perturbations [B, ...]) -> [B]
+    dual:     (gradients [B, ...]) -> [B], the largest gain of a linear function per eps
+    to_plane: (points [B, D], weights [B, D], gap [B]) -> the shortest d [B, D], in the
+              ball's norm, with <weights, d> = gap and points + d in the box; if the
+              box does not reach the plane, the point of the box nearest to it
     """
 
     project: Callable
     step: Callable
     sample: Callable
+    outward: Callable
     norm: Callable
+    dual: Callable
+    to_plane: Callable
 
 
 def flat(images):
@@ -42,23 +52,37 @@ def flat(images):
     return images.reshape(images.shape[0], -1)
 
 
-def bisect_multiplier(shrink, norm, upper, eps):
-    """The smallest multiplier [B, 1] with norm(shrink(multiplier)) <= eps.
+def bisect(holds, upper):
+    """(low, high) [B, 1]: holds(high) is true, holds(low) false, both near the change.
 
-    `norm(shrink(m))` falls as m grows and is at most eps at `upper`. The upper end
-    of the last interval is returned: there the constraint holds.
+    `holds` is monotone and true at `upper`; if it is true at 0 already, both are 0.
     """
 
     def halve(_, ends):
         low, high = ends
         middle = 0.5 * (low + high)
-        inside = norm(shrink(middle)) <= eps
-        return jnp.where(inside, low, middle), jnp.where(inside, middle, high)
+        true = holds(middle)
+        return jnp.where(true, low, middle), jnp.where(true, middle, high)
 
     zero = jnp.zeros_like(upper)
-    fits = norm(shrink(zero)) <= eps
-    _, high = jax.lax.fori_loop(0, BISECTIONS, halve, (zero, upper))
-    return jnp.where(fits, zero, high)
+    low, high = jax.lax.fori_loop(0, BISECTIONS, halve, (zero, upper))
+    at_once = holds(zero)
+    return jnp.where(at_once, zero, low), jnp.where(at_once, zero, high)
+
+
+def fill(priority, room, budget):
+    """Spends `budget` [B, 1] on coordinates in order of `priority` [B, D], each at most
+    its room [B, D]; coordinates of priority 0 get nothing."""
+
+    def spent(threshold):
+        return jnp.sum(jnp.where(priority > threshold, room, 0), axis=1, keepdims=True)
+
+    top = jnp.max(priority, axis=1, keepdims=True)
+    low, high = bisect(lambda threshold: spent(threshold) <= budget, top)
+    full, more = spent(high), spent(low)
+    # Between the two thresholds lies one coordinate, or a few that float32 cannot part.
+    share = jnp.clip((budget - full) / jnp.maximum(more - full, TINY), 0, 1)
+    return room * jnp.where(priority > high, 1, jnp.where(priority > low, share, 0))
 
 
 def project_linf(points, images, eps):
@@ -88,7 +112,7 @@ def project_dual(shrink, norm, upper):
         def at(multiplier):
             return jnp.clip(shrink(delta, multiplier), -center, 1 - center)
 
-        multiplier = bisect_multiplier(at, norm, upper(delta, eps), eps)
+        _, multiplier = bisect(lambda m: norm(at(m)) <= eps, upper(delta, eps))
         moved = jnp.clip(center + at(multiplier), 0, 1)
         return moved.reshape(images.shape)
 
@@ -116,11 +140,11 @@ project_l1 = project_dual(
 )
 
 
-def step_linf(points, gradient, size):
+def step_linf(points, gradient, size, count=None):
     return points + per_row(size, points) * jnp.sign(gradient)
 
 
-def step_l2(points, gradient, size):
+def step_l2(points, gradient, size, count=None):
     rows = flat(gradient)
     # Scaled first, so that squares of tiny gradients do not vanish.
     rows = rows / jnp.maximum(jnp.max(jnp.abs(rows), axis=1, keepdims=True), TINY)
@@ -131,24 +155,20 @@ def step_l2(points, gradient, size):
 TINY = 1e-30
 
 
-def step_l1(points, gradient, size, sparsity=0.05):
+def step_l1(points, gradient, size, count=None):
     """Spends `size` on the coordinates with the largest gradient that have room.
 
-    Each takes at most its room to the box and size / (sparsity * D): where there is
-    room this is the sign of the top 5% coordinates (the start value of Croce and
-    Hein's APGD); sparsity 0 fills one coordinate after the other, which is the exact
-    maximum of a linear function over an L1 ball in the box.
+    Each takes at most its room to the box and size / count: where there is room this
+    is the sign of the top `count` coordinates (by default 5% of them, the start value
+    of Croce and Hein's APGD). Count 1 fills one coordinate after the other, which is
+    the exact maximum of a linear function over an L1 ball in the box.
     """
     start, slope = flat(points), flat(gradient)
     size = jnp.broadcast_to(jnp.asarray(size, start.dtype), start.shape[:1])[:, None]
-    room = jnp.where(slope > 0, 1 - start, jnp.where(slope < 0, start, 0))
-    most = size / jnp.maximum(sparsity * start.shape[1], 1)
-    room = jnp.clip(room, 0, most)
-    order = jnp.argsort(jnp.where(room > 0, -jnp.abs(slope), jnp.inf), axis=1)
-    sorted_room = jnp.take_along_axis(room, order, axis=1)
-    before = jnp.cumsum(sorted_room, axis=1) - sorted_room
-    spent = jnp.clip(size - before, 0, sorted_room)
-    amount = jnp.put_along_axis(jnp.zeros_like(start), order, spent, 1, inplace=False)
+    count = 0.05 * start.shape[1] if count is None else jnp.reshape(count, (-1, 1))
+    room = jnp.where(slope > 0, 1 - start, start)
+    room = jnp.clip(room, 0, size / jnp.maximum(count, 1))
+    amount = fill(jnp.abs(slope), room, size)
     return (start + jnp.sign(slope) * amount).reshape(points.shape)
 
 
@@ -175,13 +195,111 @@ def sample_l1(key, shape, eps):
     return (eps * signs * parts[:-1] / jnp.sum(parts)).reshape(shape)
 
 
+def outward_linf(key, shape, eps):
+    """Uniform, scaled so that the largest coordinate is eps."""
+    draw = jax.random.uniform(key, shape, minval=-1, maxval=1)
+    return eps * draw / jnp.maximum(jnp.max(jnp.abs(draw)), TINY)
+
+
+def outward_l2(key, shape, eps):
+    """Uniform on the sphere."""
+    draw = jax.random.normal(key, shape)
+    return eps * draw / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(draw))), TINY)
+
+
+def outward_l1(key, shape, eps):
+    """Normal: its projection on the ball is sparse, as good L1 perturbations are."""
+    return jax.random.normal(key, shape)
+
+
+def rooms(points, signs):
+    """How far each coordinate can go in the direction of `signs` inside the box."""
+    return jnp.where(signs > 0, 1 - points, jnp.where(signs < 0, points, 0))
+
+
+def towards(points, weights, gap):
+    """(directions, rooms, |weights|, gap >= 0): as if the plane were to be climbed to."""
+    signs = jnp.sign(weights) * jnp.where(gap < 0, -1, 1)[:, None]
+    return signs, rooms(points, signs), jnp.abs(weights), jnp.abs(gap)[:, None]
+
+
+def to_plane_dual(reach):
+    """The shortest d for a norm whose best moves grow with one multiplier m.
+
+    reach(|weights|, m) is how far each coordinate goes where there is room.
+    """
+
+    def to_plane(points, weights, gap):
+        signs, room, size, gap = towards(points, weights, gap)
+
+        def move(multiplier):
+            return jnp.minimum(room, reach(size, multiplier))
+
+        def arrived(multiplier):
+            return jnp.sum(size * move(multiplier), axis=1, keepdims=True) >= gap
+
+        # Without the box the multiplier is `least`; at `most` all room is used up. The
+        # two can be far apart, so the exponent between them is halved.
+        least = gap / jnp.maximum(jnp.sum(size * reach(size, 1.0), 1, keepdims=True), TINY)
+        slowest = jnp.min(jnp.where(size > 1e-8, reach(size, 1.0), 1e8), 1, keepdims=True)
+        least = jnp.maximum(least, TINY)
+        ratio = jnp.maximum(1 / slowest / least, 1)
+        _, exponent = bisect(lambda t: arrived(least * ratio**t), jnp.ones_like(gap))
+        multiplier = least * ratio**exponent
+        return signs * move(multiplier)
+
+    return to_plane
+
+
+to_plane_linf = to_plane_dual(lambda size, m: m * (size > 0))
+to_plane_l2 = to_plane_dual(lambda size, m: m * size)
+
+
+def to_plane_l1(points, weights, gap):
+    """The largest weights first: each unit of distance then gains most."""
+    signs, room, size, gap = towards(points, weights, gap)
+    gained = fill(size, size * room, gap)
+    return signs * gained / jnp.maximum(size, TINY)
+
+
+def max_abs(delta):
+    return jnp.max(jnp.abs(flat(delta)), axis=1)
+
+
+def sum_abs(delta):
+    return rows_l1(flat(delta))[:, 0]
+
+
+def root_squares(delta):
+    return rows_l2(flat(delta))[:, 0]
+
+
 LINF = Ball(
     project_linf,
     step_linf,
     sample_linf,
-    norm=lambda delta: jnp.max(jnp.abs(flat(delta)), axis=1),
+    outward_linf,
+    norm=max_abs,
+    dual=sum_abs,
+    to_plane=to_plane_linf,
 )
-L2 = Ball(project_l2, step_l2, sample_l2, norm=lambda delta: rows_l2(flat(delta))[:, 0])
-L1 = Ball(project_l1, step_l1, sample_l1, norm=lambda delta: rows_l1(flat(delta))[:, 0])
+L2 = Ball(
+    project_l2,
+    step_l2,
+    sample_l2,
+    outward_l2,
+    norm=root_squares,
+    dual=root_squares,
+    to_plane=to_plane_l2,
+)
+L1 = Ball(
+    project_l1,
+    step_l1,
+    sample_l1,
+    outward_l1,
+    norm=sum_abs,
+    dual=max_abs,
+    to_plane=to_plane_l1,
+)
 
 BALLS = {"linf": LINF, "l2": L2, "l1": L1}

@@ -29,4 +29,40 @@ def margin(logits, labels):
     return other - own
 
 
-LOSSES = {"cross_entropy": cross_entropy, "margin": margin}
+def logit_difference(logits, labels, targets):
+    """The target's logit minus the label's: the margin towards one class."""
+    logits = logits.astype(jnp.float32)
+    pick = jnp.stack([targets, class_of(labels)], axis=1)
+    chosen = jnp.take_along_axis(logits, pick, axis=1)
+    return chosen[:, 0] - chosen[:, 1]
+
+
+def dlr(logits, labels):
+    """Difference of logits ratio (Croce and Hein 2020, Eq. 6): a margin without scale.
+
+    (max other - label) / (largest - third largest). With two classes there is no third
+    logit, and the plain margin is returned.
+    """
+    return margin(logits, labels) / scale_of(logits, [2])
+
+
+def dlr_targeted(logits, labels, targets):
+    """Targeted DLR (Croce and Hein 2020, Eq. 7): towards one class, without scale.
+
+    The divisor is largest - (third + fourth) / 2; with three classes largest - third,
+    with two none.
+    """
+    return logit_difference(logits, labels, targets) / scale_of(logits, [2, 3])
+
+
+def scale_of(logits, ranks):
+    """Largest logit minus the mean of those of `ranks` (0 is the largest) that exist."""
+    ordered = jnp.sort(logits.astype(jnp.float32), axis=-1)[:, ::-1]
+    ranks = [rank for rank in ranks if rank < logits.shape[-1]]
+    if not ranks:
+        return jnp.ones(logits.shape[0])
+    return ordered[:, 0] - jnp.mean(ordered[:, jnp.array(ranks)], axis=1) + 1e-12
+
+
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+TARGETED = {"dlr": dlr_targeted, "logit_difference": logit_difference}

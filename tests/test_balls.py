@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from advadapters.balls import BALLS, step_l1
+from advadapters.balls import BALLS, fill
 
 NORMS = {
     "linf": lambda d: np.abs(d).max(),
@@ -101,9 +101,7 @@ def test_samples_fill_the_ball(norm):
 def test_a_step_is_the_steepest_of_its_length(norm, rng):
     points = np.full((3, 3, 3, 1), 0.5, np.float32)
     slope = rng.normal(size=points.shape).astype(np.float32)
-    step = step_l1 if norm == "l1" else BALLS[norm].step
-    settings = dict(sparsity=0.0) if norm == "l1" else {}
-    moved = np.asarray(step(points, slope, 0.1, **settings)) - points
+    moved = np.asarray(BALLS[norm].step(points, slope, 0.1, count=np.ones(3))) - points
     dual = {
         "linf": np.abs(slope).sum((1, 2, 3)),
         "l2": np.sqrt((slope**2).sum((1, 2, 3))),
@@ -117,7 +115,7 @@ def test_l1_step_spreads_over_the_top_coordinates_and_passes_those_without_room(
     points = np.full((1, 10, 10, 1), 0.5, np.float32)
     slope = np.arange(1, 101, dtype=np.float32).reshape(points.shape)
     points[0, 9, 9] = 1.0
-    moved = (np.asarray(step_l1(points, slope, 0.5)) - points).ravel()
+    moved = (np.asarray(BALLS["l1"].step(points, slope, 0.5)) - points).ravel()
     np.testing.assert_allclose(moved[-6:-1], 0.1, rtol=1e-5)
     assert np.count_nonzero(moved) == 5
 
@@ -129,3 +127,93 @@ def test_zero_and_tiny_gradients_give_no_nan():
     tiny = jnp.full_like(points, 1e-25)
     moved = BALLS["l2"].step(points, tiny, 0.1) - points
     np.testing.assert_allclose(BALLS["l2"].norm(moved), 0.1, rtol=1e-5)
+
+
+def test_fill_spends_the_budget_in_order():
+    room = np.array([[0.5, 0.2, 0.3, 0.4], [0.1, 0.1, 0.1, 0.1]], np.float32)
+    priority = np.array([[1.0, 4.0, 3.0, 2.0], [1.0, 0.0, 1.0, 1e-6]], np.float32)
+    spent = fill(jnp.asarray(priority), jnp.asarray(room), jnp.array([[0.6], [9.0]]))
+    expected = [[0.0, 0.2, 0.3, 0.1], [0.1, 0.0, 0.1, 0.1]]
+    np.testing.assert_allclose(spent, expected, atol=1e-6)
+    even = fill(jnp.ones((1, 4)), jnp.ones((1, 4)), jnp.array([[1.0]]))
+    np.testing.assert_allclose(even, 0.25, atol=1e-6)
+
+
+def shortest_to_plane(norm, point, weights, gap):
+    """min norm(d) with <weights, d> = gap, point + d in [0, 1], by scipy."""
+    size = point.size
+    low, high = -point, 1 - point
+    if norm == "l2":
+        found = optimize.minimize(
+            lambda d: (d**2).sum(),
+            np.zeros(size),
+            jac=lambda d: 2 * d,
+            bounds=list(zip(low, high, strict=True)),
+            constraints={
+                "type": "eq",
+                "fun": lambda d: weights @ d - gap,
+                "jac": lambda d: weights,
+            },
+            method="SLSQP",
+            options=dict(maxiter=500, ftol=1e-14),
+        )
+        return np.sqrt(found.fun)
+    # Linear programs: variables d and one bound t (linf), or one per coordinate (l1).
+    bounds = 1 if norm == "linf" else size
+    spread = np.ones((size, 1)) if norm == "linf" else np.eye(size)
+    above = np.block([[np.eye(size), -spread], [-np.eye(size), -spread]])
+    found = optimize.linprog(
+        np.r_[np.zeros(size), np.ones(bounds)],
+        A_ub=above,
+        b_ub=np.zeros(2 * size),
+        A_eq=np.r_[weights, np.zeros(bounds)][None],
+        b_eq=[gap],
+        bounds=[*zip(low, high, strict=True), *[(0, None)] * bounds],
+    )
+    return found.fun
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_to_plane_is_the_shortest_way_inside_the_box(norm, rng):
+    points = np.clip(rng.uniform(-0.3, 1.3, (12, 7)), 0, 1).astype(np.float32)
+    weights = rng.normal(size=points.shape).astype(np.float32) * 10 ** rng.uniform(
+        -4, 2, (12, 7)
+    )
+    weights = weights.astype(np.float32)
+    weights[0, 2:] = 0
+    # Gaps that the box reaches, of both signs, some with almost all room used.
+    room = np.where(weights > 0, 1 - points, points)
+    back = np.where(weights > 0, points, 1 - points)
+    share = rng.uniform(0.01, 0.999, 12)
+    gap = share * (np.abs(weights) * room).sum(1)
+    gap[::2] = -share[::2] * (np.abs(weights) * back).sum(1)[::2]
+    gap = gap.astype(np.float32)
+    found = np.asarray(BALLS[norm].to_plane(points, weights, gap))
+    assert (points + found >= -1e-6).all() and (points + found <= 1 + 1e-6).all()
+    np.testing.assert_allclose((found * weights).sum(1), gap, rtol=2e-5)
+    for row in range(12):
+        best = shortest_to_plane(
+            norm, *(a.astype(np.float64) for a in (points[row], weights[row])), gap[row]
+        )
+        np.testing.assert_allclose(NORMS[norm](found[row]), best, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_a_plane_out_of_reach_gives_the_nearest_corner(norm):
+    points = np.full((1, 3), 0.25, np.float32)
+    weights = np.array([[2.0, -1.0, 0.5]], np.float32)
+    found = np.asarray(BALLS[norm].to_plane(points, weights, np.array([99.0], np.float32)))
+    np.testing.assert_allclose(found, [[0.75, -0.25, 0.75]], atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_outward_starts_lie_on_the_sphere_or_beyond(norm):
+    keys = jax.random.split(jax.random.key(0), 100)
+    draws = jax.vmap(lambda key: BALLS[norm].outward(key, (5, 5, 1), EPS[norm]))(keys)
+    assert BALLS[norm].norm(draws).min() >= EPS[norm] * (1 - 1e-5)
+
+
+def test_dual_norms():
+    slope = jnp.array([[3.0, -4.0]])
+    gains = {name: float(ball.dual(slope)[0]) for name, ball in BALLS.items()}
+    assert gains == {"linf": 7.0, "l2": 5.0, "l1": 4.0}

@@ -16,7 +16,10 @@ CASES = {
         [DIGITS + ":robust"],
         "unknown variant 'robust'; there are: cotrain",
     ),
-    "unknown key": ([DIGITS, "--config.modle.patch=2"], "no such config key: 'modle'. Did you mean \"model\""),
+    "unknown key": (
+        [DIGITS, "--config.modle.patch=2"],
+        "no such config key: 'modle'. Did you mean \"model\"",
+    ),
     "unknown deep key": ([DIGITS, "--config.optimizer.lr=2"], "no such config key"),
     "wrong type": ([DIGITS, "--config.batch_size=many"], "many"),
     "wrong type of a float": ([DIGITS, "--config.optimizer.b1=x"], "x"),
