@@ -1,0 +1,293 @@
+"""Auto-PGD (Croce and Hein 2020; L1: Croce and Hein 2021): PGD without a step size to set.
+
+It follows the authors' code where that is known: checkpoints, momentum, halving on
+oscillation, restart from the best point, and for L1 the adaptive sparsity and the
+schedule of shrinking radii. Deviations: projections on ball and box are exact (the
+original projects on the L2 ball and then clips), and each example draws from its own
+key.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from advadapters import losses, rng
+from advadapters.balls import BALLS
+
+MOMENTUM = 0.75
+OSCILLATION = 0.75  # rho: fewer increases than this share halve the step
+L1_STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # radius / eps, share of the steps
+L1_SHRINK, L1_SMALLEST, L1_SPARSER = 1.5, 10.0, 0.95
+
+
+class Climb(NamedTuple):
+    """What the loop carries; all rows are examples [B]."""
+
+    step: Any  # [] iterations done
+    points: Any
+    before: Any  # the points of the last iteration
+    slope: Any
+    size: Any  # step size
+    count: Any  # coordinates of an L1 step
+    best: Any  # point with the highest loss, its loss and gradient
+    best_loss: Any
+    best_slope: Any
+    last_loss: Any
+    rises: Any  # how often the loss rose since the last checkpoint
+    check_loss: Any  # best loss, step cut and sparsity at the last checkpoint
+    check_cut: Any
+    check_count: Any
+    broken: Any  # misclassified at some iterate, and that iterate
+    found: Any
+
+
+class Found(NamedTuple):
+    """points: misclassified where `broken`, else those with the highest loss."""
+
+    points: Any
+    broken: Any
+    forwards: Any  # [] forward (and backward) passes of the whole batch
+
+
+def checkpoints(steps):
+    """[bool] * steps, [window] * steps: when step sizes are looked at, for Linf and L2."""
+    window, smallest, shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
+    due, windows, left = [], [], window
+    for _ in range(steps):
+        left -= 1
+        due.append(left == 0)
+        windows.append(window)
+        if left == 0:
+            window = left = max(window - shrink, smallest)
+    return jnp.array(due), jnp.array(windows, jnp.float32)
+
+
+def apgd(logits_fn, images, labels, key, **settings):
+    """Adversarial images [B, H, W, C]: see `run_apgd` for the settings.
+
+    Satisfies the attack contract; where no iterate is misclassified, the one with the
+    highest loss.
+    """
+    return run_apgd(logits_fn, images, labels, key, **settings).points
+
+
+def run_apgd(
+    logits_fn,
+    images,
+    labels,
+    key,
+    *,
+    norm,
+    eps,
+    steps=100,
+    loss="cross_entropy",
+    targets=None,
+    expectation=1,
+    active=None,
+):
+    """One run of APGD, from one random start -> Found.
+
+    Args:
+      logits_fn: images -> logits; with expectation > 1, (images, key) -> logits.
+      images: [B, H, W, C] float32 in [0, 1]. labels: [B] int.
+      key: one key or one per example [B].
+      norm, eps: the ball. eps may be traced.
+      loss: a name in LOSSES, or with targets [B] a name in TARGETED.
+      expectation: gradients are means over that many draws of a randomised network.
+      active: bool [B], the examples that matter; the loop ends when all are broken.
+    """
+    ball = BALLS[norm]
+    images = jax.lax.stop_gradient(images)
+    active = jnp.ones(images.shape[0], bool) if active is None else active
+    keys = rng.per_example(key, images.shape[0])
+    look = looker(logits_fn, labels, loss, targets, expectation, keys)
+    start = jax.vmap(lambda k: ball.outward(rng.fold(k, "apgd"), images.shape[1:], eps))(
+        keys
+    )
+    if norm != "l1":
+        due, windows = checkpoints(steps)
+        points = ball.project(images + start, images, eps)
+        done = climb(ball, look, images, points, eps, steps, (due, windows), active)
+        return finish(done)
+    shares = [math.ceil(share * steps) for _, share in L1_STAGES[:-1]]
+    lengths = jnp.array([*shares, steps - sum(shares)])
+    radii = eps * jnp.array([radius for radius, _ in L1_STAGES])
+    always = (jnp.ones(steps, bool), jnp.ones(steps))
+
+    def stage(points, radius_and_length):
+        radius, length = radius_and_length
+        points = ball.project(points, images, radius)
+        # Points outside the real ball count for nothing, so earlier stages run on.
+        last = radius == radii[-1]
+        watched = jnp.where(last, active, True)
+        done = climb(ball, look, images, points, radius, length, always, watched, last)
+        return done.best, done
+
+    _, stages = jax.lax.scan(stage, images + start, (radii, lengths))
+    done = jax.tree.map(lambda leaf: leaf[-1], stages)
+    return finish(done)._replace(forwards=jnp.sum(stages.step + 1))
+
+
+def finish(done):
+    """Climb -> Found."""
+    pick = done.broken.reshape(-1, *[1] * (done.points.ndim - 1))
+    points = jax.lax.stop_gradient(jnp.where(pick, done.found, done.best))
+    return Found(points, done.broken, done.step + 1)
+
+
+def looker(logits_fn, labels, loss, targets, expectation, keys):
+    """(points, step) -> (loss [B], misclassified [B], gradient), averaged over draws."""
+    function = losses.LOSSES[loss] if targets is None else losses.TARGETED[loss]
+    extra = () if targets is None else (targets,)
+
+    def objective(points, draw):
+        logits = logits_fn(points) if expectation == 1 else logits_fn(points, draw)
+        rows = function(logits, labels, *extra)
+        return jnp.sum(rows), (rows, jnp.argmax(logits, axis=-1) != labels)
+
+    gradient = jax.value_and_grad(objective, has_aux=True)
+
+    def look(points, step):
+        if expectation == 1:
+            (_, (rows, wrong)), slope = gradient(points, None)
+            return rows, wrong, slope
+        draws = jax.random.split(rng.fold(keys[0], "draws", step), expectation)
+
+        def add(total, draw):
+            (_, (rows, wrong)), slope = gradient(points, draw)
+            return (total[0] + rows, total[1] + wrong, total[2] + slope), None
+
+        zeros = (jnp.zeros(labels.shape),) * 2 + (jnp.zeros_like(points),)
+        (rows, wrong, slope), _ = jax.lax.scan(add, zeros, draws)
+        # Broken means that most of the draws are misclassified, not one lucky draw.
+        return rows / expectation, wrong > expectation / 2, slope / expectation
+
+    return look
+
+
+def climb(ball, look, images, points, eps, steps, schedule, active, valid=True):
+    """The loop: at most `steps` iterations, fewer when all active rows are broken.
+
+    valid: whether misclassified points count (they do not outside the real ball).
+    """
+    sparse = ball is BALLS["l1"]
+    rows, wrong, slope = look(points, -1)
+    first = eps if sparse else 2.0 * eps
+    sparsity = density(points, images)
+    ones = jnp.ones_like(rows)
+    state = Climb(
+        step=jnp.zeros((), jnp.int32),
+        points=points,
+        before=points,
+        slope=slope,
+        size=first * ones,
+        count=sparsity / 1.5,
+        best=points,
+        best_loss=rows,
+        best_slope=slope,
+        # The original compares the first loss with an array's last, still empty row.
+        last_loss=0 * rows,
+        rises=0 * rows,
+        check_loss=rows,
+        check_cut=ones > 0,
+        check_count=sparsity,
+        broken=wrong & valid,
+        found=points,
+    )
+    due, windows = schedule
+
+    def more(state):
+        return (state.step < steps) & jnp.any(active & ~state.broken)
+
+    def iterate(state):
+        moved = (sparse_move if sparse else momentum_move)(ball, state, images, eps)
+        rows, wrong, slope = look(moved, state.step)
+        state = record(state, moved, rows, wrong & valid, slope)
+        check = due[state.step]
+        if sparse:
+            checked = check_sparsity(state, images, first)
+        else:
+            checked = check_oscillation(state, windows[state.step])
+        state = jax.tree.map(lambda new, old: jnp.where(check, new, old), checked, state)
+        return state._replace(step=state.step + 1)
+
+    return jax.lax.while_loop(more, iterate, state)
+
+
+def density(points, images):
+    """How many coordinates differ, float [B]."""
+    differs = (points != images).reshape(images.shape[0], -1)
+    return jnp.sum(differs.astype(jnp.float32), axis=1)
+
+
+def momentum_move(ball, state, images, eps):
+    """A projected step, blended with the last move (Eq. 1 of the paper)."""
+    ahead = ball.project(ball.step(state.points, state.slope, state.size), images, eps)
+    share = jnp.where(state.step > 0, MOMENTUM, 1.0)
+    blend = (
+        state.points
+        + share * (ahead - state.points)
+        + (1 - share) * (state.points - state.before)
+    )
+    return ball.project(blend, images, eps)
+
+
+def sparse_move(ball, state, images, eps):
+    """An L1 step over the current number of coordinates, projected; no momentum."""
+    ahead = ball.step(state.points, state.slope, state.size, state.count)
+    return ball.project(ahead, images, eps)
+
+
+def rows_where(choose, new, old):
+    """Row by row `new` where `choose` [B], else `old`."""
+    return jnp.where(choose.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def record(state, moved, rows, wrong, slope):
+    """The state after an iteration, before any checkpoint."""
+    higher = rows > state.best_loss
+    return state._replace(
+        points=moved,
+        before=state.points,
+        slope=slope,
+        best=rows_where(higher, moved, state.best),
+        best_loss=jnp.where(higher, rows, state.best_loss),
+        best_slope=rows_where(higher, slope, state.best_slope),
+        rises=state.rises + (rows > state.last_loss),
+        last_loss=rows,
+        broken=state.broken | wrong,
+        found=rows_where(wrong, moved, state.found),
+    )
+
+
+def check_oscillation(state, window):
+    """Halves the step and goes back to the best point where the loss rose too rarely.
+
+    Also where the last checkpoint did not halve it and the best loss is still the same.
+    """
+    cut = state.rises <= OSCILLATION * window
+    cut |= ~state.check_cut & (state.check_loss >= state.best_loss)
+    return state._replace(
+        size=jnp.where(cut, state.size / 2, state.size),
+        points=rows_where(cut, state.best, state.points),
+        slope=rows_where(cut, state.best_slope, state.slope),
+        rises=0 * state.rises,
+        check_loss=state.best_loss,
+        check_cut=cut,
+    )
+
+
+def check_sparsity(state, images, first):
+    """L1: where the best point got sparser, start again from it with large steps."""
+    sparsity = density(state.best, images)
+    sparser = sparsity / jnp.maximum(state.check_count, 1) < L1_SPARSER
+    shrunk = jnp.maximum(state.size / L1_SHRINK, first / L1_SMALLEST)
+    return state._replace(
+        size=jnp.where(sparser, first, shrunk),
+        count=sparsity / 1.5,
+        points=rows_where(sparser, state.best, state.points),
+        slope=rows_where(sparser, state.best_slope, state.slope),
+        check_count=sparsity,
+    )

@@ -1,0 +1,218 @@
+"""Square attack (Andriushchenko et al. 2020): random search, no gradients.
+
+Follows the authors' code as AutoAttack runs it (p = 0.8, margin loss, no rescaling of
+the schedule), but every image has its own squares and signs, so that its result does
+not depend on the batch, and squares may touch the lower and right border, which the
+original's drawing of positions leaves out.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advadapters import losses, rng
+from advadapters.attacks.apgd import Found, rows_where
+from advadapters.balls import BALLS
+
+P_INIT = 0.8
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+class Search(NamedTuple):
+    """What the loop carries: queries done, the best points and their margin loss [B]."""
+
+    step: Any
+    points: Any
+    loss: Any
+
+
+def square(logits_fn, images, labels, key, **settings):
+    """The best images [B, H, W, C] found within the queries."""
+    return run_square(logits_fn, images, labels, key, **settings).points
+
+
+def run_square(logits_fn, images, labels, key, *, norm, eps, queries=5000, active=None):
+    """Random search -> Found; broken where the margin is not negative (ties count)."""
+    images = jax.lax.stop_gradient(images)
+    active = jnp.ones(images.shape[0], bool) if active is None else active
+    keys = rng.per_example(key, images.shape[0])
+    linf = norm == "linf"
+    sides = side_lengths(queries, images.shape[1:3], smallest=1 if linf else 3)
+    moves = (
+        linf_moves(images, eps) if linf else window_moves(images, eps, BALLS[norm], sides)
+    )
+    (start, propose), sides = moves, jnp.array(sides)
+
+    def loss_of(points):
+        return losses.margin(logits_fn(points), labels)
+
+    def more(search):
+        return (search.step < queries) & jnp.any(active & (search.loss < 0))
+
+    def query(search):
+        draws = jax.vmap(lambda k: rng.fold(k, "square", search.step))(keys)
+        points = propose(draws, search.points, sides[search.step])
+        loss = loss_of(points)
+        # What is broken stays as it is.
+        better = (search.loss < 0) & (loss > search.loss)
+        return Search(
+            step=search.step + 1,
+            points=rows_where(better, points, search.points),
+            loss=jnp.where(better, loss, search.loss),
+        )
+
+    points = start(jax.vmap(lambda k: rng.fold(k, "square start"))(keys))
+    search = Search(jnp.zeros((), jnp.int32), points, loss_of(points))
+    search = jax.lax.while_loop(more, query, search)
+    found = jax.lax.stop_gradient(search.points)
+    return Found(found, search.loss >= 0, search.step + 1)
+
+
+def side_lengths(queries, shape, smallest):
+    """The side of the square at each query, int32 [queries]; odd where 3 is the least."""
+    area = shape[0] * shape[1]
+    sides = []
+    for query in range(queries):
+        share = P_INIT / 2 ** sum(query > limit for limit in HALVINGS)
+        side = max(round(math.sqrt(share * area)), smallest)
+        sides.append(side + (smallest == 3 and side % 2 == 0))
+    return np.minimum(np.array(sides, np.int32), min(shape))
+
+
+def corner(key, shape, side):
+    """A uniform upper left corner of a window of this side inside the image."""
+    row, column = jax.random.split(key)
+    return (
+        jax.random.randint(row, (), 0, shape[0] - side + 1),
+        jax.random.randint(column, (), 0, shape[1] - side + 1),
+    )
+
+
+def window(position, side, shape):
+    """bool [H, W, 1]: the window at a corner."""
+    inside = [
+        (jnp.arange(size) >= at) & (jnp.arange(size) < at + side)
+        for at, size in zip(position, shape, strict=True)
+    ]
+    return (inside[0][:, None] & inside[1][None, :])[:, :, None]
+
+
+def linf_moves(images, eps):
+    """(start, propose) for Linf: stripes, then squares of +-eps in every channel."""
+    shape = images.shape[1:3]
+    low, high = jnp.maximum(images - eps, 0), jnp.minimum(images + eps, 1)
+
+    def start(keys):
+        def stripes(key):
+            return jax.random.rademacher(
+                key, (1, images.shape[2], images.shape[3]), dtype=images.dtype
+            )
+
+        return jnp.clip(images + eps * jax.vmap(stripes)(keys), 0, 1)
+
+    def propose(keys, points, side):
+        def move(key):
+            place, sign = jax.random.split(key)
+            box = window(corner(place, shape, side), side, shape)
+            signs = jax.random.rademacher(sign, (1, 1, images.shape[3]), dtype=images.dtype)
+            return 2 * eps * box * signs
+
+        return jnp.clip(points + jax.vmap(move)(keys), low, high)
+
+    return start, propose
+
+
+def bump(rows, columns):
+    """The authors' pyramid on a rectangle: rings whose weights fall as 1 / n^2."""
+    values = np.zeros((rows, columns))
+    top, left = rows // 2, columns // 2
+    for ring in range(max(rows // 2, columns // 2) + 1):
+        size = 2 * ring + 1
+        values[max(top, 0) : top + size, max(left, 0) : left + size] += 1 / (ring + 1) ** 2
+        top, left = top - 1, left - 1
+    return values / np.sqrt((values**2).sum())
+
+
+def pattern(side):
+    """Two bumps of opposite sign, one above the other, [side, side], of L2 norm 1."""
+    values = np.concatenate([bump(side // 2, side), -bump(side - side // 2, side)])
+    return values / np.sqrt((values**2).sum())
+
+
+def pattern_table(sides, shape):
+    """[S, 2, 2H, 2W]: each side's pattern, upright and turned, its corner at (H, W)."""
+    height, width = shape
+    table = np.zeros((len(sides), 2, 2 * height, 2 * width), np.float32)
+    for number, side in enumerate(sides):
+        upright = pattern(side)
+        for turned, values in enumerate((upright, upright.T)):
+            table[number, turned, height : height + side, width : width + side] = values
+    return jnp.array(table)
+
+
+def window_moves(images, eps, ball, sides):
+    """(start, propose) for L2 and L1: the budget of one window goes to another."""
+    shape, channels = images.shape[1:3], images.shape[3]
+    tile = max(min(shape) // 5, 2)
+    known = np.unique([tile, *sides])
+    table = pattern_table(known, shape)
+
+    def size_of(delta, axes):
+        if ball is BALLS["l1"]:
+            return jnp.sum(jnp.abs(delta), axis=axes, keepdims=True)
+        return jnp.sqrt(jnp.sum(jnp.square(delta), axis=axes, keepdims=True))
+
+    def place(side, position, turned):
+        """The pattern of a side with its corner at a position, [H, W, 1]."""
+        number = jnp.searchsorted(known, side)
+        at = (number, turned, shape[0] - position[0], shape[1] - position[1])
+        return jax.lax.dynamic_slice(table, at, (1, 1, *shape))[0, 0, :, :, None]
+
+    def scaled(delta):
+        norm = jnp.maximum(size_of(delta, (1, 2, 3)), 1e-12)
+        return jnp.clip(images + delta * (eps / norm), 0, 1)
+
+    def start(keys):
+        def tiles(key):
+            delta = jnp.zeros((*shape, channels))
+            for n, (row, column) in enumerate(
+                (r, c)
+                for r in range(0, shape[0] - tile + 1, tile)
+                for c in range(0, shape[1] - tile + 1, tile)
+            ):
+                flip_key, sign_key = jax.random.split(rng.fold(key, n))
+                signs = jax.random.rademacher(sign_key, (1, 1, channels), dtype=delta.dtype)
+                turned = jax.random.randint(flip_key, (), 0, 2)
+                delta += place(tile, (row, column), turned) * signs
+            return delta
+
+        return scaled(jax.vmap(tiles)(keys))
+
+    def propose(keys, points, side):
+        def move(key, delta):
+            to_key, from_key, flip_key, sign_key = jax.random.split(key, 4)
+            position = corner(to_key, shape, side)
+            target = window(position, side, shape)
+            source = window(corner(from_key, shape, side), side, shape)
+            old = delta * target  # [H, W, C]
+            old = old / (size_of(old, (0, 1)) + 1e-12)
+            signs = jax.random.rademacher(sign_key, (1, 1, channels), dtype=delta.dtype)
+            turned = jax.random.randint(flip_key, (), 0, 2)
+            fresh = place(side, position, turned) * signs + old
+            fresh = fresh / (size_of(fresh, (0, 1)) + 1e-12)
+            fresh = fresh * budget(delta, target | source)
+            return jnp.where(target, fresh, jnp.where(source, 0, delta))
+
+        def budget(delta, union):
+            axes = (0, 1, 2)
+            used, both = size_of(delta, axes), size_of(delta * union, axes)
+            if ball is BALLS["l1"]:
+                return jnp.maximum(eps - used, 0) / channels + both
+            return jnp.sqrt(jnp.maximum(eps**2 - used**2, 0) / channels + both**2)
+
+        return scaled(jax.vmap(move)(keys, points - images))
+
+    return start, propose
