@@ -25,9 +25,9 @@ class Ball(NamedTuple):
     """One threat model.
 
     project:  (points, images, eps) -> the nearest points of ball and box, like points
-    step:     (points, gradient, size, count=None) -> points moved by `size`, in the
-              ball's own norm, along the direction that raises a linear function most;
-              not projected. count [B]: over how many coordinates, in L1 only
+    step:     (points, gradient, size, count) -> points moved by `size`, in the ball's
+              own norm, along the direction that raises a linear function most; not
+              projected. count [B]: over how many coordinates, for L1 alone
     sample:   (key, shape, eps) -> perturbation uniform in the ball, `shape` without B
     outward:  (key, shape, eps) -> a random perturbation at the sphere or outside, to be
               projected
@@ -140,11 +140,11 @@ project_l1 = project_dual(
 )
 
 
-def step_linf(points, gradient, size, count=None):
+def step_linf(points, gradient, size, count):
     return points + per_row(size, points) * jnp.sign(gradient)
 
 
-def step_l2(points, gradient, size, count=None):
+def step_l2(points, gradient, size, count):
     rows = flat(gradient)
     # Scaled first, so that squares of tiny gradients do not vanish.
     rows = rows / jnp.maximum(jnp.max(jnp.abs(rows), axis=1, keepdims=True), TINY)
@@ -155,17 +155,17 @@ def step_l2(points, gradient, size, count=None):
 TINY = 1e-30
 
 
-def step_l1(points, gradient, size, count=None):
+def step_l1(points, gradient, size, count):
     """Spends `size` on the coordinates with the largest gradient that have room.
 
     Each takes at most its room to the box and size / count: where there is room this
-    is the sign of the top `count` coordinates (by default 5% of them, the start value
-    of Croce and Hein's APGD). Count 1 fills one coordinate after the other, which is
-    the exact maximum of a linear function over an L1 ball in the box.
+    is the sign of the top `count` coordinates (Croce and Hein 2021). Count 1 fills one
+    coordinate after the other, which is the exact maximum of a linear function over
+    an L1 ball in the box.
     """
     start, slope = flat(points), flat(gradient)
     size = jnp.broadcast_to(jnp.asarray(size, start.dtype), start.shape[:1])[:, None]
-    count = 0.05 * start.shape[1] if count is None else jnp.reshape(count, (-1, 1))
+    count = jnp.reshape(count, (-1, 1))
     room = jnp.where(slope > 0, 1 - start, start)
     room = jnp.clip(room, 0, size / jnp.maximum(count, 1))
     amount = fill(jnp.abs(slope), room, size)

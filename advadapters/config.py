@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from advadapters.errors import UsageError
 
-FRACTION = re.compile(r"(--\S+=)(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)$")
+FRACTION = re.compile(r"(--config\.\S+=)(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)$")
 
 
 def variant(text, known):

@@ -115,17 +115,19 @@ def test_l1_step_spreads_over_the_top_coordinates_and_passes_those_without_room(
     points = np.full((1, 10, 10, 1), 0.5, np.float32)
     slope = np.arange(1, 101, dtype=np.float32).reshape(points.shape)
     points[0, 9, 9] = 1.0
-    moved = (np.asarray(BALLS["l1"].step(points, slope, 0.5)) - points).ravel()
+    moved = (
+        np.asarray(BALLS["l1"].step(points, slope, 0.5, np.array([5.0]))) - points
+    ).ravel()
     np.testing.assert_allclose(moved[-6:-1], 0.1, rtol=1e-5)
     assert np.count_nonzero(moved) == 5
 
 
 def test_zero_and_tiny_gradients_give_no_nan():
-    points = jnp.full((1, 2, 2, 1), 0.5)
+    points, one = jnp.full((1, 2, 2, 1), 0.5), jnp.ones(1)
     for ball in BALLS.values():
-        assert jnp.array_equal(ball.step(points, jnp.zeros_like(points), 0.1), points)
+        assert jnp.array_equal(ball.step(points, jnp.zeros_like(points), 0.1, one), points)
     tiny = jnp.full_like(points, 1e-25)
-    moved = BALLS["l2"].step(points, tiny, 0.1) - points
+    moved = BALLS["l2"].step(points, tiny, 0.1, one) - points
     np.testing.assert_allclose(BALLS["l2"].norm(moved), 0.1, rtol=1e-5)
 
 

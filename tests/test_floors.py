@@ -5,7 +5,7 @@ import pathlib
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "advadapters"
 FLOORS = [
-    {"errors", "trees", "rng", "mesh", "defaults"},
+    {"errors", "intervals", "trees", "rng", "mesh", "defaults"},
     {"balls", "losses", "config"},
     {"models", "adapters", "attacks", "data", "soups"},
     {"training", "evaluation", "checkpoints"},

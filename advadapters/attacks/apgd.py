@@ -224,7 +224,9 @@ def density(points, images):
 
 def momentum_move(ball, state, images, eps):
     """A projected step, blended with the last move (Eq. 1 of the paper)."""
-    ahead = ball.project(ball.step(state.points, state.slope, state.size), images, eps)
+    ahead = ball.project(
+        ball.step(state.points, state.slope, state.size, state.count), images, eps
+    )
     share = jnp.where(state.step > 0, MOMENTUM, 1.0)
     blend = (
         state.points

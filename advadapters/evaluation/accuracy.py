@@ -1,7 +1,5 @@
 """Clean and robust accuracy of many mixtures at once, counted exactly."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +7,16 @@ import numpy as np
 from advadapters import mesh as meshes
 from advadapters import rng, trees
 from advadapters.data.augment import to_float
+from advadapters.intervals import wilson
 
 
 def make_counter(apply, attack, *, seed, mesh):
     """jit: (variables, mixtures [S, K], batch) -> correct predictions int32 [S].
 
     Each soup is attacked through itself. With an attack, an image counts only if
-    the network is right before and after it. Random numbers depend on the seed and
-    the number of the image, not on batches or devices.
+    the network is right before and after it; logits that are not finite are wrong.
+    Random numbers depend on the seed and the number of the image, not on batches or
+    devices.
     """
 
     def count(variables, mixtures, batch):
@@ -27,7 +27,9 @@ def make_counter(apply, attack, *, seed, mesh):
             params = trees.plain(variables, mixture)
 
             def right(images):
-                return jnp.argmax(apply(params, images), axis=-1) == labels
+                logits = apply(params, images)
+                finite = jnp.all(jnp.isfinite(logits), axis=-1)
+                return finite & (jnp.argmax(logits, axis=-1) == labels)
 
             correct = right(images) & batch["mask"]
             if attack is not None:
@@ -64,22 +66,9 @@ def accuracies(counter, variables, mixtures, batches, *, mesh, at_once, progress
     return correct, examples
 
 
-def interval(correct, examples, z=1.959964):
-    """95% Wilson score interval of a proportion, (low, high)."""
-    if not examples:
-        return 0.0, 1.0
-    share = correct / examples
-    center = share + z * z / (2 * examples)
-    spread = z * math.sqrt(
-        share * (1 - share) / examples + z * z / (4 * examples * examples)
-    )
-    scale = 1 + z * z / examples
-    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
-
-
 def row(mixture, suite, correct, examples, step):
     """One row of results.json."""
-    low, high = interval(correct, examples)
+    low, high = wilson(correct, examples)
     return {
         "mixture": mixture,
         "suite": suite,

@@ -91,8 +91,10 @@ def best_gain(norm, slope, image, eps):
 @pytest.mark.parametrize("inner", [True, False])
 @pytest.mark.parametrize("norm", balls.BALLS)
 def test_linear_model_reaches_the_optimum(norm, inner, rng):
-    """Away from the box the gain is eps * dual norm; at the box the exact optimum."""
-    shape, eps = (4, 5, 4, 1), {"linf": 0.1, "l2": 0.3, "l1": 0.3}[norm]
+    """From a random start, in 768 dimensions, where sparse and dense steps differ.
+
+    Away from the box the gain is eps * dual norm; at the box the exact optimum."""
+    shape, eps = (4, 16, 16, 3), {"linf": 0.1, "l2": 0.3, "l1": 3.0}[norm]
     logits_fn, slope = linear(shape[1:], rng)
     low, high = (0.4, 0.6) if inner else (-0.5, 1.5)
     images = np.clip(rng.uniform(low, high, shape), 0, 1).astype(np.float32)
@@ -105,19 +107,14 @@ def test_linear_model_reaches_the_optimum(norm, inner, rng):
         eps=eps,
         steps=200,
         step_size=eps / 20,
-        # A path of sparse steps of a fixed size only passes through the L1 optimum
-        # when it starts at the image.
-        random_start=norm != "l1",
         loss="margin",
         keep="best",
     )
     gain = ((np.asarray(found) - images).reshape(4, -1) * slope).sum(1)
     best = [best_gain(norm, slope, image.ravel(), eps) for image in images]
-    np.testing.assert_allclose(gain, best, rtol=2e-3)
-    if inner:
-        dual = {"linf": np.abs(slope).sum(), "l2": np.linalg.norm(slope)}.get(
-            norm, np.abs(slope).max()
-        )
+    np.testing.assert_allclose(gain, best, rtol=2e-3 if norm != "l1" else 2e-2)
+    if inner and norm != "l1":
+        dual = {"linf": np.abs(slope).sum(), "l2": np.linalg.norm(slope)}[norm]
         np.testing.assert_allclose(best, eps * dual, rtol=1e-4)
 
 

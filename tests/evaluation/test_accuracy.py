@@ -13,6 +13,7 @@ from advadapters.attacks.pgd import pgd
 from advadapters.data import pipeline
 from advadapters.data.sources import ArraySplit
 from advadapters.evaluation import accuracy, tables
+from advadapters.intervals import wilson
 from advadapters.training import state
 
 NET = tiny.network()
@@ -83,9 +84,11 @@ def test_an_image_wrong_before_the_attack_is_never_robust(mesh):
 
 def test_wilson_interval():
     # Wilson (1927), computed by hand for 8 of 10 and 0 of 10.
-    np.testing.assert_allclose(accuracy.interval(8, 10), (0.4902, 0.9433), atol=1e-4)
-    np.testing.assert_allclose(accuracy.interval(0, 10), (0.0, 0.2775), atol=1e-4)
-    assert accuracy.interval(0, 0) == (0.0, 1.0)
+    np.testing.assert_allclose(wilson(8, 10), (0.4902, 0.9433), atol=1e-4)
+    np.testing.assert_allclose(wilson(0, 10), (0.0, 0.2775), atol=1e-4)
+    assert wilson(0, 0) == (0.0, 1.0)
+    for n in range(1, 3000):
+        assert wilson(0, n)[0] == 0.0 and wilson(n, n)[1] == 1.0
 
 
 def example_rows():
