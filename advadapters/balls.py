@@ -263,14 +263,17 @@ def to_plane_l1(points, weights, gap):
 
 
 def max_abs(delta):
+    """Linf norm [B] of [B, ...]."""
     return jnp.max(jnp.abs(flat(delta)), axis=1)
 
 
 def sum_abs(delta):
+    """L1 norm [B] of [B, ...]."""
     return rows_l1(flat(delta))[:, 0]
 
 
 def root_squares(delta):
+    """L2 norm [B] of [B, ...]."""
     return rows_l2(flat(delta))[:, 0]
 
 

@@ -1,6 +1,7 @@
 """Config -> objects: the only reader of configs; everything below takes arguments."""
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,10 +27,16 @@ MODES = ("eval", "train")
 
 
 class Network(NamedTuple):
-    """init: key -> parameter tree; apply: (params, images, key=None) -> logits."""
+    """Pure functions of one model.
+
+    init: key -> parameter tree. apply: (params, images, key=None) -> logits; a key asks
+    for training behaviour. evaluate: (params, images) -> logits, in the precision of
+    evaluation.
+    """
 
     init: Callable
     apply: Callable
+    evaluate: Callable
 
 
 class Data(NamedTuple):
@@ -83,7 +90,7 @@ def build(config, mesh):
     UsageError for anything that cannot work.
     """
     with Section("config", config) as c:
-        domains = c.take("domains", tuple)
+        domains = c.take("domains", tuple, of=str)
         batch_size = c.take("batch_size", int, low=1)
         accumulate = c.take("accumulate", int, low=1)
         need_divisible("config.batch_size", batch_size, accumulate, mesh)
@@ -91,22 +98,26 @@ def build(config, mesh):
         classes = model.take("classes", int, low=2)
         with c.section("data") as section:
             data = read_data(section, classes)
+        evaluated = c.section("evaluation")
         with model:
-            network = read_model(model, data, classes)
+            exact = evaluated.choice("dtype", DTYPES)
+            network = read_model(model, data, classes, exact)
         epochs = c.take("epochs", float, above=0)
         epoch = len(data.train) / batch_size
         steps = max(1, round(epochs * epoch))
         with c.section("optimizer") as section:
             max_nonfinite = section.take("max_nonfinite", int, low=1)
-            schedule, tx = read_optimizer(section, batch_size, epoch, steps)
+            decayed = section.take("decayed", tuple, of=str)
+            schedule, tx = read_optimizer(section, batch_size, epoch, steps, decayed)
         attacks = read_attacks(c.sections("attacks"), "config.attacks")
         seen = read_views(c.sections("views"), domains, attacks)
-        with c.section("evaluation") as section:
-            evaluation = read_evaluation(section, len(domains), mesh)
-        patterns = adapters.patterns(c.take("adapters", tuple))
-        check_patterns(network, patterns)
+        with evaluated:
+            evaluation = read_evaluation(evaluated, len(domains), mesh)
+        patterns = adapters.patterns(c.take("adapters", tuple, of=str))
+        check_patterns(network, patterns, "config.adapters")
+        check_patterns(network, decayed, "config.optimizer.decayed")
         run = Run(
-            seed=c.take("seed", int, low=0),
+            seed=c.take("seed", int, low=0, high=2**32 - 1),
             steps=steps,
             batch_size=batch_size,
             accumulate=accumulate,
@@ -182,8 +193,8 @@ def read_data(c, classes):
     )
 
 
-def read_model(c, data, classes):
-    """config.model -> Network."""
+def read_model(c, data, classes, exact):
+    """config.model -> Network; exact: the name of evaluation's type."""
     module = pick(MODELS, c.take("name", str), "config.model.name")
     patch = c.take("patch", int, low=1)
     if data.image_size % patch:
@@ -204,11 +215,17 @@ def read_model(c, data, classes):
         scan=c.take("scan", bool),
         dtype=DTYPES[c.choice("dtype", DTYPES)],
     )
-    return make_network(model, (data.image_size, data.image_size, data.channels))
+    shape = (data.image_size, data.image_size, data.channels)
+    return make_network(model, shape, DTYPES[exact])
 
 
-def make_network(model, shape):
-    """A linen module as two pure functions; shape: [H, W, C] of its images."""
+def make_network(model, shape, exact=jnp.float32):
+    """A linen module as pure functions; shape: [H, W, C] of its images.
+
+    exact: the type of matrix products in evaluation. Around a pixel value bfloat16 has
+    steps as coarse as those of an attack.
+    """
+    precise = model.clone(dtype=exact)
 
     def init(key):
         return model.init(key, jnp.zeros((1, *shape)))["params"]
@@ -217,7 +234,10 @@ def make_network(model, shape):
         rngs = None if key is None else {"drop_path": key}
         return model.apply({"params": params}, images, train=key is not None, rngs=rngs)
 
-    return Network(init, apply)
+    def evaluate(params, images):
+        return precise.apply({"params": params}, images)
+
+    return Network(init, apply, evaluate)
 
 
 def read_size(text):
@@ -238,28 +258,30 @@ def read_size(text):
 
 def read_channels(c, key, channels):
     """A tuple of one float per channel."""
-    values = c.take(key, tuple)
-    if len(values) != channels or not all(isinstance(v, float) for v in values):
+    values = c.take(key, tuple, of=float)
+    if len(values) != channels:
         raise UsageError(
             f"{c.name}.{key} must be {channels} floats, one per channel, got {values}"
         )
+    if key == "std" and min(values) <= 0:
+        raise UsageError(f"{c.name}.std must be above 0, got {values}")
     return values
 
 
-def read_optimizer(c, batch_size, epoch, steps):
+def read_optimizer(c, batch_size, epoch, steps, decayed):
     """config.optimizer -> (schedule, gradient transformation)."""
     schedule = optim.schedule(
         # The linear scaling rule: rates are given for a batch of 256.
-        peak=c.take("base_lr", float, above=0) * batch_size / 256,
+        peak=c.take("base_lr", float, above=0, high=1e6) * batch_size / 256,
         steps=steps,
         warmup_steps=min(round(c.take("warmup_epochs", float, low=0.0) * epoch), steps - 1),
     )
     return schedule, optim.adamw(
         learning_rate=schedule,
-        b1=c.take("b1", float, low=0.0, high=1.0),
-        b2=c.take("b2", float, low=0.0, high=1.0),
+        b1=c.take("b1", float, low=0.0, below=1.0),
+        b2=c.take("b2", float, low=0.0, below=1.0),
         weight_decay=c.take("weight_decay", float, low=0.0),
-        decayed=c.take("decayed", tuple),
+        decayed=decayed,
         clip_norm=c.take("clip_norm", float, low=0.0),
     )
 
@@ -273,29 +295,28 @@ def read_attacks(sections, where):
     return found
 
 
+# How the settings that attacks have are read from a config; which of them an attack
+# has is its signature's word.
+SETTINGS = {
+    "steps": lambda c: c.take("steps", int, low=1),
+    "step_size": lambda c: c.take("step_size", float, low=0.0),
+    "random_start": lambda c: c.take("random_start", bool),
+    "restarts": lambda c: c.take("restarts", int, low=1),
+    "loss": lambda c: c.choice("loss", losses.LOSSES),
+    "target": lambda c: c.choice("target", TARGETS),
+    "keep": lambda c: c.choice("keep", ("last", "best")),
+    "queries": lambda c: c.take("queries", int, low=1),
+}
+
+
 def read_attack(c):
-    """One attack: the settings of `attacks.pgd.pgd`."""
+    """One attack with its settings."""
+    function = pick(ATTACKS, c.take("name", str), f"{c.name}.name")
     norm = c.choice("norm", BALLS)
-    return functools.partial(
-        pick(ATTACKS, c.take("name", str), f"{c.name}.name"),
-        norm=norm,
-        eps=c.take("eps", float, above=0, high=1 if norm == "linf" else None),
-        steps=c.take("steps", int, low=1),
-        step_size=c.take("step_size", float, 0.0, low=0.0),
-        random_start=c.take("random_start", bool, True),
-        restarts=c.take("restarts", int, 1, low=1),
-        loss=pick_name(c, "loss", losses.LOSSES, "cross_entropy"),
-        target=pick_name(c, "target", TARGETS, ""),
-        keep=pick_name(c, "keep", ("last", "best"), "last"),
-    )
-
-
-def pick_name(c, key, allowed, default):
-    """An optional key that must be one of the strings in `allowed`."""
-    if key not in c.left:
-        c.known.append(key)
-        return default
-    return c.choice(key, allowed)
+    eps = c.take("eps", float, above=0, high=1 if norm == "linf" else None)
+    names = inspect.signature(function).parameters
+    settings = {name: read(c) for name, read in SETTINGS.items() if name in names}
+    return functools.partial(function, norm=norm, eps=eps, **settings)
 
 
 def read_views(sections, domains, attacks):
@@ -308,7 +329,11 @@ def read_views(sections, domains, attacks):
     for name, c in sections.items():
         with c:
             seen.append(read_view(name, c, domains, attacks))
-    unused = [d for k, d in enumerate(domains) if not any(v.mixture[k] for v in seen)]
+    if not any(view.weight for view in seen):
+        raise UsageError("config.views: every weight is 0, so nothing is trained")
+    unused = [
+        d for k, d in enumerate(domains) if not any(v.mixture[k] and v.weight for v in seen)
+    ]
     if unused:
         raise UsageError(
             f"config.domains has {len(domains)} domains, but no view trains {unused}: "
@@ -326,13 +351,16 @@ def read_view(name, c, domains, attacks):
             f"{c.name}.mixture names {unknown or 'nothing'}; config.domains has: "
             + ", ".join(domains)
         )
+    weights = [Section(c.name + ".mixture", mixture).take(d, float) for d in mixture]
+    if abs(sum(weights) - 1) > 1e-6:
+        raise UsageError(f"{c.name}.mixture must sum to 1, got {mixture}")
     attack = c.take("attack", str)
     return views.View(
         name=name,
         mixture=tuple(float(mixture.get(domain, 0.0)) for domain in domains),
         weight=c.take("weight", float, low=0.0),
         attack=pick(attacks, attack, f"{c.name}.attack") if attack else None,
-        train_mode=pick_name(c, "attack_mode", MODES, "eval") == "train",
+        train_mode=c.choice("attack_mode", MODES) == "train",
     )
 
 
@@ -340,7 +368,9 @@ def read_evaluation(c, count, mesh):
     """config.evaluation -> Evaluation."""
     batch_size = c.take("batch_size", int, low=1)
     need_divisible("config.evaluation.batch_size", batch_size, 1, mesh)
-    weights = c.take("soup_weights", tuple)
+    weights = c.take("soup_weights", tuple, of=float)
+    if not weights:
+        raise UsageError(f"{c.name}.soup_weights is empty: give weights like (1.0, 0.0)")
     mixtures = list(dict.fromkeys(soups.lines(count, weights)))
     at_once = c.take("soups_at_once", int, low=1)
     return Evaluation(
@@ -352,13 +382,13 @@ def read_evaluation(c, count, mesh):
     )
 
 
-def check_patterns(network, patterns):
-    """Raises UsageError if an adapter pattern matches no parameter."""
+def check_patterns(network, patterns, where):
+    """Raises UsageError if a pattern matches no parameter."""
     params = jax.eval_shape(network.init, jax.random.key(0))
     try:
         trees.select(trees.flatten(params), patterns)
     except trees.PatternError as error:
-        raise UsageError(f"config.adapters: {error}") from None
+        raise UsageError(f"{where}: {error}") from None
 
 
 def initial_state(run):

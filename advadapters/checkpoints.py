@@ -12,7 +12,7 @@ class Checkpoints:
     Saves are asynchronous; leave the `with` block to wait for the last one.
     """
 
-    def __init__(self, folder, *, keep=2, best=False):
+    def __init__(self, folder, *, keep=2, best=False, read_only=False):
         policies = [checkpoint_managers.LatestN(keep)]
         if best:
             policies.append(
@@ -27,7 +27,8 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 best_fn=score_of if best else None,
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
             ),
         )
 

@@ -5,6 +5,7 @@ are read key by key through `Section`, which refuses wrong types and keys that
 nobody reads. This module is light: `--help` and bad flags need no jax.
 """
 
+import math
 import pathlib
 import re
 
@@ -58,8 +59,8 @@ def parse(argv, names, with_config=True):
         raise UsageError(reason(error)) from None
     except (AttributeError, KeyError) as error:
         raise UsageError(f"no such config key: {reason(error)}") from None
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"bad config value: {reason(error)}") from None
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise UsageError(f"bad config: {reason(error)}") from None
     if rest:
         raise UsageError(f"unexpected argument {rest[0]!r}; flags are --name=value")
     for name in ("config", *names) if with_config else names:
@@ -92,9 +93,6 @@ def reason(error):
     return ". ".join([first, *hints])
 
 
-REQUIRED = object()
-
-
 class Section:
     """Values of one part of a config, taken key by key.
 
@@ -119,23 +117,32 @@ class Section:
                 + ", ".join(self.known)
             )
 
-    def take(self, key, kind, default=REQUIRED, *, low=None, above=None, high=None):
-        """The value of a key, of this type, with low <= value and above < value <= high."""
+    def take(self, key, kind, *, low=None, above=None, below=None, high=None, of=None):
+        """The value of a key, of this type (a tuple: of such elements), within bounds.
+
+        low <= value <= high, above < value < below. Floats must be finite.
+        """
         self.known.append(key)
         if key not in self.left:
-            if default is REQUIRED:
-                raise UsageError(f"{self.name}.{key} is missing ({kind.__name__})")
-            return default
+            raise UsageError(f"{self.name}.{key} is missing ({kind.__name__})")
         value = self.left.pop(key)
         if kind is float and type(value) is int:
             value = float(value)
         if kind is tuple and isinstance(value, list):
             value = tuple(value)
+        if of is float and kind is tuple and isinstance(value, tuple):
+            value = tuple(float(v) if type(v) is int else v for v in value)
         if type(value) is not kind:
             raise UsageError(f"{self.name}.{key} must be {kind.__name__}, got {value!r}")
+        items = value if kind is tuple else (value,)
+        if of and not all(type(item) is of for item in items):
+            raise UsageError(f"{self.name}.{key} must hold {of.__name__}, got {value!r}")
+        if not all(math.isfinite(item) for item in items if isinstance(item, float)):
+            raise UsageError(f"{self.name}.{key} must be finite, got {value!r}")
         for wrong, bound in (
             (low is not None and not value >= low, f"at least {low}"),
             (above is not None and not value > above, f"above {above}"),
+            (below is not None and not value < below, f"below {below}"),
             (high is not None and not value <= high, f"at most {high}"),
         ):
             if wrong:

@@ -64,6 +64,7 @@ def config():
             ),
             evaluation=dict(
                 batch_size=100,
+                dtype="float32",  # of matrix products in evaluation and its attacks
                 # Soups w * (first domain) + (1 - w) * (each other domain).
                 soup_weights=tuple(round(0.1 * i, 1) for i in range(11, -2, -1)),
                 soups_at_once=13,
@@ -73,13 +74,30 @@ def config():
 
 
 def pgd(norm, eps, steps, **more):
-    """Settings of one PGD attack."""
-    return dict(name="pgd", norm=norm, eps=eps, steps=steps) | more
+    """Settings of one PGD attack, every key: see `advadapters.attacks.pgd.pgd`."""
+    settings = dict(
+        name="pgd",
+        norm=norm,
+        eps=eps,
+        steps=steps,
+        step_size=0.0,  # 0: min(2.5 / steps, 1) * eps
+        random_start=True,
+        restarts=1,
+        loss="cross_entropy",
+        target="",
+        keep="last",
+    )
+    return settings | more
+
+
+def evaluation_pgd(norm, eps, steps):
+    """PGD for evaluation: margin loss, which cannot saturate, and the best iterate."""
+    return pgd(norm, eps, steps, loss="margin", keep="best")
 
 
 def view(domain, weight, attack=""):
     """One view: a single domain's adapters, attacked in evaluation mode or not at all."""
-    return dict(mixture={domain: 1.0}, weight=weight, attack=attack)
+    return dict(mixture={domain: 1.0}, weight=weight, attack=attack, attack_mode="eval")
 
 
 def method(name, attacks, alpha=0.5):

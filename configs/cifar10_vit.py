@@ -37,7 +37,7 @@ def get_config(name=""):
     attacks = {norm: defaults.pgd(norm, eps, steps=5) for norm, eps in EPS.items()}
     config.update(defaults.method(name, attacks))
     config.evaluation.suites = {
-        f"pgd20_{norm}": defaults.pgd(norm, EPS[norm], steps=20, keep="best")
+        f"pgd20_{norm}": defaults.evaluation_pgd(norm, EPS[norm], steps=20)
         for norm in (EPS if name == "four" else ["linf"])
     }
     return config

@@ -36,7 +36,7 @@ def get_config(name=""):
     attacks = {norm: defaults.pgd(norm, eps, steps=5) for norm, eps in EPS.items()}
     config.update(defaults.method(name, attacks))
     config.evaluation.suites = {
-        f"pgd40_{norm}": defaults.pgd(norm, EPS[norm], steps=40, keep="best")
+        f"pgd40_{norm}": defaults.evaluation_pgd(norm, EPS[norm], steps=40)
         for norm in (EPS if name == "four" else ["linf"])
     }
     return config

@@ -3,7 +3,7 @@
 Paper: Rebuffi, Croce and Gowal, "Revisiting adapters with adversarial training"
   (ICLR 2023, arXiv 2210.04886); recipe: He et al., "Masked autoencoders" (2022),
   appendix A.2, ViT-B trained from scratch with labels.
-Command: advadapters train --config=configs/imagenet_vit_b16.py:cotrain --workdir=gs://...
+Command: advadapters train --config=configs/imagenet_vit_b16.py:cotrain --workdir=DIR
 Data: TFDS imagenet2012, prepared once with --file_format=array_record.
 Variants: cotrain (default), nominal, adversarial.
 Cost: about 93,000 steps of 4096 images; 10 forward passes' FLOPs per image (PGD-2: 4,
@@ -50,6 +50,6 @@ def get_config(name=""):
     config.update(defaults.method(name, {"linf": defaults.pgd("linf", EPS, steps=2)}))
     config.evaluation.batch_size = 2048
     config.evaluation.suites = {
-        "pgd40_linf": defaults.pgd("linf", EPS, steps=40, loss="margin", keep="best")
+        "pgd40_linf": defaults.evaluation_pgd("linf", EPS, steps=40)
     }
     return config

@@ -114,5 +114,5 @@ def test_vit_b16_counts_flops_and_steps_of_the_recipe():
         300.0,
         0.9999,
     )
-    assert config["attacks"]["linf"] == dict(name="pgd", norm="linf", eps=4 / 255, steps=2)
+    assert config["attacks"]["linf"] == defaults.pgd("linf", 4 / 255, 2)
     assert config["optimizer"]["base_lr"] * 4096 / 256 == pytest.approx(1.6e-3)

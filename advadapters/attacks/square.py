@@ -153,17 +153,19 @@ def pattern_table(sides, shape):
     return jnp.array(table)
 
 
+def size_of(ball, delta, axes):
+    """The L1 or L2 norm over some axes, which stay with length 1."""
+    if ball is BALLS["l1"]:
+        return jnp.sum(jnp.abs(delta), axis=axes, keepdims=True)
+    return jnp.sqrt(jnp.sum(jnp.square(delta), axis=axes, keepdims=True))
+
+
 def window_moves(images, eps, ball, sides):
     """(start, propose) for L2 and L1: the budget of one window goes to another."""
     shape, channels = images.shape[1:3], images.shape[3]
     tile = max(min(shape) // 5, 2)
     known = np.unique([tile, *sides])
     table = pattern_table(known, shape)
-
-    def size_of(delta, axes):
-        if ball is BALLS["l1"]:
-            return jnp.sum(jnp.abs(delta), axis=axes, keepdims=True)
-        return jnp.sqrt(jnp.sum(jnp.square(delta), axis=axes, keepdims=True))
 
     def place(side, position, turned):
         """The pattern of a side with its corner at a position, [H, W, 1]."""
@@ -172,7 +174,7 @@ def window_moves(images, eps, ball, sides):
         return jax.lax.dynamic_slice(table, at, (1, 1, *shape))[0, 0, :, :, None]
 
     def scaled(delta):
-        norm = jnp.maximum(size_of(delta, (1, 2, 3)), 1e-12)
+        norm = jnp.maximum(size_of(ball, delta, (1, 2, 3)), 1e-12)
         return jnp.clip(images + delta * (eps / norm), 0, 1)
 
     def start(keys):
@@ -198,17 +200,17 @@ def window_moves(images, eps, ball, sides):
             target = window(position, side, shape)
             source = window(corner(from_key, shape, side), side, shape)
             old = delta * target  # [H, W, C]
-            old = old / (size_of(old, (0, 1)) + 1e-12)
+            old = old / (size_of(ball, old, (0, 1)) + 1e-12)
             signs = jax.random.rademacher(sign_key, (1, 1, channels), dtype=delta.dtype)
             turned = jax.random.randint(flip_key, (), 0, 2)
             fresh = place(side, position, turned) * signs + old
-            fresh = fresh / (size_of(fresh, (0, 1)) + 1e-12)
+            fresh = fresh / (size_of(ball, fresh, (0, 1)) + 1e-12)
             fresh = fresh * budget(delta, target | source)
             return jnp.where(target, fresh, jnp.where(source, 0, delta))
 
         def budget(delta, union):
             axes = (0, 1, 2)
-            used, both = size_of(delta, axes), size_of(delta * union, axes)
+            used, both = size_of(ball, delta, axes), size_of(ball, delta * union, axes)
             if ball is BALLS["l1"]:
                 return jnp.maximum(eps - used, 0) / channels + both
             return jnp.sqrt(jnp.maximum(eps**2 - used**2, 0) / channels + both**2)

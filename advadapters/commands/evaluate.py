@@ -6,7 +6,7 @@ through itself, on the test images.
   --mixture=clean=0.9,linf=0.1   weights by domain; several separated by ";"
                                  (default: the soups that the config lists)
   --suite=pgd20_linf             suites of the config, separated by "," (default: all)
-  --examples=1000                only the first so many test images
+  --examples=1000                only so many test images, a fixed random draw
   --step=4000                    a checkpoint's step, "best" or "latest" (default)
 
 Prints a table and writes the rows to DIR/evaluation.json.
@@ -32,11 +32,11 @@ def main(argv):
     mixtures = read_mixtures(flags["mixture"], run.domains)
     names = flags["suite"].split(",") if flags["suite"] else run.evaluation.suites
     suites = {name: pick(run.evaluation.suites, name, "suite") for name in names}
-    test = runs.first(run.data.test, read_number("examples", flags["examples"]))
+    test = runs.sample(run.data.test, read_number("examples", flags["examples"]))
     variables, step = runs.restore_variables(opened, flags["step"])
     rows = runs.evaluate(opened, variables, test, step, mixtures, suites)
     file = opened.folder / "evaluation.json"
-    file.write_text(json.dumps(rows, indent=1) + "\n")
+    workdir.write_text(file, json.dumps(rows, indent=1) + "\n")
     print(tables.markdown(rows))
     print(f"written to {file}")
     return 0

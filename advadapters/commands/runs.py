@@ -1,6 +1,5 @@
 """A run in a workdir: what the verbs share, put together from the parts."""
 
-import json
 import sys
 import time
 from typing import Any, NamedTuple
@@ -32,11 +31,14 @@ def open_run(config, path):
     return OpenRun(run, mesh, workdir.open_workdir(path, config))
 
 
-def open_checkpoints(opened):
-    """The checkpoints of a run."""
+def open_checkpoints(opened, read_only=False):
+    """The checkpoints of a run; read_only leaves a running trainer's files alone."""
     run = opened.run
     return checkpoints.Checkpoints(
-        opened.folder / "checkpoints", keep=run.keep, best=bool(run.every.validate)
+        opened.folder / "checkpoints",
+        keep=run.keep,
+        best=bool(run.every.validate),
+        read_only=read_only,
     )
 
 
@@ -53,9 +55,10 @@ def train(opened):
     make, abstract = place_state(opened)
     with open_checkpoints(opened) as saved:
         start = saved.latest() or 0
-        if start == run.steps and (folder / "results.json").exists():
+        finished = workdir.read_results(folder) if start == run.steps else None
+        if finished:
             print(f"{folder}: finished already, {run.steps} steps; nothing to do")
-            print(tables.markdown(json.loads((folder / "results.json").read_text())))
+            print(tables.markdown(finished))
             return 0
         print_head(opened, abstract, start)
         state = saved.restore(abstract, start) if start else make()
@@ -163,7 +166,7 @@ def counter_of(opened, attack):
     key = (id(opened.run), attack)
     if key not in COUNTERS:
         COUNTERS[key] = accuracy.make_counter(
-            opened.run.network.apply, attack, seed=opened.run.seed, mesh=opened.mesh
+            opened.run.network.evaluate, attack, seed=opened.run.seed, mesh=opened.mesh
         )
     return COUNTERS[key]
 
@@ -262,7 +265,7 @@ def parameter_table(variables, patterns, domains):
 def restore_variables(opened, step):
     """(averaged variables, step) of a checkpoint: "latest", "best" or a number."""
     _, abstract = place_state(opened)
-    with open_checkpoints(opened) as saved:
+    with open_checkpoints(opened, read_only=True) as saved:
         named = {"latest": saved.latest(), "best": saved.best()}
         found = named[step] if step in named else int(step) if step.isdecimal() else None
         if found not in saved.steps():
@@ -273,8 +276,9 @@ def restore_variables(opened, step):
         return saved.restore(abstract, found).ema, found
 
 
-def first(split, count):
-    """The first `count` examples of a split; all for None."""
+def sample(split, count):
+    """`count` examples of a split, drawn once for all; all for None."""
     if count is None or count >= len(split):
         return split
-    return Subset(split, np.arange(count))
+    drawn = np.random.default_rng(0).permutation(len(split))[:count]
+    return Subset(split, np.sort(drawn))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 from etils import epath
 
@@ -13,13 +14,12 @@ def open_workdir(path, config):
 
     Raises UsageError if it cannot be written or holds a run of another config.
     """
-    folder = epath.Path(path)
-    folder = folder if "://" in str(path) else folder.absolute()
+    folder = epath.Path(os.path.abspath(os.path.expanduser(path)))
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     file = folder / "config.json"
     try:
         if file.exists():
-            refuse_other(folder, json.loads(file.read_text()), json.loads(text))
+            refuse_other(folder, read_config(folder), retuple(json.loads(text)))
             return folder
         if folder.exists() and any(folder.iterdir()):
             raise UsageError(
@@ -27,8 +27,8 @@ def open_workdir(path, config):
                 "name an empty or a new folder"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    except (OSError, json.JSONDecodeError) as error:
+        write_text(file, text)
+    except OSError as error:
         raise UsageError(f"cannot use {folder} as a workdir: {error}") from None
     return folder
 
@@ -57,11 +57,14 @@ def leaves(tree, prefix=""):
 
 def read_config(path):
     """The config of a run's folder."""
-    file = epath.Path(path) / "config.json"
+    file = epath.Path(os.path.expanduser(path)) / "config.json"
     try:
-        return retuple(json.loads(file.read_text()))
-    except (OSError, json.JSONDecodeError) as error:
+        config = retuple(json.loads(file.read_text()))
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} holds no run: {error}") from None
+    if not isinstance(config, dict):
+        raise UsageError(f"{path} holds no run: config.json is no config")
+    return config
 
 
 def retuple(value):
@@ -79,7 +82,7 @@ class Log:
 
         self.path = folder / "metrics.jsonl"
         kept = [row for row in self.read() if row["step"] <= start]
-        self.path.write_text("".join(map(line, kept)))
+        write_text(self.path, "".join(map(line, kept)))
         self.events = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
 
     def read(self):
@@ -111,11 +114,26 @@ def line(row):
     return json.dumps(finite) + "\n"
 
 
+def write_text(file, text):
+    """Writes a file whole or not at all."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(text)
+    part.replace(file)
+
+
 def write_results(folder, rows):
-    """results.json, results.md and tradeoff.png."""
+    """tradeoff.png, results.md and, last, results.json: it says that all is there."""
     from advadapters.evaluation import tables
 
-    (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (folder / "results.md").write_text(tables.markdown(rows) + "\n")
     with (folder / "tradeoff.png").open("wb") as file:
         tables.draw_tradeoff(rows, file)
+    write_text(folder / "results.md", tables.markdown(rows) + "\n")
+    write_text(folder / "results.json", json.dumps(rows, indent=1) + "\n")
+
+
+def read_results(folder):
+    """The rows of results.json, or None if they are not there or not whole."""
+    try:
+        return json.loads((folder / "results.json").read_text())
+    except (OSError, ValueError):
+        return None

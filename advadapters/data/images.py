@@ -38,7 +38,7 @@ def central_crop(image, size, ratio):
 def random_resized_crop(image, size, rng, scale=(0.08, 1.0), aspect=(3 / 4, 4 / 3)):
     """A random part of `scale` of the area, resized to [size, size, C] (Inception crop).
 
-    Ten tries for a box that fits, then the whole image, as torchvision does it.
+    Ten tries for a box that fits, then the central square.
     """
     height, width = image.shape[:2]
     for _ in range(10):

@@ -6,6 +6,7 @@ None for a corrupt image that may be skipped. Nothing is shuffled or resized her
 
 import gzip
 import pathlib
+import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -150,7 +151,7 @@ def npz(path, options):
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot read {path} as .npz: {error}") from None
     splits = []
     for split in ("train", "test"):
@@ -162,10 +163,13 @@ def npz(path, options):
             ) from None
         if images.ndim == 3:
             images = images[..., None]
-        if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
+        whole = labels.ndim == 1 and labels.dtype.kind in "iu"
+        fits = images.ndim == 4 and labels.shape == images.shape[:1]
+        if images.dtype != np.uint8 or not (whole and fits):
             raise UsageError(
-                f"{path}: {split}_images must be uint8 [N, H, W, C] with N labels, got "
-                f"{images.dtype} {images.shape} and {len(labels)} labels"
+                f"{path}: {split}_images must be uint8 [N, H, W, C] and {split}_labels "
+                f"whole numbers [N], got {images.dtype} {images.shape} and "
+                f"{labels.dtype} {labels.shape}"
             )
         splits.append(ArraySplit(images, labels))
     return Source(*splits, 0)
@@ -189,10 +193,14 @@ def read_idx(root, name):
     """One IDX file -> uint8 array of the shape in its header."""
     for path, opener in ((root / f"{name}.gz", gzip.open), (root / name, open)):
         if path.is_file():
-            with opener(path, "rb") as file:
-                data = file.read()
-            shape = np.frombuffer(data, ">i4", data[3], 4)
-            return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+            try:
+                with opener(path, "rb") as file:
+                    data = file.read()
+                shape = np.frombuffer(data, ">i4", data[3], 4)
+                values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
+                return values.reshape(shape)
+            except (OSError, EOFError, ValueError, IndexError) as error:
+                raise UsageError(f"cannot read {path}: {error}") from None
     raise UsageError(
         f"no {name}.gz in {root}: Fashion-MNIST's files are in Debian's package "
         "dataset-fashion-mnist, under /usr/share/datasets/fashion-mnist"
@@ -216,10 +224,10 @@ def tfds(path, options):
             for name in ("train", splits[0])
         )
         return Source(train, test, builder.info.features["label"].num_classes)
-    except (
-        tensorflow_datasets.core.registered.DatasetNotFoundError,
-        NotImplementedError,
-    ) as error:
+    except UsageError:
+        raise
+    # Whatever TFDS says of a name or of files that it cannot use is bad input to us.
+    except Exception as error:
         line = str(error).strip().splitlines()[0]
         raise UsageError(f"cannot read TFDS {path!r} as ArrayRecord: {line}") from None
 

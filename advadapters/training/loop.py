@@ -29,6 +29,8 @@ class Every(NamedTuple):
 def run(state, step_fn, batches, *, start, stop, mesh, every, log, validate, save, limit):
     """Trains from step `start` to `stop`; returns the state.
 
+    Every validated state is saved, so that the best one is there to be found.
+
     log(step, metrics) gets means over the steps since the last line; validate(state,
     step) returns a score or None; save(step, state, score) starts a checkpoint. In
     this order after each step: log, validate, save. Raises Diverged when `limit`
@@ -46,9 +48,12 @@ def run(state, step_fn, batches, *, start, stop, mesh, every, log, validate, sav
             if bad >= limit:
                 raise Diverged(f"{bad} updates in a row were not finite at step {step}")
             started, counted = time.monotonic(), step
-        score = validate(state, step) if every.due("validate", step, stop) else None
-        if every.due("checkpoint", step, stop):
+        paused = time.monotonic()
+        validated = every.due("validate", step, stop)
+        score = validate(state, step) if validated else None
+        if validated or every.due("checkpoint", step, stop):
             save(step, state, score)
+        started += time.monotonic() - paused
     return state
 
 

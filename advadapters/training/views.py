@@ -80,7 +80,8 @@ def attacked(apply, view, params, batch, key):
         return batch["images"]
     key = rng.fold(key, "attack", view.name)
     params = jax.lax.stop_gradient(params)
-    forward_key = rng.fold(key, "forward") if view.train_mode else None
+    first = batch["index"][0]
+    forward_key = rng.fold(key, "forward", first) if view.train_mode else None
     keys = rng.by_index(rng.fold(key, "start"), batch["index"])
     return view.attack(
         lambda images: apply(params, images, forward_key),

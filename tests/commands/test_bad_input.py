@@ -80,6 +80,35 @@ CASES = {
         [DIGITS, "--config.validate_every=10"],
         "config.validate_every needs held-out images",
     ),
+    "eps in a view's mixture": (
+        [DIGITS, "--config.views.linf.mixture.linf=0.5"],
+        "config.views.linf.mixture must sum to 1",
+    ),
+    "no weights": (
+        [DIGITS, "--config.views.linf.weight=0.0", "--config.views.clean.weight=0.0"],
+        "every weight is 0",
+    ),
+    "a domain of weight zero": (
+        [DIGITS, "--config.views.linf.weight=0.0"],
+        "no view trains ['linf']",
+    ),
+    "infinite epochs": ([DIGITS, "--config.epochs=inf"], "epochs must be finite"),
+    "no soups": ([DIGITS, "--config.evaluation.soup_weights=()"], "soup_weights is empty"),
+    "soup of words": ([DIGITS, '--config.evaluation.soup_weights=("a",)'], "soup_weights"),
+    "adapter number": ([DIGITS, "--config.adapters=(1,)"], "adapters must hold str"),
+    "domain number": ([DIGITS, '--config.domains=("clean",3)'], "domains must hold str"),
+    "bad pattern": (
+        [DIGITS, '--config.optimizer.decayed=("(",)'],
+        "config.optimizer.decayed: pattern '(' is not a regular expression",
+    ),
+    "decay of nothing": (
+        [DIGITS, '--config.optimizer.decayed=("kernel",)'],
+        "config.optimizer.decayed: pattern 'kernel' matches no parameter",
+    ),
+    "seed": ([DIGITS, "--config.seed=4294967296"], "seed must be at most 4294967295"),
+    "adam": ([DIGITS, "--config.optimizer.b2=1.0"], "b2 must be below 1"),
+    "std zero": ([DIGITS, "--config.model.std=(0.0,)"], "config.model.std must be above 0"),
+    "config that is no Python": (["--config=README.md"], "bad config"),
     "sincos width": (
         [DIGITS, "--config.model.size=6x1x8x1", "--config.model.positions=sincos"],
         "divisible by 4",
@@ -120,7 +149,7 @@ def test_workdirs_that_cannot_be_used(tmp_path, capsys):
     assert "another config" in line and "seed" not in line.split("(")[0]
     assert [p.name for p in (tmp_path / "old").iterdir()] == ["config.json"]
     (tmp_path / "old" / "config.json").write_text("{")
-    assert "cannot use" in fails([DIGITS, f"--workdir={tmp_path / 'old'}"], capsys)
+    assert "holds no run" in fails([DIGITS, f"--workdir={tmp_path / 'old'}"], capsys)
 
 
 def test_labels_out_of_range(tmp_path, capsys):

@@ -113,6 +113,13 @@ def test_a_finished_run_says_so(trained):
     workdir, _ = trained
     out = run("train", *QUICK, f"--workdir={workdir}")
     assert "finished already, 20 steps" in out and "| linf mode |" in out
+    # Killed while the results were written: they are made again.
+    before = (workdir / "results.json").read_text()
+    (workdir / "results.json").write_text(before[:100])
+    (workdir / "tradeoff.png").unlink()
+    out = run("train", *QUICK, f"--workdir={workdir}")
+    assert "finished already" not in out and (workdir / "tradeoff.png").exists()
+    assert (workdir / "results.json").read_text() == before
 
 
 def test_another_config_is_refused(trained, capsys):

@@ -142,6 +142,8 @@ def test_tfds_from_array_records_without_tensorflow(tmp_path):
         ("tfds:mnist", "file_format=array_record"),
         ("disk:x", "unknown data source 'disk'; there are: digits, folder"),
         ("digits:x", "takes no path"),
+        ("tfds:", "cannot read TFDS"),
+        ("tfds:cifar10/foo", "cannot read TFDS"),
     ],
 )
 def test_what_is_missing_is_said_in_one_line(spec, message, tmp_path):

@@ -82,6 +82,21 @@ def test_an_image_wrong_before_the_attack_is_never_robust(mesh):
     assert robust(variables, weights, batch) == clean(variables, weights, batch) < 16
 
 
+def test_nan_is_never_right(mesh):
+    def broken(params, images):
+        return jnp.full((images.shape[0], 5), jnp.nan)
+
+    def poison(logits_fn, images, labels, key):
+        return images * jnp.nan
+
+    _, variables = setup(8)
+    split = ArraySplit(tiny.raw_batch(8)["images"], np.zeros(8, np.int32))
+    batch = next(pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=8))
+    for apply, attack in ((broken, None), (NET.evaluate, poison)):
+        counter = accuracy.make_counter(apply, attack, seed=0, mesh=mesh)
+        assert counter(variables, jnp.array([[1.0, 0.0]]), batch) == 0
+
+
 def test_wilson_interval():
     # Wilson (1927), computed by hand for 8 of 10 and 0 of 10.
     np.testing.assert_allclose(wilson(8, 10), (0.4902, 0.9433), atol=1e-4)
