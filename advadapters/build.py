@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from advadapters import adapters, losses, soups, trees
 from advadapters import mesh as meshes
 from advadapters.attacks import ATTACKS
-from advadapters.attacks.pgd import TARGETS
+from advadapters.attacks.pgd import OPTIMIZERS, TARGETS
 from advadapters.balls import BALLS
 from advadapters.config import Section
 from advadapters.data import pipeline, sources
@@ -305,6 +305,7 @@ SETTINGS = {
     "loss": lambda c: c.choice("loss", losses.LOSSES),
     "target": lambda c: c.choice("target", TARGETS),
     "keep": lambda c: c.choice("keep", ("last", "best")),
+    "optimizer": lambda c: c.choice("optimizer", OPTIMIZERS),
     "queries": lambda c: c.take("queries", int, low=1),
 }
 

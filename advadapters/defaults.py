@@ -86,6 +86,7 @@ def pgd(norm, eps, steps, **more):
         loss="cross_entropy",
         target="",
         keep="last",
+        optimizer="steepest",  # or "adam"
     )
     return settings | more
 

@@ -1,10 +1,17 @@
-"""Attacks: functions (logits_fn, images, labels, key, **settings) -> images.
+"""Attacks: functions (logits_fn, images, labels, key, *, norm, eps, ...) -> images.
 
 The result lies in the ball and in [0, 1], is a pure function of its arguments,
 costs one trace, and carries no gradient. To add one: a function in this folder
-and a row in ATTACKS.
+and a row in ATTACKS. `autoattack` runs whole cascades on whole data sets.
 """
 
+from advadapters.attacks.apgd import apgd
+from advadapters.attacks.fab import fab
 from advadapters.attacks.pgd import pgd
+from advadapters.attacks.pyramid import pyramid
+from advadapters.attacks.square import square
+from advadapters.attacks.suites import autoattack, sweep
 
-ATTACKS = {"pgd": pgd}
+ATTACKS = {"pgd": pgd, "apgd": apgd, "fab": fab, "square": square, "pyramid": pyramid}
+
+__all__ = ["ATTACKS", "autoattack", "sweep"]

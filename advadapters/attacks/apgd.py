@@ -64,13 +64,10 @@ def checkpoints(steps):
     return jnp.array(due), jnp.array(windows, jnp.float32)
 
 
-def apgd(logits_fn, images, labels, key, **settings):
-    """Adversarial images [B, H, W, C]: see `run_apgd` for the settings.
-
-    Satisfies the attack contract; where no iterate is misclassified, the one with the
-    highest loss.
-    """
-    return run_apgd(logits_fn, images, labels, key, **settings).points
+def apgd(logits_fn, images, labels, key, *, norm, eps, steps=100, loss="cross_entropy"):
+    """Adversarial images [B, H, W, C]; where none is found, those with the highest loss."""
+    settings = dict(norm=norm, eps=eps, steps=steps, loss=loss)
+    return run_apgd(logits_fn, images, losses.class_of(labels), key, **settings).points
 
 
 def run_apgd(
@@ -173,7 +170,7 @@ def climb(ball, look, images, points, eps, steps, schedule, active, valid=True):
     valid: whether misclassified points count (they do not outside the real ball).
     """
     sparse = ball is BALLS["l1"]
-    rows, wrong, slope = look(points, -1)
+    rows, wrong, slope = look(points, 0)
     first = eps if sparse else 2.0 * eps
     sparsity = density(points, images)
     ones = jnp.ones_like(rows)
@@ -203,7 +200,7 @@ def climb(ball, look, images, points, eps, steps, schedule, active, valid=True):
 
     def iterate(state):
         moved = (sparse_move if sparse else momentum_move)(ball, state, images, eps)
-        rows, wrong, slope = look(moved, state.step)
+        rows, wrong, slope = look(moved, state.step + 1)
         state = record(state, moved, rows, wrong & valid, slope)
         check = due[state.step]
         if sparse:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from advadapters import rng
 from advadapters.attacks.apgd import Found, rows_where
 from advadapters.balls import BALLS, flat
+from advadapters.losses import class_of
 
 ALPHA_MAX, OVERSHOOT, BACKWARD = 0.1, 1.05, 0.9
 
@@ -26,9 +27,10 @@ class Walk(NamedTuple):
     distance: Any
 
 
-def fab(logits_fn, images, labels, key, **settings):
+def fab(logits_fn, images, labels, key, *, norm, eps, steps=100):
     """Adversarial images [B, H, W, C] inside the ball, the images where none is found."""
-    return run_fab(logits_fn, images, labels, key, **settings).points
+    settings = dict(norm=norm, eps=eps, steps=steps)
+    return run_fab(logits_fn, images, class_of(labels), key, **settings).points
 
 
 def run_fab(

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import zipfile
 import zlib
 
 import numpy as np
@@ -74,9 +75,9 @@ class Journal(NoJournal):
         """Takes in the recorded batches; a file that a kill cut short is dropped."""
         for file in self.files():
             try:
-                with np.load(file, allow_pickle=False) as data:
+                with file.open("rb") as raw, np.load(raw, allow_pickle=False) as data:
                     row = {name: data[name] for name in data.files}
-            except (OSError, ValueError, EOFError, zlib.error):
+            except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile):
                 file.unlink()
                 continue
             broken = row["broken"]

@@ -29,9 +29,10 @@ class Search(NamedTuple):
     loss: Any
 
 
-def square(logits_fn, images, labels, key, **settings):
+def square(logits_fn, images, labels, key, *, norm, eps, queries=5000):
     """The best images [B, H, W, C] found within the queries."""
-    return run_square(logits_fn, images, labels, key, **settings).points
+    settings = dict(norm=norm, eps=eps, queries=queries)
+    return run_square(logits_fn, images, losses.class_of(labels), key, **settings).points
 
 
 def run_square(logits_fn, images, labels, key, *, norm, eps, queries=5000, active=None):

@@ -266,29 +266,32 @@ class Attacker:
             return jax.tree.map(jnp.asarray, tree)
         return jax.device_put(tree, meshes.batched(self.mesh))
 
+    def rows(self, count):
+        """Rows of a batch for `count` images, rounded up for few shapes and all devices."""
+        return -(-count // self.unit) * self.unit
+
     def shape(self, count):
-        """Batch rows for `count` images: even batches, rounded up a little."""
+        """Rows of even batches that take `count` images."""
         calls = max(1, -(-count // self.batch_size))
-        return -(-count // (calls * self.unit)) * self.unit
+        return self.rows(-(-count // calls))
+
+    def compiled(self, stage, count):
+        """Rows of a compiled program that `count` images fill well, or 0."""
+        shapes = [rows for name, rows in self.programs if name == stage.name]
+        return min((rows for rows in shapes if count <= rows <= 1.3 * count), default=0)
 
     def batches(self, stage, left):
-        """Parts of the numbers `left`; a compiled shape is kept while it fits well."""
-        sizes = [shape for name, shape in self.programs if name == stage.name]
+        """Parts of the numbers `left`, of shapes that are compiled already if they fit."""
         while len(left):
-            want = self.shape(len(left))
-            fitting = [size for size in sizes if want <= size <= 1.3 * want]
-            size = min(fitting, default=want)
+            even = self.shape(len(left))
+            size = self.compiled(stage, even) or even
             yield left[:size]
             left = left[size:]
 
     def attack(self, stage, state, index, targets, key, round_):
         """(points, broken, cost) of one batch: numpy, only the rows asked for."""
         count = len(index)
-        rows = next(
-            (s for n, s in sorted(self.programs, key=lambda p: p[1])
-             if n == stage.name and count <= s <= max(1.3 * count, self.unit)),
-            -(-count // self.unit) * self.unit,
-        )  # fmt: skip
+        rows = self.compiled(stage, count) or self.rows(count)
         padded = np.concatenate([index, np.full(rows - count, index[0])])
         keys = rng.by_index(rng.fold(key, stage.name, round_), jnp.asarray(padded))
         inputs = self.place(

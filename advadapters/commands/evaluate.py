@@ -5,20 +5,33 @@ through itself, on the test images.
 
   --mixture=clean=0.9,linf=0.1   weights by domain; several separated by ";"
                                  (default: the soups that the config lists)
-  --suite=pgd20_linf             suites of the config, separated by "," (default: all)
+  --suite=pgd20_linf             suites of the config, separated by "," (default: all),
+                                 or autoattack, autoattack-plus (one mixture at a time)
+  --norm=linf --eps=8/255        AutoAttack's threat model
   --examples=1000                only so many test images, a fixed random draw
   --step=4000                    a checkpoint's step, "best" or "latest" (default)
 
-Prints a table and writes the rows to DIR/evaluation.json.
+Prints a table and writes the rows to DIR/evaluation.json. AutoAttack records every
+batch under DIR/autoattack and goes on from there when it is started again.
 """
 
 import json
+from fractions import Fraction
 
 from advadapters import config as configs
 from advadapters import soups
 from advadapters.errors import UsageError, pick
 
-FLAGS = {"workdir": None, "mixture": "", "suite": "", "examples": "", "step": "latest"}
+FLAGS = {
+    "workdir": None,
+    "mixture": "",
+    "suite": "",
+    "norm": "linf",
+    "eps": "",
+    "examples": "",
+    "step": "latest",
+}
+AUTOATTACK = {"autoattack": "standard", "autoattack-plus": "plus"}
 
 
 def main(argv):
@@ -30,11 +43,26 @@ def main(argv):
     opened = runs.open_run(workdir.read_config(flags["workdir"]), flags["workdir"])
     run = opened.run
     mixtures = read_mixtures(flags["mixture"], run.domains)
-    names = flags["suite"].split(",") if flags["suite"] else run.evaluation.suites
-    suites = {name: pick(run.evaluation.suites, name, "suite") for name in names}
     test = runs.sample(run.data.test, read_number("examples", flags["examples"]))
-    variables, step = runs.restore_variables(opened, flags["step"])
-    rows = runs.evaluate(opened, variables, test, step, mixtures, suites)
+    if flags["suite"] in AUTOATTACK:
+        eps = read_eps(flags["eps"])
+        rows = runs.autoattack(
+            opened,
+            test,
+            flags["step"],
+            mixtures or run.evaluation.mixtures,
+            version=AUTOATTACK[flags["suite"]],
+            norm=flags["norm"],
+            eps=eps,
+        )
+    else:
+        names = flags["suite"].split(",") if flags["suite"] else run.evaluation.suites
+        known = run.evaluation.suites | dict.fromkeys(AUTOATTACK)
+        suites = {name: pick(known, name, "suite") for name in names}
+        if None in suites.values():
+            raise UsageError("--suite: AutoAttack runs alone, without other suites")
+        variables, step = runs.restore_variables(opened, flags["step"])
+        rows = runs.evaluate(opened, variables, test, step, mixtures, suites)
     file = opened.folder / "evaluation.json"
     workdir.write_text(file, json.dumps(rows, indent=1) + "\n")
     print(tables.markdown(rows))
@@ -55,3 +83,13 @@ def read_number(name, text):
     if text and not (text.isdecimal() and int(text)):
         raise UsageError(f"--{name} must be a positive whole number, got {text!r}")
     return int(text) if text else None
+
+
+def read_eps(text):
+    """ "8/255" or "0.1" -> float."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(
+            f"--eps must be a number or a fraction like 8/255, got {text!r}"
+        ) from None

@@ -1,5 +1,6 @@
 """A run in a workdir: what the verbs share, put together from the parts."""
 
+import functools
 import sys
 import time
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from advadapters import build, checkpoints, trees
+from advadapters import attacks, build, checkpoints, trees
 from advadapters import mesh as meshes
 from advadapters.commands import workdir
 from advadapters.data.sources import Subset
@@ -193,6 +194,82 @@ def evaluate(opened, variables, split, step, mixtures=None, suites=None):
             weights = dict(zip(run.domains, map(float, mixture), strict=True))
             rows.append(accuracy.row(weights, name, right, examples, step))
     return rows
+
+
+def autoattack(opened, split, step, mixtures, *, version, norm, eps):
+    """Result rows: AutoAttack on each mixture alone, clean and after the cascade."""
+    run = opened.run
+    variables, step = restore_variables(opened, step)
+    batches = list(build.eval_batches(run, split))
+    mask = np.concatenate([batch["mask"] for batch in batches])
+    stack = {
+        key: np.concatenate([batch[key] for batch in batches])[mask]
+        for key in ("images", "labels")
+    }
+    images = stack["images"].astype(np.float32) / np.float32(255)
+    rows = []
+    for mixture in mixtures:
+        weights = dict(zip(run.domains, map(float, mixture), strict=True))
+        name = tables.name_of(weights)
+        print(f"{name}: AutoAttack {version}, {norm} {eps:g}, {len(images)} images")
+        network = jax.tree_util.Partial(
+            run.network.evaluate, trees.plain(variables, mixture)
+        )
+        report = attacks.autoattack(
+            network,
+            images,
+            stack["labels"],
+            jax.random.key(run.seed),
+            norm=norm,
+            eps=eps,
+            version=version,
+            batch_size=run.evaluation.batch_size,
+            mesh=opened.mesh if opened.mesh.size > 1 else None,
+            resume=opened.folder
+            / "autoattack"
+            / journal_name(mixture, step, norm, eps, version),
+            progress=functools.partial(show_cascade, {"": time.monotonic()}),
+        )
+        rows += report_rows(report, weights, f"autoattack_{norm}_{eps:g}", step)
+    return rows
+
+
+def journal_name(mixture, step, norm, eps, version):
+    """A folder name for one cascade."""
+    weights = "_".join(f"{weight:g}" for weight in mixture)
+    return f"{version}-{norm}-{eps:.6g}-step{step}-{weights}"
+
+
+def show_cascade(starts, *, stage, round, rounds, done, total, robust):
+    """A progress line after a batch of AutoAttack; starts: {stage: when it began}."""
+    began = starts.setdefault(stage, starts[""])
+    starts[""] = time.monotonic()
+    share = (round - 1 + done / max(total, 1)) / rounds
+    left = (starts[""] - began) * (1 - share) / share
+    print(
+        f"{stage} {round}/{rounds}: {done}/{total} images, robust {100 * robust:.1f}%, "
+        f"{100 * share:.0f}% of this attack, ETA at most {left:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def report_rows(report, mixture, suite, step):
+    """The rows of one AutoAttack report: clean, and robust with all that was found."""
+    count = len(report.robust)
+    clean = accuracy.row(
+        mixture, "clean", int((report.broken_by != "clean").sum()), count, step
+    )
+    robust = accuracy.row(mixture, suite, int(report.robust.sum()), count, step)
+    for told in report.warnings:
+        print(f"warning: {told['message']}")
+    stages = ", ".join(f"{name} {100 * v:.1f}%" for name, v in report.stages.items())
+    print(f"accuracy after each stage: {stages}")
+    return [
+        clean,
+        robust
+        | {"stages": report.stages, "costs": report.costs, "warnings": report.warnings},
+    ]
 
 
 class Meter:

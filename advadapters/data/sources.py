@@ -149,7 +149,7 @@ def folder_split(root, names, options):
 def npz(path, options):
     """Arrays train_images, train_labels, test_images, test_labels in one .npz file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot read {path} as .npz: {error}") from None

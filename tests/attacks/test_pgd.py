@@ -12,10 +12,22 @@ import tiny
 from advadapters import balls, losses
 from advadapters import mesh as meshes
 from advadapters.attacks import ATTACKS
-from advadapters.attacks.pgd import pgd, step_size_rule
+from advadapters.attacks.pgd import adam_rate, pgd, step_size_rule
 
 EPS = {"linf": 0.1, "l2": 0.5, "l1": 2.0}
-CASES = [(attack, norm) for attack in ATTACKS for norm in balls.BALLS]
+# What each attack needs to be quick; PGD takes the defaults of the others' settings.
+QUICK = {
+    "pgd": dict(steps=4, keep="best"),
+    "apgd": dict(steps=12),
+    "fab": dict(steps=8),
+    "square": dict(queries=60),
+    "pyramid": dict(steps=3, target="", step_size=0.02),
+}
+CASES = [
+    (attack, norm)
+    for attack in ATTACKS
+    for norm in (["linf"] if attack == "pyramid" else balls.BALLS)
+]
 
 
 def setup(size=8):
@@ -28,7 +40,11 @@ def setup(size=8):
 @pytest.mark.parametrize("attack, norm", CASES)
 def test_contract(attack, norm):
     logits_fn, images, labels = setup()
-    settings = dict(norm=norm, eps=EPS[norm], steps=4, keep="best")
+    # Labels that the network gets right, so that there is something to break.
+    labels = jnp.argmax(logits_fn(images), axis=1)
+    settings = dict(norm=norm, eps=EPS[norm]) | QUICK[attack]
+    radius = EPS[norm] * (31 if attack == "pyramid" else 1)
+    random = attack not in ("fab", "pyramid")
     attack = ATTACKS[attack]
 
     def attacked(images, labels, key):
@@ -40,13 +56,13 @@ def test_contract(attack, norm):
     again = run(images, labels, jax.random.key(0))
     other = run(images, labels, jax.random.key(1))
     np.testing.assert_array_equal(found, again)
-    assert not np.array_equal(found, other)
+    assert np.array_equal(found, other) != random
     assert found.dtype == jnp.float32 and found.shape == images.shape
     assert found.min() >= 0 and found.max() <= 1
-    assert balls.BALLS[norm].norm(found - images).max() <= EPS[norm] * (1 + 1e-5)
-    before = losses.cross_entropy(logits_fn(images), labels)
-    after = losses.cross_entropy(logits_fn(found), labels)
-    assert (after > before).all()
+    assert balls.BALLS[norm].norm(found - images).max() <= radius * (1 + 1e-5)
+    before = losses.margin(logits_fn(images), labels)
+    after = losses.margin(logits_fn(found), labels)
+    assert (after >= before - 1e-5).all() and (after > before + 1e-3).any()
     _, tangent = jax.jvp(
         lambda x: attacked(x, labels, jax.random.key(0)), (images,), (images,)
     )
@@ -116,6 +132,10 @@ def test_linear_model_reaches_the_optimum(norm, inner, rng):
     if inner and norm != "l1":
         dual = {"linf": np.abs(slope).sum(), "l2": np.linalg.norm(slope)}[norm]
         np.testing.assert_allclose(best, eps * dual, rtol=1e-4)
+
+
+def test_every_attack_is_in_the_contract_test():
+    assert QUICK.keys() == ATTACKS.keys()
 
 
 def test_fgsm_is_one_step_from_zero():
@@ -206,3 +226,43 @@ def test_eight_devices_attack_like_one(mesh):
         found = run(*spread)
         assert len(found.sharding.device_set) == 8
         np.testing.assert_allclose(found, run(images, labels), atol=1e-5)
+
+
+def test_adam_and_margin_find_what_the_steepest_steps_find():
+    logits_fn, images, labels = setup(32)
+    labels = jnp.argmax(logits_fn(images), axis=1)
+    broken = {}
+    for optimizer in ("steepest", "adam"):
+        found = pgd(
+            logits_fn, images, labels, jax.random.key(0), norm="linf", eps=0.05,
+            steps=40, loss="margin", keep="best", optimizer=optimizer,
+        )  # fmt: skip
+        assert jnp.abs(found - images).max() <= 0.05 + 1e-6
+        broken[optimizer] = int((jnp.argmax(logits_fn(found), axis=1) != labels).sum())
+    assert abs(broken["adam"] - broken["steepest"]) <= 2 and broken["adam"] > 5
+    rates = [float(adam_rate(step, 40)) for step in (0, 19, 20, 29, 30, 39)]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5)
+
+
+def test_given_targets_are_what_is_climbed():
+    logits_fn, images, labels = setup(16)
+    targets = (labels + 2) % 5
+    found = pgd(
+        logits_fn, images, labels, jax.random.key(0), norm="l2", eps=1.0, steps=10,
+        loss="logit_difference", targets=targets, keep="best",
+    )  # fmt: skip
+    gain = losses.logit_difference(logits_fn(found), labels, targets)
+    assert (gain > losses.logit_difference(logits_fn(images), labels, targets)).all()
+
+
+def test_pyramid_of_one_coarse_step_is_the_sum_of_its_levels():
+    """One step: every level is +-step in each cell, times its multiplier, enlarged."""
+    logits_fn, images, labels = setup(4)
+    images = 0.4 + 0.2 * images
+    moved = ATTACKS["pyramid"](
+        logits_fn, images, labels, jax.random.key(0),
+        eps=0.006, steps=1, step_size=0.001, target="",
+    )  # fmt: skip
+    # 8x8 images: a level of 7, and 14 is more than the image, so two of full size.
+    assert jnp.abs(moved - images).max() <= 0.001 * 31 + 1e-6
+    assert jnp.abs(moved - images).min() >= 0.001 * (20 - 11) - 1e-6

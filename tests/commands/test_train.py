@@ -155,6 +155,31 @@ def test_evaluate_repeats_the_result_and_takes_any_mixture(trained, capsys):
         assert message in out and "Traceback" not in out, out
 
 
+def test_autoattack_from_the_command_line(trained):
+    workdir, _ = trained
+    argv = [f"--workdir={workdir}", "--suite=autoattack", "--eps=1/50", "--examples=20"]
+    out = run("evaluate", *argv, "--mixture=clean=0.5,linf=0.5")
+    assert "apgd-ce 1/1: 20/20 images" in out or "apgd-ce 1/1" in out
+    assert "accuracy after each stage: clean" in out and "ETA at most" in out
+    assert "| 0.5 clean + 0.5 linf |" in out
+    rows = json.loads((workdir / "evaluation.json").read_text())
+    assert [row["suite"] for row in rows] == ["clean", "autoattack_linf_0.02"]
+    assert list(rows[1]["stages"]) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
+    assert rows[1]["n"] == 20 and rows[1]["value"] == rows[1]["stages"]["square"]
+    again = run("evaluate", *argv, "--mixture=clean=0.5,linf=0.5")
+    assert (
+        "ETA" not in again and json.loads((workdir / "evaluation.json").read_text()) == rows
+    )
+    for more, message in (
+        (["--eps=x"], "--eps must be a number or a fraction"),
+        (["--norm=l3"], "unknown norm 'l3'"),
+        (["--eps=3"], "eps must be above 0 and at most 1"),
+        (["--suite=autoattack,pgd20_linf"], "AutoAttack runs alone"),
+    ):
+        out = run("evaluate", *argv, *more, check=False)
+        assert message in out and "Traceback" not in out, out
+
+
 def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(trained, tmp_path):
     workdir, _ = trained
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}

@@ -1,0 +1,366 @@
+"""AutoAttack: any class count, any batching, resuming, warnings, bad input."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.tree_util import Partial
+
+from advadapters.attacks import autoattack, checks, suites, sweep
+from advadapters.attacks.apgd import checkpoints
+from advadapters.attacks.square import side_lengths
+from advadapters.balls import BALLS
+from advadapters.errors import UsageError
+
+EPS = {"linf": 0.03, "l2": 0.2, "l1": 0.8}
+QUICK = {
+    "run_apgd": dict(steps=10),
+    "run_fab": dict(steps=5),
+    "run_square": dict(queries=30),
+}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Short attacks: the code is the same, only the loops are cut."""
+    for name, settings in QUICK.items():
+        function = functools.partial(getattr(suites, name), **settings)
+        monkeypatch.setattr(suites, name, function)
+
+
+def perceptron(params, images):
+    """A network of one hidden layer, quick to compile."""
+    first, second = params
+    return jnp.tanh(images.reshape(images.shape[0], -1) @ first) @ second
+
+
+@functools.cache
+def network(classes=5, seed=0):
+    keys = jax.random.split(jax.random.key(seed))
+    first = 0.3 * jax.random.normal(keys[0], (64, 16))
+    second = 0.5 * jax.random.normal(keys[1], (16, classes))
+    return Partial(perceptron, (first, second))
+
+
+def data(count=20, classes=5):
+    """Images with the labels that the network gives, but for every fifth."""
+    images = np.asarray(tiny.batch(count)["images"])
+    labels = np.array(jnp.argmax(network(classes)(images), axis=1))
+    labels[::5] = (labels[::5] + 1) % classes
+    return images, labels
+
+
+def run(classes=5, count=20, norm="linf", **settings):
+    images, labels = data(count, classes)
+    settings = dict(eps=EPS[norm], batch_size=16) | settings
+    return autoattack(
+        network(classes), images, labels, jax.random.key(0), norm=norm, **settings
+    )
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_report(norm):
+    report = run(norm=norm)
+    images, labels = data()
+    assert list(report.stages) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
+    accuracies = list(report.stages.values())
+    assert accuracies == sorted(accuracies, reverse=True) and accuracies[0] == 0.8
+    assert report.clean_accuracy == 0.8
+    assert report.robust_accuracy == accuracies[-1] == report.robust.mean() < 0.8
+    assert report.intervals["robust"][0] <= report.robust_accuracy
+    # What is said to be broken is broken, by points in the ball and the box.
+    wrong = np.asarray(jnp.argmax(network()(report.images), axis=1)) != labels
+    np.testing.assert_array_equal(wrong, ~report.robust)
+    assert report.norms.max() <= EPS[norm] * (1 + 1e-5)
+    assert report.images.min() >= 0 and report.images.max() <= 1
+    np.testing.assert_array_equal(report.images[report.robust], images[report.robust])
+    assert set(report.broken_by[::5]) == {"clean"}
+    assert set(report.broken_by) <= {"", "clean", "apgd-ce", "apgd-t", "fab-t", "square"}
+    np.testing.assert_array_equal(report.broken_by == "", report.robust)
+    assert report.costs["apgd-ce"]["forwards"] > 0
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_few_classes(classes):
+    report = run(classes=classes, version="standard")
+    assert report.robust_accuracy <= report.clean_accuracy == 0.8
+    found = [w for w in report.warnings if w["check"] == "few-classes"]
+    assert bool(found) == (classes < 4)
+
+
+@pytest.mark.parametrize("version", ["plus", "rand", ("multitargeted", "square")])
+def test_other_versions(version):
+    if version == "rand":
+        images, labels = data()
+
+        def noisy(images, key):
+            return network()(images + 0.01 * jax.random.normal(key, images.shape))
+
+        report = autoattack(
+            noisy, images, labels, jax.random.key(0), norm="linf", eps=0.05, version="rand"
+        )
+        assert list(report.stages) == ["clean", "apgd-ce", "apgd-dlr"]
+    else:
+        report = run(version=version)
+        names = ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t")
+        assert tuple(report.stages)[1:] == (names if version == "plus" else version)
+    assert report.robust_accuracy < report.clean_accuracy
+
+
+def test_rounds_follow_the_norm_and_the_classes():
+    def rounds(version, norm, classes):
+        return {s.name: s.rounds for s in suites.stages(version, norm, classes)}
+
+    standard = {"apgd-ce": 1, "apgd-t": 9, "fab-t": 9, "square": 1}
+    assert rounds("standard", "linf", 10) == rounds("standard", "l2", 1000) == standard
+    assert rounds("standard", "l1", 10) == standard | {"apgd-ce": 5, "apgd-t": 5}
+    assert rounds("standard", "linf", 3) == standard | {"apgd-t": 2, "fab-t": 2}
+    assert rounds("plus", "linf", 10)["fab"] == rounds("plus", "linf", 10)["apgd-dlr"] == 5
+    assert all(s.settings["expectation"] == 20 for s in suites.stages("rand", "linf", 10))
+
+
+def test_schedules_of_the_original():
+    due, windows = checkpoints(100)
+    after = [int(i) + 1 for i in np.flatnonzero(due)]
+    assert after == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert [int(windows[i - 1]) for i in after] == [22, 19, 16, 13, 10, 7, 6, 6]
+    sides = side_lengths(5000, (28, 28), smallest=1)
+    assert [int(sides[q]) for q in (0, 11, 51, 201, 501, 1001, 2001, 4001)] == [
+        25, 18, 13, 9, 6, 4, 3, 2,
+    ]  # fmt: skip
+    assert all(side % 2 == 1 and side >= 3 for side in side_lengths(5000, (28, 28), 3))
+
+
+def test_results_do_not_depend_on_batches_or_devices(mesh):
+    first, second, third = run(batch_size=20), run(batch_size=7), run(mesh=mesh)
+    for other in (second, third):
+        assert first.stages == other.stages
+        np.testing.assert_array_equal(first.broken_by, other.broken_by)
+        # Rounding differs with the shape of a batch, and signs magnify it.
+        assert (np.abs(first.images - other.images) > 1e-4).mean() < 0.01
+
+
+def test_one_compilation_per_attack_and_shape():
+    report = run(count=40, batch_size=40)
+    compiled = [c["compile_seconds"] > 0 for c in report.costs.values()]
+    assert all(compiled)
+    images, labels = data()
+    traces = []
+
+    def counting(images):
+        traces.append(images.shape)
+        return network()(images)
+
+    autoattack(
+        counting, images, labels, jax.random.key(0), norm="linf", eps=0.001,
+        version=("apgd-t",), batch_size=16,
+    )  # fmt: skip
+    # Nothing breaks at this radius: four rounds over the same images, one program.
+    assert len([shape for shape in traces if shape[0] == 8]) <= 3
+
+
+def test_progress_is_told():
+    news = []
+    run(version=("apgd-ce", "apgd-t"), progress=lambda **n: news.append(n))
+    assert news[0]["stage"] == "apgd-ce" and news[-1]["stage"] == "apgd-t"
+    assert all(n["done"] <= n["total"] and n["round"] <= n["rounds"] for n in news)
+
+
+def test_sweep_and_union():
+    images, labels = data()
+    threats = [("linf", 0.01), ("linf", 0.1), ("l2", 0.3)]
+    found = sweep(
+        network(), images, labels, jax.random.key(0), threats=threats, version=("apgd-ce",)
+    )
+    accuracies = [report.robust_accuracy for report in found.reports]
+    assert accuracies[0] > accuracies[1]
+    assert found.union_accuracy <= min(accuracies) and found.warnings == []
+    worse = found.reports[0]._replace(robust_accuracy=0.0)
+    better = found.reports[1]._replace(robust_accuracy=0.5)
+    (told,) = checks.monotone([worse, better])
+    assert told["check"] == "not-monotone"
+
+
+def warned(function, **settings):
+    images, labels = data()
+    report = autoattack(
+        function, images, labels, jax.random.key(0), norm="linf", eps=0.05,
+        version=("apgd-ce", "square"), **settings,
+    )  # fmt: skip
+    return {warning["check"]: warning for warning in report.warnings}
+
+
+def test_warnings():
+    assert warned(network()).keys() <= {"square-beats-white-box"}
+    assert "softmax" in warned(lambda x: jax.nn.softmax(network()(x)))
+    saturated = warned(lambda x: 1000 * network()(x))
+    assert saturated["saturated-cross-entropy"]["images"] > 0
+    rounded = warned(lambda x: network()(jnp.round(x * 8) / 8))
+    assert rounded["zero-gradient"]["images"] == rounded["zero-gradient"]["sample"]
+    draws = np.random.default_rng(0)
+    random = warned(lambda x: network()(x) + draws.normal())
+    assert random["randomised"]["largest_difference"] > 0.01
+    masked = checks.after({"clean": 0.9, "apgd-ce": 0.8, "square": 0.5})
+    assert masked[0]["check"] == "square-beats-white-box"
+    assert checks.after({"clean": 0.9, "apgd-ce": 0.8, "square": 0.7995}) == []
+    assert checks.after({"clean": 0.9, "square": 0.5}) == []
+
+
+def test_sign_agreement_of_a_bfloat16_network():
+    images, labels = data()
+    net = tiny.network(dtype=jnp.bfloat16)
+    coarse = Partial(net.apply, tiny.params(net))
+    exact = Partial(net.evaluate, tiny.params(net))
+    assert 0.8 < checks.sign_agreement(coarse, exact, images, labels) < 1
+    assert checks.sign_agreement(exact, exact, images, labels) == 1
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(eps=0.0), "eps must be above 0 and at most 1 for linf, got 0.0"),
+        (dict(eps=8.0), "at most 1"),
+        (dict(norm="l7"), "unknown norm 'l7'; there are: linf, l2, l1"),
+        (dict(version="best"), "unknown suite 'best'; there are: standard, plus, rand"),
+        (dict(version=("cw",)), "unknown attack 'cw'; there are: apgd-ce"),
+        (dict(images=np.zeros((2, 8, 8, 1))), "images must be float32"),
+        (
+            dict(images=np.full((2, 8, 8, 1), 2, np.float32)),
+            "images must lie in \\[0, 1\\]",
+        ),
+        (dict(images=np.full((2, 8, 8, 1), np.nan, np.float32)), "must lie in"),
+        (dict(labels=np.zeros(3, int)), "labels must be whole numbers \\[2\\]"),
+        (dict(labels=np.zeros(2)), "labels must be whole numbers"),
+        (dict(labels=np.array([0, 5])), "labels run from 0 to 5, but logits_fn has 5"),
+        (
+            dict(logits_fn=lambda x: jnp.zeros((len(x), 5)) * jnp.nan),
+            "NaN or infinity on 2",
+        ),
+        (dict(logits_fn=lambda x: jnp.zeros((3, 5))), "logits_fn must return"),
+        (dict(logits_fn=lambda x: jnp.zeros((len(x), 1))), "at least two classes"),
+    ],
+)
+def test_bad_input_in_one_line(change, message):
+    arguments = dict(
+        logits_fn=network(),
+        images=np.zeros((2, 8, 8, 1), np.float32),
+        labels=np.zeros(2, int),
+        key=jax.random.key(0),
+        norm="linf",
+        eps=0.1,
+    )
+    with pytest.raises(UsageError, match=message) as error:
+        autoattack(**(arguments | change))
+    assert "\n" not in str(error.value)
+
+
+def test_a_resumed_run_is_the_whole_run(tmp_path):
+    whole = run(batch_size=8)
+
+    class Stop(Exception):
+        pass
+
+    def stop_after(batches):
+        left = [batches]
+
+        def progress(**_):
+            left[0] -= 1
+            if not left[0]:
+                raise Stop
+
+        return progress
+
+    for batches in (1, 3, 2):  # three interruptions, each further on
+        with pytest.raises(Stop):
+            run(batch_size=8, resume=tmp_path / "state", progress=stop_after(batches))
+    done = len(list((tmp_path / "state").glob("batch-*.npz")))
+    assert done == 6
+    # A file cut short by a kill is done again.
+    last = sorted((tmp_path / "state").glob("batch-*.npz"))[-1]
+    last.write_bytes(last.read_bytes()[:50])
+    rest = []
+    resumed = run(
+        batch_size=8, resume=tmp_path / "state", progress=lambda **n: rest.append(n)
+    )
+    assert resumed.stages == whole.stages
+    np.testing.assert_array_equal(resumed.broken_by, whole.broken_by)
+    np.testing.assert_allclose(resumed.images, whole.images, atol=1e-5)
+    again = []
+    run(batch_size=8, resume=tmp_path / "state", progress=lambda **n: again.append(n))
+    assert rest and not again
+
+
+def test_another_run_is_not_resumed(tmp_path):
+    run(version=("apgd-ce",), resume=tmp_path)
+    for change, message in (
+        (dict(eps=0.06), "another eps"),
+        (dict(norm="l2", eps=0.05), "another norm"),
+        (dict(count=15), "another images, labels, shape"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run(version=("apgd-ce",), resume=tmp_path, **change)
+    images, labels = data()
+    other = network(seed=3)
+    with pytest.raises(UsageError, match="another network"):
+        autoattack(
+            other, images, labels, jax.random.key(0), norm="linf", eps=EPS["linf"],
+            version=("apgd-ce",), resume=tmp_path,
+        )  # fmt: skip
+    (tmp_path / "manifest.json").write_text("[")
+    with pytest.raises(UsageError, match="cannot use"):
+        run(version=("apgd-ce",), resume=tmp_path)
+
+
+SCRIPT = """
+import sys, jax
+sys.path[:0] = {paths!r}
+import test_suites
+from advadapters.attacks import autoattack
+images, labels = test_suites.data(64)
+report = autoattack(
+    test_suites.network(), images, labels, jax.random.key(0), norm="l2", eps=0.3,
+    version=("apgd-ce", "apgd-t"), batch_size=8, resume={folder!r},
+)
+print(report.robust_accuracy)
+"""
+
+
+def test_a_real_kill_loses_at_most_one_batch(tmp_path):
+    here = os.path.dirname(__file__)
+    code = SCRIPT.format(paths=[here, os.path.dirname(here)], folder=str(tmp_path / "s"))
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while len(list(tmp_path.glob("s/batch-*.npz"))) < 3 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    kept = len(list(tmp_path.glob("s/batch-*.npz")))
+    assert kept >= 3 and json.loads((tmp_path / "s" / "manifest.json").read_text())
+    resumed = subprocess.run(command, capture_output=True, text=True, check=True)
+    (tmp_path / "fresh").mkdir()
+    fresh = code.replace(str(tmp_path / "s"), str(tmp_path / "fresh"))
+    whole = subprocess.run([sys.executable, "-c", fresh], capture_output=True, text=True)
+    assert resumed.stdout == whole.stdout and resumed.stdout
+
+
+def test_the_suite_needs_no_other_part_of_the_package():
+    code = (
+        "import sys; from advadapters.attacks import autoattack;"
+        "print([m for m in sys.modules if m.startswith('advadapters.')"
+        " and m.split('.')[1] in ('build', 'training', 'data', 'models', 'commands')],"
+        " 'flax' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.strip() == "[] False"
