@@ -90,7 +90,8 @@ class Report(NamedTuple):
 
     stages: {name: accuracy after it}, "clean" first. broken_by: name of the attack, ""
     for robust, "clean" for images misclassified before any. norms: of the perturbations.
-    costs: {name: {"forwards", "padding", "seconds", "compile_seconds"}}, in images.
+    costs: {name: {"forwards", "padding", "seconds", "cpu_seconds", "compile_seconds"}};
+    forwards and padding count images, seconds leave out compilation.
     intervals: {"clean" or "robust": 95% (low, high)}. warnings: see `checks`.
     """
 
@@ -180,7 +181,8 @@ class State:
         self.broken_by = np.where(self.robust, "", "clean").astype("U32")
         self.done = {}  # (stage number, round): numbers of the images that are through
         self.accuracies = {"clean": float(self.robust.mean())}
-        blank = dict(forwards=0, padding=0, seconds=0.0, compile_seconds=0.0)
+        blank = dict(forwards=0, padding=0)
+        blank |= dict(seconds=0.0, cpu_seconds=0.0, compile_seconds=0.0)
         self.costs = {stage.name: dict(blank) for stage in todo}
         return self
 
@@ -225,7 +227,6 @@ def run_stage(attacker, state, number, stage, key, log, progress):
         left = np.array([i for i in np.flatnonzero(state.robust) if i not in through], int)
         total = len(left)
         for index in attacker.batches(stage, left):
-            started = time.monotonic()
             # Ranks count the other classes, most likely first.
             targets = np.array(
                 [[c for c in order[i] if c != state.labels[i]][round_] for i in index]
@@ -236,7 +237,6 @@ def run_stage(attacker, state, number, stage, key, log, progress):
             points, broken, cost = attacker.attack(
                 stage, state, index, targets, key, round_
             )
-            cost["seconds"] = time.monotonic() - started - cost["compile_seconds"]
             state.update(number, round_, stage.name, index, points, broken, cost)
             log.write(state, number, round_, stage.name, index, points, broken, cost)
             left = left[len(index) :]
@@ -310,11 +310,14 @@ class Attacker:
             program = jax.jit(functools.partial(attack_batch, stage, state.norm))
             self.programs[stage.name, rows] = program.lower(*arguments).compile()
             compile_seconds = time.monotonic() - started
-        found = jax.device_get(self.programs[stage.name, rows](*arguments))
-        points, broken, passes = found
+        wall, busy = time.monotonic(), time.process_time()
+        program = self.programs[stage.name, rows]
+        points, broken, passes = jax.device_get(program(*arguments))
         cost = dict(
             forwards=int(passes) * count,
             padding=int(passes) * (rows - count),
+            seconds=time.monotonic() - wall,
+            cpu_seconds=time.process_time() - busy,
             compile_seconds=compile_seconds,
         )
         return points[:count], broken[:count], cost
