@@ -91,9 +91,14 @@ def pgd(norm, eps, steps, **more):
     return settings | more
 
 
-def evaluation_pgd(norm, eps, steps):
-    """PGD for evaluation: margin loss, which cannot saturate, and the best iterate."""
-    return pgd(norm, eps, steps, loss="margin", keep="best")
+def evaluation_pgd(norm, eps, steps, loss="cross_entropy"):
+    """PGD for evaluation, keeping the best iterate.
+
+    Cross-entropy finds more on the digits than the margin (a nominal network keeps 18%
+    instead of 23%); on networks with large logits it saturates, and the margin, or
+    AutoAttack, is the better judge.
+    """
+    return pgd(norm, eps, steps, loss=loss, keep="best")
 
 
 def view(domain, weight, attack=""):

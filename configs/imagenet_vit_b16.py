@@ -50,6 +50,6 @@ def get_config(name=""):
     config.update(defaults.method(name, {"linf": defaults.pgd("linf", EPS, steps=2)}))
     config.evaluation.batch_size = 2048
     config.evaluation.suites = {
-        "pgd40_linf": defaults.evaluation_pgd("linf", EPS, steps=40)
+        "pgd40_linf": defaults.evaluation_pgd("linf", EPS, 40, loss="margin")
     }
     return config
