@@ -12,6 +12,7 @@ import tiny
 from advadapters import balls, losses
 from advadapters import mesh as meshes
 from advadapters.attacks import ATTACKS
+from advadapters.attacks.fab import run_fab
 from advadapters.attacks.pgd import adam_rate, pgd, step_size_rule
 
 EPS = {"linf": 0.1, "l2": 0.5, "l1": 2.0}
@@ -132,6 +133,64 @@ def test_linear_model_reaches_the_optimum(norm, inner, rng):
     if inner and norm != "l1":
         dual = {"linf": np.abs(slope).sum(), "l2": np.linalg.norm(slope)}[norm]
         np.testing.assert_allclose(best, eps * dual, rtol=1e-4)
+
+
+def never_broken(slope):
+    """Two classes, label 0 far ahead: its margin is <slope, x> - 999."""
+
+    def logits_fn(images):
+        score = images.reshape(images.shape[0], -1) @ slope
+        return jnp.stack([999 + 0 * score, score], axis=1)
+
+    return logits_fn
+
+
+@pytest.mark.parametrize("norm", balls.BALLS)
+def test_apgd_reaches_the_linear_optimum(norm, rng):
+    shape, eps = (4, 16, 16, 3), {"linf": 0.1, "l2": 0.3, "l1": 3.0}[norm]
+    slope = rng.normal(size=int(np.prod(shape[1:]))).astype(np.float32)
+    images = np.clip(rng.uniform(-0.5, 1.5, shape), 0, 1).astype(np.float32)
+    found = ATTACKS["apgd"](
+        never_broken(slope), jnp.asarray(images), jnp.zeros(4, int), jax.random.key(0),
+        norm=norm, eps=eps, loss="margin",
+    )  # fmt: skip
+    gain = ((np.asarray(found) - images).reshape(4, -1) * slope).sum(1)
+    best = [best_gain(norm, slope, image.ravel(), eps) for image in images]
+    np.testing.assert_allclose(gain, best, rtol=1e-2)
+
+
+@pytest.mark.parametrize("norm", balls.BALLS)
+def test_fab_finds_the_shortest_way_to_a_linear_boundary(norm, rng):
+    shape = (6, 8, 8, 1)
+    logits_fn, slope = linear(shape[1:], rng)
+    images = rng.uniform(0.4, 0.6, shape).astype(np.float32)
+    scores = images.reshape(6, -1) @ slope
+    labels = (scores > 0).astype(int)
+    dual = {
+        "linf": np.abs(slope).sum(),
+        "l2": np.linalg.norm(slope),
+        "l1": np.abs(slope).max(),
+    }
+    shortest = np.abs(scores) / dual[norm]
+    for share, breaks in ((1.03, True), (0.97, False)):
+        for i in range(6):
+            found = run_fab(
+                logits_fn, images[i : i + 1], jnp.asarray(labels[i : i + 1]),
+                jax.random.key(0), norm=norm, eps=share * shortest[i], steps=100,
+            )  # fmt: skip
+            assert bool(found.broken[0]) == breaks, (i, share)
+
+
+def test_square_comes_near_the_linear_optimum(rng):
+    """Linf: stripes and squares of +-eps; a random search must get most of the gain."""
+    slope = np.repeat(rng.normal(size=(1, 8, 1)), 8, axis=0).ravel().astype(np.float32)
+    images = np.full((4, 8, 8, 1), 0.5, np.float32)
+    found = ATTACKS["square"](
+        never_broken(slope), jnp.asarray(images), jnp.zeros(4, int), jax.random.key(0),
+        norm="linf", eps=0.1, queries=1000,
+    )  # fmt: skip
+    gain = ((np.asarray(found) - images).reshape(4, -1) * slope).sum(1)
+    assert (gain > 0.9 * 0.1 * np.abs(slope).sum()).all()
 
 
 def test_every_attack_is_in_the_contract_test():

@@ -6,9 +6,13 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_networks as reference
+
+from advadapters.attacks import autoattack
 
 # Points (percent) that stages may differ by. The official suite's own results on the
 # CNN at L2 spread over 0.8 points between four seeds, with mean 32.8.
@@ -20,6 +24,25 @@ def test_ported_logits(name):
     images, _ = reference.data()
     expected = reference.arrays("fashion_mnist_500.npz")[f"{name}/clean_logits"]
     np.testing.assert_allclose(reference.network(name)(images), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("masking", ["none", "logits x 1000", "8 levels"])
+def test_masked_networks_are_warned_of(masking):
+    """Where the official suite is silent or nearly: see the checks."""
+    plain = reference.network("cnn")
+    images, labels = reference.data(100)
+    masked = {
+        "none": plain,
+        "logits x 1000": lambda x: 1000 * plain(x),
+        "8 levels": lambda x: plain(jnp.round(x * 7) / 7),
+    }[masking]
+    report = autoattack(masked, images, labels, jax.random.key(0), norm="linf", eps=0.1,
+                        version=())  # fmt: skip
+    told = {w["check"]: w for w in report.warnings}
+    expected = {"none": set(), "logits x 1000": {"saturated-cross-entropy"}}
+    assert told.keys() == expected.get(masking, {"zero-gradient"})
+    if masking == "8 levels":
+        assert told["zero-gradient"]["images"] == told["zero-gradient"]["sample"]
 
 
 PART = """
@@ -63,7 +86,10 @@ def test_whole_cascade(name, tmp_path):
     command = [sys.executable, str(script), name, f"--json={tmp_path}/out.json"]
     subprocess.run(command, check=True, env=environment)
     found = json.loads((tmp_path / "out.json").read_text())[name]
-    entering, official_entering = found["stages"]["clean"], reference.OFFICIAL[name]["clean"]
+    entering, official_entering = (
+        found["stages"]["clean"],
+        reference.OFFICIAL[name]["clean"],
+    )
     for stage, official in reference.OFFICIAL[name]["stages"].items():
         gap = 100 * (found["stages"][stage] - official["accuracy"])
         if name == "cnn_l2" and stage in ("fab-t", "square"):
