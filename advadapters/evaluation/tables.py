@@ -40,42 +40,65 @@ def percent(row):
 
 
 def draw_tradeoff(rows, path):
-    """Writes a picture: robust against clean accuracy of every mixture, a panel a suite."""
+    """Writes a picture: accuracies along the mixtures, then robust against clean.
+
+    The first panel shows every suite over the mixtures in the order of the rows, the
+    others one suite each against clean accuracy; bars are 95% intervals.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    suites = [s for s in dict.fromkeys(row["suite"] for row in rows) if s != "clean"]
-    if not suites:
-        return
-    figure = Figure(figsize=(6.4 * len(suites), 4.8), layout="constrained")
+    suites = list(dict.fromkeys(row["suite"] for row in rows))
+    robust = [suite for suite in suites if suite != "clean"]
+    columns = 1 + len(robust)
+    figure = Figure(figsize=(1 + 4.8 * columns, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(suites), squeeze=False)[0]
-    for axes, suite in zip(panels, suites, strict=True):
-        draw_panel(axes, by_mixture(rows), suite)
+    panels = figure.subplots(1, columns, squeeze=False)[0]
+    draw_along(panels[0], by_mixture(rows), suites)
+    for axes, suite in zip(panels[1:], robust, strict=True):
+        draw_against(axes, by_mixture(rows), suite)
     figure.savefig(path, dpi=120)
 
 
-def draw_panel(axes, table, suite):
-    """One suite: points joined in the order of the rows, modes marked and named."""
+def bars(rows):
+    """(values, (below, above)) in percent."""
+    values = [100 * row["value"] for row in rows]
+    below = [100 * (row["value"] - row["low"]) for row in rows]
+    above = [100 * (row["high"] - row["value"]) for row in rows]
+    return values, (below, above)
+
+
+def draw_along(axes, table, suites):
+    """Accuracy under every suite, a place on the axis for each mixture."""
+    for number, suite in enumerate(suites):
+        found = [(x, r[suite]) for x, (_, r) in enumerate(table) if suite in r]
+        places, rows = zip(*found, strict=True)
+        values, spread = bars(rows)
+        axes.errorbar(
+            places, values, spread, fmt="o-", ms=4, lw=1.5, elinewidth=0.7,
+            color=f"C{number}", label=suite,
+        )  # fmt: skip
+    names = [name_of(mixture) for mixture, _ in table]
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+    axes.set_ylabel("accuracy, %")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+
+
+def draw_against(axes, table, suite):
+    """One suite against clean accuracy; the modes are marked and named."""
     found = [(m, r["clean"], r[suite]) for m, r in table if {"clean", suite} <= r.keys()]
-    x = [100 * clean["value"] for _, clean, _ in found]
-    y = [100 * robust["value"] for _, _, robust in found]
-    below = [v - 100 * r["low"] for v, (_, _, r) in zip(y, found, strict=True)]
-    above = [100 * r["high"] - v for v, (_, _, r) in zip(y, found, strict=True)]
-    axes.errorbar(x, y, (below, above), fmt="o-", color="C0", ecolor="0.8", ms=4)
-    for px, py, (mixture, _, _) in zip(x, y, found, strict=True):
-        mode = name_of(mixture).endswith("mode")
-        if mode:
+    mixtures, clean, robust = zip(*found, strict=True) if found else ((), (), ())
+    (x, _), (y, spread) = bars(clean), bars(robust)
+    axes.errorbar(x, y, spread, fmt="o-", color="C0", ecolor="0.85", ms=4)
+    for px, py, mixture in zip(x, y, mixtures, strict=True):
+        if name_of(mixture).endswith("mode"):
             axes.plot([px], [py], "o", ms=9, mfc="none", color="C3")
-        axes.annotate(
-            name_of(mixture),
-            (px, py),
-            xytext=(6, 3),
-            textcoords="offset points",
-            fontsize=9 if mode else 6,
-            color="C3" if mode else "0.4",
-        )
+            axes.annotate(
+                name_of(mixture), (px, py), xytext=(8, -12),
+                textcoords="offset points", color="C3",
+            )  # fmt: skip
     axes.set_xlabel("clean accuracy, %")
     axes.set_ylabel(f"robust accuracy under {suite}, %")
-    axes.margins(x=0.2)
+    axes.margins(x=0.25)
     axes.grid(alpha=0.3)
