@@ -31,12 +31,13 @@ class Network(NamedTuple):
 
     init: key -> parameter tree. apply: (params, images, key=None) -> logits; a key asks
     for training behaviour. evaluate: (params, images) -> logits, in the precision of
-    evaluation.
+    evaluation. coarse: whether apply works in another precision than that.
     """
 
     init: Callable
     apply: Callable
     evaluate: Callable
+    coarse: bool
 
 
 class Data(NamedTuple):
@@ -237,7 +238,7 @@ def make_network(model, shape, exact=jnp.float32):
     def evaluate(params, images):
         return precise.apply({"params": params}, images)
 
-    return Network(init, apply, evaluate)
+    return Network(init, apply, evaluate, coarse=model.dtype != exact)
 
 
 def read_size(text):

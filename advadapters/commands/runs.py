@@ -231,6 +231,14 @@ def autoattack(opened, split, step, mixtures, *, version, norm, eps):
             progress=functools.partial(show_cascade, {"": time.monotonic()}),
         )
         rows += report_rows(report, weights, f"autoattack_{norm}_{eps:g}", step)
+        if run.network.coarse:
+            trained = jax.tree_util.Partial(run.network.apply, *network.args)
+            sample = slice(None, attacks.checks.SAMPLE)
+            share = attacks.checks.sign_agreement(
+                trained, network, images[sample], stack["labels"][sample]
+            )
+            print(f"signs of gradients in training's precision: {100 * share:.1f}% agree")
+            rows[-1]["sign_agreement"] = share
     return rows
 
 
