@@ -12,6 +12,12 @@ def class_of(labels):
     return labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1)
 
 
+def misclassified(logits, labels):
+    """bool [B]; logits that are not finite decide nothing and do not count."""
+    wrong = jnp.argmax(logits, axis=-1) != class_of(labels)
+    return wrong & jnp.all(jnp.isfinite(logits), axis=-1)
+
+
 def cross_entropy(logits, labels):
     """Softmax cross-entropy, in float32."""
     logits = logits.astype(jnp.float32)

@@ -142,7 +142,7 @@ def looker(logits_fn, labels, loss, targets, expectation, keys):
     def objective(points, draw):
         logits = logits_fn(points) if expectation == 1 else logits_fn(points, draw)
         rows = function(logits, labels, *extra)
-        return jnp.sum(rows), (rows, jnp.argmax(logits, axis=-1) != labels)
+        return jnp.sum(rows), (rows, losses.misclassified(logits, labels))
 
     gradient = jax.value_and_grad(objective, has_aux=True)
 
@@ -257,7 +257,8 @@ def record(state, moved, rows, wrong, slope):
         rises=state.rises + (rows > state.last_loss),
         last_loss=rows,
         broken=state.broken | wrong,
-        found=rows_where(wrong, moved, state.found),
+        # The first one found: later ones would depend on how long others keep going.
+        found=rows_where(wrong & ~state.broken, moved, state.found),
     )
 
 

@@ -1,4 +1,4 @@
-"""Fast adaptive boundary attack (Croce and Hein 2020): the smallest perturbation found.
+"""Fast adaptive boundary attack (Croce and Hein 2020): small perturbations, sought first.
 
 Each iteration projects on the linearised decision boundary and the box, from the
 current point and from the image, and goes between the two; a misclassified point is
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from advadapters import rng
 from advadapters.attacks.apgd import Found, rows_where
 from advadapters.balls import BALLS, flat
-from advadapters.losses import class_of
+from advadapters.losses import class_of, misclassified
 
 ALPHA_MAX, OVERSHOOT, BACKWARD = 0.1, 1.05, 0.9
 
@@ -87,9 +87,10 @@ def run_fab(
         alpha = alpha.reshape(-1, *[1] * (images.ndim - 1))
         moved = (1 - alpha) * (walk.points + OVERSHOOT * near)
         moved = jnp.clip(moved + alpha * (images + OVERSHOOT * far), 0, 1)
-        wrong = jnp.argmax(logits_fn(moved), axis=-1) != labels
+        wrong = misclassified(logits_fn(moved), labels)
         distance = ball.norm(moved - images)
-        closer = wrong & (distance < walk.distance)
+        # What is inside already stays: else it would depend on the rest of the batch.
+        closer = wrong & (distance < walk.distance) & ~inside(walk.distance)
         return Walk(
             step=walk.step + 1,
             points=rows_where(wrong, images + BACKWARD * (moved - images), moved),

@@ -82,7 +82,7 @@ def pgd(
     def objective(points):
         logits = logits_fn(points)
         rows = function(logits)  # [B]
-        wrong = jnp.argmax(logits, axis=-1) != losses.class_of(labels)
+        wrong = losses.misclassified(logits, labels)
         return jnp.sum(rows), (rows, wrong)
 
     def climb(step, carry):

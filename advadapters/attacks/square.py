@@ -22,11 +22,12 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 class Search(NamedTuple):
-    """What the loop carries: queries done, the best points and their margin loss [B]."""
+    """What the loop carries: queries done, the best points, their margin, broken [B]."""
 
     step: Any
     points: Any
     loss: Any
+    broken: Any
 
 
 def square(logits_fn, images, labels, key, *, norm, eps, queries=5000):
@@ -36,7 +37,7 @@ def square(logits_fn, images, labels, key, *, norm, eps, queries=5000):
 
 
 def run_square(logits_fn, images, labels, key, *, norm, eps, queries=5000, active=None):
-    """Random search -> Found; broken where the margin is not negative (ties count)."""
+    """Random search -> Found; a tie counts only if the label loses it."""
     images = jax.lax.stop_gradient(images)
     active = jnp.ones(images.shape[0], bool) if active is None else active
     keys = rng.per_example(key, images.shape[0])
@@ -48,28 +49,30 @@ def run_square(logits_fn, images, labels, key, *, norm, eps, queries=5000, activ
     (start, propose), sides = moves, jnp.array(sides)
 
     def loss_of(points):
-        return losses.margin(logits_fn(points), labels)
+        logits = logits_fn(points)
+        return losses.margin(logits, labels), losses.misclassified(logits, labels)
 
     def more(search):
-        return (search.step < queries) & jnp.any(active & (search.loss < 0))
+        return (search.step < queries) & jnp.any(active & ~search.broken)
 
     def query(search):
         draws = jax.vmap(lambda k: rng.fold(k, "square", search.step))(keys)
         points = propose(draws, search.points, sides[search.step])
-        loss = loss_of(points)
+        loss, wrong = loss_of(points)
         # What is broken stays as it is.
-        better = (search.loss < 0) & (loss > search.loss)
+        better = ~search.broken & (wrong | (loss > search.loss))
         return Search(
             step=search.step + 1,
             points=rows_where(better, points, search.points),
             loss=jnp.where(better, loss, search.loss),
+            broken=search.broken | wrong,
         )
 
     points = start(jax.vmap(lambda k: rng.fold(k, "square start"))(keys))
-    search = Search(jnp.zeros((), jnp.int32), points, loss_of(points))
+    search = Search(jnp.zeros((), jnp.int32), points, *loss_of(points))
     search = jax.lax.while_loop(more, query, search)
     found = jax.lax.stop_gradient(search.points)
-    return Found(found, search.loss >= 0, search.step + 1)
+    return Found(found, search.broken, search.step + 1)
 
 
 def side_lengths(queries, shape, smallest):
@@ -164,7 +167,7 @@ def size_of(ball, delta, axes):
 def window_moves(images, eps, ball, sides):
     """(start, propose) for L2 and L1: the budget of one window goes to another."""
     shape, channels = images.shape[1:3], images.shape[3]
-    tile = max(min(shape) // 5, 2)
+    tile = min(max(min(shape) // 5, 2), min(shape))
     known = np.unique([tile, *sides])
     table = pattern_table(known, shape)
 

@@ -46,22 +46,24 @@ def run_multitargeted(logits_fn, images, labels, key, *, norm, eps, targets, act
         logits_fn, images, labels, key, norm=norm, eps=eps, steps=20,
         loss="logit_difference", targets=targets, keep="best",
     )  # fmt: skip
-    broken = jnp.argmax(logits_fn(points), axis=-1) != labels
-    return Found(points, broken, jnp.int32(21))
+    broken = losses.misclassified(logits_fn(points), labels)
+    return Found(points, broken, jnp.int32(22))
 
 
 def stages(version, norm, classes):
     """The stages of "standard", "plus", "rand", or a tuple of names from `parts`."""
     named = {
         "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
-        "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+        "plus": ("apgd-ce", "apgd-dlr", "fab", "fab-random", "square", "apgd-t", "fab-t"),
         "rand": ("apgd-ce", "apgd-dlr"),
     }
     names = pick(named, version, "suite") if isinstance(version, str) else version
+    if not names or len(set(names)) != len(names):
+        raise UsageError(f"version must be different attack names, got {version!r}")
     table = parts(norm, classes)
     chosen = [pick(table, name, "attack") for name in names]
     if version == "plus":
-        more = {"apgd-ce": 5, "apgd-dlr": 5, "fab": 5, "apgd-t": min(9, classes - 1)}
+        more = {"apgd-ce": 5, "apgd-dlr": 5, "apgd-t": min(9, classes - 1)}
         chosen = [s._replace(rounds=more.get(s.name, s.rounds)) for s in chosen]
     if version == "rand":
         draws = dict(expectation=20)
@@ -78,6 +80,7 @@ def parts(norm, classes):
         Stage("apgd-dlr", run_apgd, restarts, False, dict(loss="dlr")),
         Stage("apgd-t", run_apgd, min(targets, others), True, dict(loss="dlr")),
         Stage("fab", run_fab, 1, False, {}),
+        Stage("fab-random", run_fab, 4, False, dict(random_start=True)),
         Stage("fab-t", run_fab, min(9, others), True, {}),
         Stage("square", run_square, 1, False, {}),
         Stage("multitargeted", run_multitargeted, others, True, {}),
@@ -142,6 +145,9 @@ def autoattack(
     Raises UsageError for input that cannot be right.
     """
     images, labels = checks.inputs(images, labels, norm, eps)
+    eps = float(eps)
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, got {batch_size}")
     attacker = Attacker(as_partial(logits_fn), batch_size, mesh, version == "rand")
     logits = attacker.all_logits(images, key)
     checks.outputs(logits, labels)
@@ -157,6 +163,9 @@ def autoattack(
         log.replay(state)
         for number, stage in enumerate(todo):
             run_stage(attacker, state, number, stage, key, log, progress)
+            # By name, because a journal may have told of later stages already.
+            later = ["", *(other.name for other in todo[number + 1 :])]
+            state.accuracies[stage.name] = float(np.isin(state.broken_by, later).mean())
     return state.report(warnings + checks.after(state.accuracies))
 
 
@@ -248,7 +257,6 @@ def run_stage(attacker, state, number, stage, key, log, progress):
                 total=total,
                 robust=float(state.robust.mean()),
             )
-    state.accuracies[stage.name] = float(state.robust.mean())
 
 
 class Attacker:
@@ -352,7 +360,7 @@ def attack_batch(stage, norm, logits_fn, eps, images, labels, keys, targets, act
     )
     if settings.get("expectation", 1) > 1:
         return found.points, found.broken & active, settings["expectation"] * found.forwards
-    wrong = jnp.argmax(logits_fn(found.points), axis=-1) != losses.class_of(labels)
+    wrong = losses.misclassified(logits_fn(found.points), labels)
     return found.points, wrong & active, found.forwards + 1
 
 

@@ -227,7 +227,7 @@ def autoattack(opened, split, step, mixtures, *, version, norm, eps):
             mesh=opened.mesh if opened.mesh.size > 1 else None,
             resume=opened.folder
             / "autoattack"
-            / journal_name(mixture, step, norm, eps, version),
+            / journal_name(mixture, step, norm, eps, version, len(images)),
             progress=functools.partial(show_cascade, {"": time.monotonic()}),
         )
         rows += report_rows(report, weights, f"autoattack_{norm}_{eps:g}", step)
@@ -242,10 +242,10 @@ def autoattack(opened, split, step, mixtures, *, version, norm, eps):
     return rows
 
 
-def journal_name(mixture, step, norm, eps, version):
+def journal_name(mixture, step, norm, eps, version, count):
     """A folder name for one cascade."""
     weights = "_".join(f"{weight:g}" for weight in mixture)
-    return f"{version}-{norm}-{eps:.6g}-step{step}-{weights}"
+    return f"{version}-{norm}-{eps:.6g}-step{step}-{weights}-n{count}"
 
 
 def show_cascade(starts, *, stage, round, rounds, done, total, robust):
