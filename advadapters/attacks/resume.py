@@ -69,16 +69,15 @@ class Journal(NoJournal):
 
     def files(self):
         """The batches recorded so far, in order."""
-        return sorted(self.folder.glob("batch-*.npz"))
+        return sorted(self.folder.glob("batch-" + "[0-9]" * 6 + ".npz"))
 
     def replay(self, state):
-        """Takes in the recorded batches; a file that a kill cut short is dropped."""
+        """Takes in the recorded batches; a damaged file is passed over."""
         for file in self.files():
             try:
                 with file.open("rb") as raw, np.load(raw, allow_pickle=False) as data:
                     row = {name: data[name] for name in data.files}
             except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile):
-                file.unlink()
                 continue
             broken = row["broken"]
             points = np.zeros((len(broken), *state.images.shape[1:]), np.float32)
@@ -95,8 +94,11 @@ class Journal(NoJournal):
 
     def write(self, state, number, round_, name, index, points, broken, cost):
         """Records one batch; only broken images are stored."""
+        # Past the last name, so that no record is written over.
+        names = [int(file.stem.removeprefix("batch-")) for file in self.files()]
+        number_of_file = max(names, default=-1) + 1
         write_atomically(
-            self.folder / f"batch-{len(self.files()):06d}.npz",
+            self.folder / f"batch-{number_of_file:06d}.npz",
             number=number,
             round=round_,
             name=name,
