@@ -53,7 +53,7 @@ PART = """
 import sys
 sys.path.insert(0, {tests!r})
 import jax, json, reference_networks as reference
-from advadapters.attacks import checks, suites
+from advadapters.attacks import autoattack
 images, labels = reference.data(200)
 report = autoattack(reference.network("cnn"), images, labels, jax.random.key(0),
                     norm="l2", eps=1.5, version=("apgd-ce", "apgd-t", "fab-t"))
