@@ -7,6 +7,7 @@ blocks_0/{norm1,attn/qkv,attn/proj,norm2,mlp/fc1,mlp/fc2}/..., norm/..., head/..
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from advadapters.errors import UsageError
+from advadapters.models import layers
 
 
 class Size(NamedTuple):
@@ -42,6 +44,34 @@ token_init = nn.initializers.normal(0.02)
 dense_init = nn.initializers.xavier_uniform()
 
 
+def read_size(text):
+    """ "B" or "64x4x256x4" (width x depth x MLP width x heads) -> Size.
+
+    Raises UsageError.
+    """
+    if text in SIZES:
+        return SIZES[text]
+    try:
+        size = Size(*map(int, text.split("x")))
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"config.model.size={text!r} is neither of {', '.join(SIZES)} nor "
+            "WIDTHxDEPTHxMLPxHEADS like 64x4x256x4"
+        ) from None
+    if min(size) < 1 or size.width % size.heads:
+        raise UsageError(f"config.model.size={text!r}: heads must divide the width")
+    return size
+
+
+def make_norm(kind, channels, *, train, stats_axes, dtype, name):
+    """As `layers.norm`, but "layer" is over the width of each token alone."""
+    if kind == "layer":
+        return nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=dtype, name=name)
+    return layers.norm(
+        kind, channels, train=train, stats_axes=stats_axes, dtype=dtype, name=name
+    )
+
+
 def sincos(grid, width):
     """Fixed two-dimensional sine-cosine positions [h * w, D], as in MoCo v3 and MAE."""
     if width % 4:
@@ -64,12 +94,6 @@ def patchify(images, patch):
     tiles = images.reshape(batch, rows, patch, columns, patch, channels)
     tiles = tiles.transpose(0, 1, 3, 2, 4, 5)  # [B, h, w, p, p, C]
     return tiles.reshape(batch, rows * columns, patch * patch * channels)
-
-
-def drop_path(branch, rate, key):
-    """Drops a residual branch for whole examples, and scales up those that stay."""
-    keep = jax.random.bernoulli(key, 1 - rate, (branch.shape[0], 1, 1))
-    return jnp.where(keep, branch / (1 - rate).astype(branch.dtype), 0)
 
 
 class Attention(nn.Module):
@@ -103,25 +127,29 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    make_norm: (name=) -> a norm module. index: numbers [B] of the examples, from which
+    drop path draws; None for no drop path.
+    """
 
     size: Size
     dtype: Any
-    train: bool
+    make_norm: Callable
 
     @nn.compact
-    def __call__(self, x, drop_rate):
-        norm = functools.partial(nn.LayerNorm, epsilon=LAYER_NORM_EPS, dtype=self.dtype)
-        drop = functools.partial(self.drop, rate=drop_rate)
+    def __call__(self, x, drop_rate, index):
+        drop = functools.partial(self.drop, rate=drop_rate, index=index)
         attention = Attention(self.size.heads, self.dtype, name="attn")
-        x = x + drop(attention(norm(name="norm1")(x)))
+        x = x + drop(attention(self.make_norm(name="norm1")(x)))
         mlp = Mlp(self.size.mlp, self.dtype, name="mlp")
-        return x + drop(mlp(norm(name="norm2")(x))), None
+        return x + drop(mlp(self.make_norm(name="norm2")(x))), None
 
-    def drop(self, branch, rate):
-        if not self.train or not self.has_rng("drop_path"):
+    def drop(self, branch, rate, index):
+        """Drops a residual branch [B, N, D] for whole examples (Huang et al. 2016)."""
+        if index is None:
             return branch
-        return drop_path(branch, rate, self.make_rng("drop_path"))
+        return layers.drop(branch, rate, self.make_rng("drop_path"), index, (1, 1))
 
 
 class ViT(nn.Module):
@@ -131,9 +159,14 @@ class ViT(nn.Module):
       normalises (the head of MAE's fine-tuning), so that the class token only
       conditions the network; "class" reads the class token after the final norm.
     positions: "learned" [1, N + 1, D] including the class token's, or fixed "sincos".
-    drop_path: rate of the last block, growing linearly from 0 at the first.
+    drop_path: rate of the last block, growing linearly from 0 at the first; in
+      training it needs the random stream "drop_path".
+    norm: in layers.NORMS, see `make_norm`. stats_axes: names of the mapped axes over
+      which batch statistics are averaged.
     remat: recompute each block in the backward pass; scan: one compiled block for
       all (faster to compile, far more live memory without remat).
+    index: int [B], numbers of the examples, from which drop path is drawn; 0, 1, ... by
+      default.
     """
 
     size: Size
@@ -146,22 +179,33 @@ class ViT(nn.Module):
     drop_path: float = 0.0
     remat: bool = False
     scan: bool = False
+    norm: str = "layer"
+    stats_axes: tuple[str, ...] = ()
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images, train=False):
+    def __call__(self, images, train=False, index=None):
         if images.shape[1] % self.patch or images.shape[2] % self.patch:
             raise ValueError(
                 f"patch {self.patch} does not divide images of {images.shape[1:3]}"
             )
-        x = (images - jnp.array(self.mean)) / jnp.array(self.std)
+        x = layers.standardize(images, self.mean, self.std)
         x = self.embed(x.astype(self.dtype))  # [B, N + 1, D]
-        x = self.blocks(x, train and self.drop_path > 0)
-        norm = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=jnp.float32, name="norm")
+        norm = functools.partial(
+            make_norm,
+            self.norm,
+            self.size.width,
+            train=train,
+            stats_axes=self.stats_axes,
+        )
+        drops = train and self.drop_path > 0
+        index = layers.numbered(index, images) if drops else None
+        x = self.blocks(x, index, functools.partial(norm, dtype=self.dtype))
+        last = norm(dtype=jnp.float32, name="norm")
         if self.pool == "tokens":
-            x = norm(jnp.mean(x[:, 1:].astype(jnp.float32), axis=1))  # [B, D]
+            x = last(jnp.mean(x[:, 1:].astype(jnp.float32), axis=1))  # [B, D]
         else:
-            x = norm(x[:, 0])  # [B, D]: the norm acts on each token alone
+            x = last(x[:, 0])  # [B, D]: the one token that is read
         return nn.Dense(self.classes, kernel_init=token_init, name="head")(x)
 
     def embed(self, images):
@@ -181,20 +225,21 @@ class ViT(nn.Module):
             positions = jnp.pad(sincos(grid, width), ((1, 0), (0, 0)))
         return x + positions.astype(self.dtype)
 
-    def blocks(self, x, train):
+    def blocks(self, x, index, norm):
         """The transformer blocks, unrolled or scanned."""
         depth = self.size.depth
         rates = jnp.linspace(0, self.drop_path, depth)
         block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
-        arguments = dict(size=self.size, dtype=self.dtype, train=train)
+        arguments = dict(size=self.size, dtype=self.dtype, make_norm=norm)
         if self.scan:
             block = nn.scan(
                 block,
                 length=depth,
-                variable_axes={"params": 0},
+                in_axes=(0, nn.broadcast),
+                variable_axes={"params": 0, "batch_stats": 0},
                 split_rngs={"params": True, "drop_path": True},
             )
-            return block(**arguments, name="blocks")(x, rates)[0]
+            return block(**arguments, name="blocks")(x, rates, index)[0]
         for i in range(depth):
-            x, _ = block(**arguments, name=f"blocks_{i}")(x, rates[i])
+            x, _ = block(**arguments, name=f"blocks_{i}")(x, rates[i], index)
         return x

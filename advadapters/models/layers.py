@@ -1,0 +1,143 @@
+"""What the backbones share: norms, convolutions, activations, randomness per example.
+
+Every convolutional network has the layout of one `Layers` and the block names of
+`stages`: stem, stage1_block1/{norm1,conv1,...}, norm, head.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from advadapters import rng
+from advadapters.errors import pick
+
+NORMS = ("batch", "group", "layer")
+ACTIVATIONS = {"relu": nn.relu, "silu": nn.silu}
+
+EPS = 1e-5
+MOMENTUM = 0.9  # torch counts the other way around and calls it 0.1
+
+# He et al. 2015, "Delving deep into rectifiers", with the fan of the outputs.
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Layers(NamedTuple):
+    """The layers of one convolutional network; to be called inside `nn.compact`.
+
+    kind: in NORMS. activation: in ACTIVATIONS. stats_axes: names of the mapped axes over
+    which batch statistics are averaged. dtype: of the convolutions and of what the
+    norms give. train: whether batch norms use, and update by, the batch's statistics.
+    """
+
+    kind: str
+    activation: str
+    stats_axes: tuple[str, ...]
+    dtype: Any
+    train: bool
+
+    def norm(self, x, name):
+        """x [B, H, W, C] normalised, see `norm`."""
+        make = norm(
+            self.kind,
+            x.shape[-1],
+            train=self.train,
+            stats_axes=self.stats_axes,
+            dtype=self.dtype,
+            name=name,
+        )
+        return make(x)
+
+    def conv(self, x, channels, kernel, name, stride=1):
+        """x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), channels]."""
+        return conv(channels, kernel, stride, dtype=self.dtype, name=name)(x)
+
+    def act(self, x):
+        """The activation of every entry."""
+        return ACTIVATIONS[self.activation](x)
+
+
+def norm(kind, channels, *, train, stats_axes, dtype, name):
+    """A norm module with parameters scale and bias [channels].
+
+    Statistics are float32, the result has `dtype`.
+
+    "batch": of the batch and all positions in training, running ones otherwise (Ioffe
+      and Szegedy 2015). In training the mapped axes `stats_axes` must be bound, except
+      while initialising; the variance is the biased one, the running one too.
+    "group": of each image, in up to 32 groups of channels (Wu and He 2018). Where there
+      are few channels there are fewer groups, so that none has only one.
+    "layer": the same with one group: over all positions and channels of an image.
+
+    Raises UsageError for another kind.
+    """
+    if kind == "batch":
+        return nn.BatchNorm(
+            use_running_average=not train,
+            momentum=MOMENTUM,
+            epsilon=EPS,
+            dtype=dtype,
+            axis_name=tuple(stats_axes) or None,
+            name=name,
+        )
+    # The number of groups divides the channels, and half of them too.
+    groups = {"group": math.gcd(32, channels, channels // 2), "layer": 1}
+    return nn.GroupNorm(pick(groups, kind, "norm"), epsilon=EPS, dtype=dtype, name=name)
+
+
+def conv(channels, kernel, stride=1, *, dtype, name):
+    """A convolution module without bias, padded by kernel // 2 on all sides as in torch.
+
+    "SAME" would pad strided convolutions on two sides only.
+    """
+    return nn.Conv(
+        channels,
+        (kernel, kernel),
+        strides=stride,
+        padding=kernel // 2,
+        use_bias=False,
+        kernel_init=conv_init,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def stages(width, depths):
+    """(name, channels, stride) of every block.
+
+    depths: blocks of each stage. From one stage to the next the width doubles and the
+    image's side is halved.
+    """
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            stride = 2 if stage and not block else 1
+            yield f"stage{stage + 1}_block{block + 1}", width * 2**stage, stride
+
+
+def standardize(images, mean, std):
+    """Images [B, H, W, C] in [0, 1], less the mean [C], over the deviation [C]."""
+    return (images - jnp.array(mean)) / jnp.array(std)
+
+
+def logits(x, classes):
+    """Features [B, H, W, C] of any type -> float32 [B, L]: mean over positions, "head"."""
+    x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+    return nn.Dense(classes, name="head")(x)
+
+
+def drop(x, rate, key, index, shape):
+    """Zeroes entries of x [B, ...] with probability `rate`, scales up those that stay.
+
+    Example b draws a mask of `shape` (that broadcasts against x[b]) from the key folded
+    with index[b]: however a batch is split, an example meets the same mask.
+    """
+    keys = rng.by_index(key, index)
+    keep = jax.vmap(lambda one: jax.random.bernoulli(one, 1 - rate, shape))(keys)
+    return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0)
+
+
+def numbered(index, images):
+    """The numbers [B] of the examples, 0, 1, ... if there is no index."""
+    return jnp.arange(images.shape[0]) if index is None else index

@@ -1,0 +1,96 @@
+"""Pre-activation residual networks (He et al. 2016, "Identity mappings").
+
+Norm and activation come before each convolution, and once more before pooling. Paths:
+stem/kernel, stage1_block1/{norm1,conv1,norm2,conv2,shortcut}/..., norm/..., head/...
+(shortcuts where the shape changes).
+"""
+
+import re
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from advadapters.errors import UsageError
+from advadapters.models import layers
+
+
+class Size(NamedTuple):
+    """Width of the stem and of the first stage, and blocks of each stage."""
+
+    stem: int
+    width: int
+    depths: tuple[int, ...]
+
+
+SIZES = {"18": Size(64, 64, (2, 2, 2, 2))}
+
+
+def read_size(text):
+    """ "18" or "16x1x1" (width x blocks of each stage) -> Size. Raises UsageError."""
+    if text in SIZES:
+        return SIZES[text]
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", text):
+        raise UsageError(
+            f"config.model.size={text!r} is neither of {', '.join(SIZES)} nor "
+            "WIDTHxBLOCKSx..., blocks of each stage, like 16x1x1"
+        )
+    width, *depths = map(int, text.split("x"))
+    return Size(width, width, tuple(depths))
+
+
+class Block(nn.Module):
+    """x + conv2(act(norm2(conv1(act(norm1(x)))))), dropout before conv2.
+
+    Where the shape changes, x is replaced by a 1x1 convolution of act(norm1(x)).
+    """
+
+    width: int
+    stride: int
+    dropout: float
+    layers: layers.Layers
+
+    @nn.compact
+    def __call__(self, x, index):
+        make = self.layers
+        active = make.act(make.norm(x, "norm1"))
+        branch = make.conv(active, self.width, 3, "conv1", self.stride)
+        if x.shape != branch.shape:
+            x = make.conv(active, self.width, 1, "shortcut", self.stride)
+        branch = make.act(make.norm(branch, "norm2"))
+        if self.dropout and make.train:
+            key, shape = self.make_rng("dropout"), branch.shape[1:]
+            branch = layers.drop(branch, self.dropout, key, index, shape)
+        return x + make.conv(branch, self.width, 3, "conv2")
+
+
+class PreActResNet(nn.Module):
+    """Images [B, H, W, C] float32 in [0, 1] -> logits [B, L] float32.
+
+    dropout: rate between the convolutions of a block; in training it needs the random
+      stream "dropout".
+    norm, activation, stats_axes, dtype: see `layers.Layers`.
+    index: int [B], numbers of the examples, from which their masks are drawn; 0, 1, ...
+      by default.
+    """
+
+    size: Size
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dropout: float = 0.0
+    norm: str = "batch"
+    activation: str = "relu"
+    stats_axes: tuple[str, ...] = ()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train=False, index=None):
+        make = layers.Layers(self.norm, self.activation, self.stats_axes, self.dtype, train)
+        index = layers.numbered(index, images)
+        x = layers.standardize(images, self.mean, self.std).astype(self.dtype)
+        x = make.conv(x, self.size.stem, 3, "stem")
+        for name, width, stride in layers.stages(self.size.width, self.size.depths):
+            x = Block(width, stride, self.dropout, make, name=name)(x, index)
+        x = make.act(make.norm(x, "norm"))
+        return layers.logits(x, self.classes)

@@ -1,0 +1,109 @@
+"""Residual networks (He et al. 2015, "Deep residual learning"), post-activation.
+
+The stride is on the 3x3 convolution, as in torchvision. Paths: stem/kernel, norm/...,
+stage1_block1/{conv1,norm1,conv2,norm2,conv3,norm3,shortcut,shortcut_norm}/..., head/...
+(conv3 in bottlenecks only, shortcuts where the shape changes).
+"""
+
+import re
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from advadapters.errors import UsageError
+from advadapters.models import layers
+
+
+class Size(NamedTuple):
+    """Width of the first stage, blocks of each stage, and whether they are bottlenecks."""
+
+    width: int
+    depths: tuple[int, ...]
+    bottleneck: bool
+
+
+SIZES = {
+    "18": Size(64, (2, 2, 2, 2), False),
+    "34": Size(64, (3, 4, 6, 3), False),
+    "50": Size(64, (3, 4, 6, 3), True),
+}
+
+STEMS = ("cifar", "imagenet")
+EXPANSION = 4  # how much wider a bottleneck's end is than its middle
+
+
+def read_size(text):
+    """ "18" or "basic-16x1x1" (kind - width x blocks of each stage) -> Size.
+
+    Raises UsageError.
+    """
+    if text in SIZES:
+        return SIZES[text]
+    match = re.fullmatch(r"(basic|bottleneck)-([1-9]\d*(?:x[1-9]\d*)+)", text)
+    if not match:
+        raise UsageError(
+            f"config.model.size={text!r} is neither of {', '.join(SIZES)} nor "
+            "basic-WIDTHxBLOCKSx... or bottleneck-WIDTHxBLOCKSx... like basic-16x1x1"
+        )
+    width, *depths = map(int, match[2].split("x"))
+    return Size(width, tuple(depths), match[1] == "bottleneck")
+
+
+class Block(nn.Module):
+    """act(x + branch(x)): two 3x3 convolutions, or 1x1, 3x3 and 1x1 for a bottleneck."""
+
+    width: int
+    stride: int
+    bottleneck: bool
+    layers: layers.Layers
+
+    @nn.compact
+    def __call__(self, x):
+        make, width, stride = self.layers, self.width, self.stride
+        if self.bottleneck:
+            convs = [(width, 1, 1), (width, 3, stride), (EXPANSION * width, 1, 1)]
+        else:
+            convs = [(width, 3, stride), (width, 3, 1)]
+        branch = x
+        for i, (channels, kernel, step) in enumerate(convs, start=1):
+            branch = make.act(branch) if i > 1 else branch
+            branch = make.conv(branch, channels, kernel, f"conv{i}", step)
+            branch = make.norm(branch, f"norm{i}")
+        if x.shape != branch.shape:
+            x = make.conv(x, branch.shape[-1], 1, "shortcut", stride)
+            x = make.norm(x, "shortcut_norm")
+        return make.act(x + branch)
+
+
+class ResNet(nn.Module):
+    """Images [B, H, W, C] float32 in [0, 1] -> logits [B, L] float32.
+
+    stem: "cifar", a 3x3 convolution, or "imagenet", 7x7 of stride 2 and a 3x3 max-pool
+      of stride 2.
+    norm, activation, stats_axes, dtype: see `layers.Layers`.
+    index: accepted as every model does; nothing here is random.
+    """
+
+    size: Size
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    stem: str = "cifar"
+    norm: str = "batch"
+    activation: str = "relu"
+    stats_axes: tuple[str, ...] = ()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train=False, index=None):
+        make = layers.Layers(self.norm, self.activation, self.stats_axes, self.dtype, train)
+        x = layers.standardize(images, self.mean, self.std).astype(self.dtype)
+        large = self.stem == "imagenet"
+        x = make.conv(x, self.size.width, 7 if large else 3, "stem", 2 if large else 1)
+        x = make.act(make.norm(x, "norm"))
+        if large:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for name, width, stride in layers.stages(self.size.width, self.size.depths):
+            x = Block(width, stride, self.size.bottleneck, make, name=name)(x)
+        return layers.logits(x, self.classes)

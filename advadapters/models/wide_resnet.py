@@ -1,0 +1,32 @@
+"""Wide residual networks (Zagoruyko and Komodakis 2016): three wide pre-activation stages.
+
+Sizes are DEPTH-WIDTH: a stem of 16 channels, stages of 16, 32 and 64 times WIDTH, and
+(DEPTH - 4) / 6 blocks in each. Paths are those of `preact_resnet`.
+"""
+
+import re
+
+from advadapters.errors import UsageError
+from advadapters.models import preact_resnet
+
+STEM = 16
+
+
+def read_size(text):
+    """ "28-10" (depth - width) -> preact_resnet.Size. Raises UsageError."""
+    match = re.fullmatch(r"([1-9]\d*)-([1-9]\d*)", text)
+    blocks, rest = divmod(int(match[1]) - 4, 6) if match else (0, 0)
+    if blocks < 1 or rest:
+        raise UsageError(
+            f"config.model.size={text!r} is not DEPTH-WIDTH with a depth of 6 n + 4, "
+            f"like {', '.join(PUBLISHED)}"
+        )
+    return preact_resnet.Size(STEM, STEM * int(match[2]), (blocks,) * 3)
+
+
+PUBLISHED = ("16-8", "28-10", "34-10", "40-2", "70-16")
+SIZES = {text: read_size(text) for text in PUBLISHED}
+
+
+class WideResNet(preact_resnet.PreActResNet):
+    """A PreActResNet by another table of sizes."""
