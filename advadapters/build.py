@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from advadapters import adapters, losses, soups, trees
-from advadapters import mesh as meshes
+from advadapters import adapters, losses, rng, soups, trees
 from advadapters.attacks import ATTACKS
 from advadapters.attacks.pgd import OPTIMIZERS, TARGETS
 from advadapters.balls import BALLS
@@ -18,24 +17,35 @@ from advadapters.config import Section
 from advadapters.data import pipeline, sources
 from advadapters.data.augment import make_augment
 from advadapters.errors import UsageError, pick
-from advadapters.models import MODELS, vit
+from advadapters.models import MODELS, READ_SIZE, layers, resnet, vit
 from advadapters.training import optim, state, step, views
 from advadapters.training.loop import Every
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 MODES = ("eval", "train")
+AGAINST = ("labels", "predictions")
+STATISTICS = ("pooled", "separate")
 
 
 class Network(NamedTuple):
     """Pure functions of one model.
 
-    init: key -> parameter tree. apply: (params, images, key=None) -> logits; a key asks
-    for training behaviour. evaluate: (params, images) -> logits, in the precision of
-    evaluation. coarse: whether apply works in another precision than that.
+    plain stands for {"params", "batch_stats"}, index for the numbers [B] of the images,
+    from which what is random about each is drawn.
+
+    init: key -> plain.
+    apply: (plain, images, key=None, index=None) -> logits [B, L]; a key asks for training
+      behaviour, but running statistics are never touched.
+    train: (plain, images, key, index, pooled) -> (logits, new batch_stats); to be called
+      under the mapped axes "views" and "data"; batch statistics are means over the
+      devices, and if `pooled` over the views too.
+    evaluate: (plain, images) -> logits, in the precision of evaluation.
+    coarse: whether apply works in another precision than that.
     """
 
     init: Callable
     apply: Callable
+    train: Callable
     evaluate: Callable
     coarse: bool
 
@@ -63,6 +73,18 @@ class Evaluation(NamedTuple):
     suites: dict
 
 
+class Start(NamedTuple):
+    """Where the first parameters come from: a mixture of another run's checkpoint.
+
+    fresh: patterns of parameters that are initialised all the same (another head).
+    """
+
+    workdir: str
+    step: str
+    mixture: dict
+    fresh: tuple[str, ...]
+
+
 class Run(NamedTuple):
     """Everything that a config says."""
 
@@ -72,6 +94,9 @@ class Run(NamedTuple):
     accumulate: int
     domains: tuple[str, ...]
     patterns: tuple[str, ...]
+    separate: bool  # batch statistics of each view and domain, not pooled
+    perturbation: float
+    start: Start | None
     ema_decay: float
     keep: int
     max_nonfinite: int
@@ -108,15 +133,17 @@ def build(config, mesh):
         steps = max(1, round(epochs * epoch))
         with c.section("optimizer") as section:
             max_nonfinite = section.take("max_nonfinite", int, low=1)
-            decayed = section.take("decayed", tuple, of=str)
-            schedule, tx = read_optimizer(section, batch_size, epoch, steps, decayed)
+            schedule, tx, chosen = read_optimizer(section, batch_size, epoch, steps)
         attacks = read_attacks(c.sections("attacks"), "config.attacks")
         seen = read_views(c.sections("views"), domains, attacks)
         with evaluated:
             evaluation = read_evaluation(evaluated, len(domains), mesh)
         patterns = adapters.patterns(c.take("adapters", tuple, of=str))
-        check_patterns(network, patterns, "config.adapters")
-        check_patterns(network, decayed, "config.optimizer.decayed")
+        separate = read_statistics(c, network)
+        start = read_start(c.section("start"))
+        fresh = start.fresh if start else ()
+        chosen |= {"config.adapters": patterns, "config.start.fresh": fresh}
+        check_patterns(network, chosen)
         run = Run(
             seed=c.take("seed", int, low=0, high=2**32 - 1),
             steps=steps,
@@ -124,6 +151,9 @@ def build(config, mesh):
             accumulate=accumulate,
             domains=domains,
             patterns=patterns,
+            separate=separate,
+            perturbation=c.take("weight_perturbation", float, low=0.0, high=1.0),
+            start=start,
             ema_decay=c.take("ema_decay", float, low=0.0, high=1.0),
             keep=c.take("keep_checkpoints", int, low=1),
             max_nonfinite=max_nonfinite,
@@ -139,12 +169,23 @@ def build(config, mesh):
             tx=tx,
             evaluation=evaluation,
         )
-    if run.every.validate and not len(data.validation):
+    check_validation(run)
+    return run
+
+
+def check_validation(run):
+    """Raises UsageError where something is to be judged on images that nobody held out."""
+    if run.every.validate and not len(run.data.validation):
         raise UsageError(
             "config.validate_every needs held-out images: set config.data.validation "
             "to the fraction of the training images to hold out, or validate_every=0"
         )
-    return run
+    watched = [view.name for view in run.views if view.alarm]
+    if watched and not run.every.validate:
+        raise UsageError(
+            f"config.views.{watched[0]}.alarm looks at held-out images: set "
+            "config.validate_every and config.data.validation, or alarm=''"
+        )
 
 
 def need_divisible(name, size, accumulate, mesh):
@@ -194,27 +235,41 @@ def read_data(c, classes):
     )
 
 
+# How the settings that models have are read from a config; which of them a model has
+# is the word of its fields.
+MODEL_SETTINGS = {
+    "patch": lambda c: c.take("patch", int, low=1),
+    "pool": lambda c: c.choice("pool", vit.POOLS),
+    "positions": lambda c: c.choice("positions", vit.POSITIONS),
+    "drop_path": lambda c: c.take("drop_path", float, low=0.0, high=0.9),
+    "dropout": lambda c: c.take("dropout", float, low=0.0, high=0.9),
+    "stem": lambda c: c.choice("stem", resnet.STEMS),
+    "norm": lambda c: c.choice("norm", layers.NORMS),
+    "activation": lambda c: c.choice("activation", layers.ACTIVATIONS),
+    "remat": lambda c: c.take("remat", bool),
+    "scan": lambda c: c.take("scan", bool),
+    "dtype": lambda c: DTYPES[c.choice("dtype", DTYPES)],
+}
+
+
 def read_model(c, data, classes, exact):
     """config.model -> Network; exact: the name of evaluation's type."""
-    module = pick(MODELS, c.take("name", str), "config.model.name")
-    patch = c.take("patch", int, low=1)
+    name = c.choice("name", MODELS)
+    module = MODELS[name]
+    fields = module.__dataclass_fields__
+    settings = {name: read(c) for name, read in MODEL_SETTINGS.items() if name in fields}
+    patch = settings.get("patch", 1)
     if data.image_size % patch:
         raise UsageError(
             f"config.model.patch={patch} does not divide "
             f"config.data.image_size={data.image_size}"
         )
     model = module(
-        size=read_size(c.take("size", str)),
+        size=READ_SIZE[name](c.take("size", str)),
         classes=classes,
-        patch=patch,
         mean=read_channels(c, "mean", data.channels),
         std=read_channels(c, "std", data.channels),
-        pool=c.choice("pool", vit.POOLS),
-        positions=c.choice("positions", vit.POSITIONS),
-        drop_path=c.take("drop_path", float, low=0.0, high=0.9),
-        remat=c.take("remat", bool),
-        scan=c.take("scan", bool),
-        dtype=DTYPES[c.choice("dtype", DTYPES)],
+        **settings,
     )
     shape = (data.image_size, data.image_size, data.channels)
     return make_network(model, shape, DTYPES[exact])
@@ -227,34 +282,33 @@ def make_network(model, shape, exact=jnp.float32):
     steps as coarse as those of an attack.
     """
     precise = model.clone(dtype=exact)
+    own, all_views = (
+        model.clone(stats_axes=axes) for axes in (("data",), ("views", "data"))
+    )
 
     def init(key):
-        return model.init(key, jnp.zeros((1, *shape)))["params"]
+        made = model.init(key, jnp.zeros((1, *shape)))
+        return {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
 
-    def apply(params, images, key=None):
-        rngs = None if key is None else {"drop_path": key}
-        return model.apply({"params": params}, images, train=key is not None, rngs=rngs)
+    def rngs(key):
+        return {"drop_path": rng.fold(key, "path"), "dropout": rng.fold(key, "dropout")}
 
-    def evaluate(params, images):
-        return precise.apply({"params": params}, images)
+    def apply(plain, images, key=None, index=None):
+        if key is None:
+            return model.apply(plain, images)
+        logits, _ = train(plain, images, key, index, False)
+        return logits
 
-    return Network(init, apply, evaluate, coarse=model.dtype != exact)
+    def train(plain, images, key, index, pooled):
+        logits, changed = (all_views if pooled else own).apply(
+            plain, images, train=True, index=index, rngs=rngs(key), mutable="batch_stats"
+        )
+        return logits, changed.get("batch_stats", {})
 
+    def evaluate(plain, images):
+        return precise.apply(plain, images)
 
-def read_size(text):
-    """ "B" or "64x4x256x4" (width x depth x MLP width x heads) -> Size."""
-    if text in vit.SIZES:
-        return vit.SIZES[text]
-    try:
-        size = vit.Size(*map(int, text.split("x")))
-    except (TypeError, ValueError):
-        raise UsageError(
-            f"config.model.size={text!r} is neither of {', '.join(vit.SIZES)} nor "
-            "WIDTHxDEPTHxMLPxHEADS like 64x4x256x4"
-        ) from None
-    if min(size) < 1 or size.width % size.heads:
-        raise UsageError(f"config.model.size={text!r}: heads must divide the width")
-    return size
+    return Network(init, apply, train, evaluate, coarse=model.dtype != exact)
 
 
 def read_channels(c, key, channels):
@@ -269,22 +323,30 @@ def read_channels(c, key, channels):
     return values
 
 
-def read_optimizer(c, batch_size, epoch, steps, decayed):
-    """config.optimizer -> (schedule, gradient transformation)."""
+def read_optimizer(c, batch_size, epoch, steps):
+    """config.optimizer -> (schedule, gradient transformation, {key: patterns})."""
     schedule = optim.schedule(
         # The linear scaling rule: rates are given for a batch of 256.
         peak=c.take("base_lr", float, above=0, high=1e6) * batch_size / 256,
         steps=steps,
         warmup_steps=min(round(c.take("warmup_epochs", float, low=0.0) * epoch), steps - 1),
     )
-    return schedule, optim.adamw(
+    decayed, layers_ = (c.take(key, tuple, of=str) for key in ("decayed", "layers"))
+    settings = dict(
         learning_rate=schedule,
-        b1=c.take("b1", float, low=0.0, below=1.0),
-        b2=c.take("b2", float, low=0.0, below=1.0),
         weight_decay=c.take("weight_decay", float, low=0.0),
         decayed=decayed,
         clip_norm=c.take("clip_norm", float, low=0.0),
+        layers=layers_,
+        layer_decay=c.take("layer_decay", float, above=0, high=1.0),
     )
+    if c.choice("name", optim.OPTIMIZERS) == "sgd":
+        rule = optim.sgd(momentum=c.take("momentum", float, low=0.0, below=1.0))
+    else:
+        rule = optim.adam(*(c.take(b, float, low=0.0, below=1.0) for b in ("b1", "b2")))
+    tx = optim.make(rule, **settings)
+    where = "config.optimizer."
+    return schedule, tx, {where + "decayed": decayed, where + "layers": layers_}
 
 
 def read_attacks(sections, where):
@@ -307,6 +369,7 @@ SETTINGS = {
     "target": lambda c: c.choice("target", TARGETS),
     "keep": lambda c: c.choice("keep", ("last", "best")),
     "optimizer": lambda c: c.choice("optimizer", OPTIMIZERS),
+    "noise": lambda c: c.take("noise", float, low=0.0),
     "queries": lambda c: c.take("queries", int, low=1),
 }
 
@@ -330,7 +393,7 @@ def read_views(sections, domains, attacks):
     seen = []
     for name, c in sections.items():
         with c:
-            seen.append(read_view(name, c, domains, attacks))
+            seen.append(read_view(name, c, domains, attacks, list(sections)))
     if not any(view.weight for view in seen):
         raise UsageError("config.views: every weight is 0, so nothing is trained")
     unused = [
@@ -344,8 +407,8 @@ def read_views(sections, domains, attacks):
     return seen
 
 
-def read_view(name, c, domains, attacks):
-    """One view."""
+def read_view(name, c, domains, attacks, names):
+    """One view; names: those of all views."""
     mixture = c.take("mixture", dict)
     unknown = [domain for domain in mixture if domain not in domains]
     if unknown or not mixture:
@@ -356,14 +419,71 @@ def read_view(name, c, domains, attacks):
     weights = [Section(c.name + ".mixture", mixture).take(d, float) for d in mixture]
     if abs(sum(weights) - 1) > 1e-6:
         raise UsageError(f"{c.name}.mixture must sum to 1, got {mixture}")
-    attack = c.take("attack", str)
+    drawn = [part for part in c.take("attack", str).split(",") if part]
+    alarm = c.take("alarm", str)
+    terms = read_losses(c)
     return views.View(
         name=name,
         mixture=tuple(float(mixture.get(domain, 0.0)) for domain in domains),
         weight=c.take("weight", float, low=0.0),
-        attack=pick(attacks, attack, f"{c.name}.attack") if attack else None,
+        attacks=tuple(pick(attacks, part, f"{c.name}.attack") for part in drawn),
         train_mode=c.choice("attack_mode", MODES) == "train",
+        against=c.choice("attack_against", AGAINST),
+        losses=terms,
+        reference=read_reference(c, terms, name, names),
+        alarm=pick(attacks, alarm, f"{c.name}.alarm") if alarm else None,
     )
+
+
+def read_losses(c):
+    """((loss, factor), ...) of a view."""
+    section = c.section("losses")
+    known = losses.TRAINING | losses.PAIRED
+    for name in section.left:
+        pick(known, name, f"{section.name} key")
+    names = list(section.left)
+    with section:
+        terms = tuple((name, section.take(name, float)) for name in names)
+    if not terms:
+        raise UsageError(f"{section.name} is empty; there are: {', '.join(known)}")
+    return terms
+
+
+def read_reference(c, terms, name, names):
+    """The number of the view that paired losses compare with, or None."""
+    reference = c.take("reference", str)
+    paired = [term for term, _ in terms if term in losses.PAIRED]
+    others = [other for other in names if other != name]
+    if reference and reference not in others or paired and not reference:
+        raise UsageError(
+            f"{c.name}.losses has {', '.join(paired) or 'no paired loss'} and "
+            f"reference={reference!r}: a paired loss compares with another view, name it "
+            f"in {c.name}.reference; there are: {', '.join(others) or 'no other views'}"
+        )
+    return names.index(reference) if reference else None
+
+
+def read_statistics(c, network):
+    """config.statistics -> whether they are separate."""
+    separate = c.choice("statistics", STATISTICS) == "separate"
+    made = jax.eval_shape(network.init, jax.random.key(0))
+    if separate and not made["batch_stats"]:
+        raise UsageError(
+            "config.statistics='separate' is about batch norm, and this model has none: "
+            "set config.statistics='pooled', or a model with norm='batch'"
+        )
+    return separate
+
+
+def read_start(c):
+    """config.start -> Start, or None to start afresh."""
+    with c:
+        workdir, step = c.take("workdir", str), c.take("step", str)
+        mixture = c.take("mixture", dict)
+        weights = Section(c.name + ".mixture", mixture)
+        mixture = {domain: weights.take(domain, float) for domain in mixture}
+        fresh = c.take("fresh", tuple, of=str)
+    return Start(workdir, step, mixture, fresh) if workdir else None
 
 
 def read_evaluation(c, count, mesh):
@@ -384,30 +504,40 @@ def read_evaluation(c, count, mesh):
     )
 
 
-def check_patterns(network, patterns, where):
-    """Raises UsageError if a pattern matches no parameter."""
-    params = jax.eval_shape(network.init, jax.random.key(0))
-    try:
-        trees.select(trees.flatten(params), patterns)
-    except trees.PatternError as error:
-        raise UsageError(f"{where}: {error}") from None
+def check_patterns(network, chosen):
+    """Raises UsageError if one of the {key: patterns} matches no parameter."""
+    params = jax.eval_shape(network.init, jax.random.key(0))["params"]
+    for where, patterns in chosen.items():
+        try:
+            trees.select(trees.flatten(params), patterns)
+        except trees.PatternError as error:
+            raise UsageError(f"{where}: {error}") from None
 
 
-def initial_state(run):
-    """The state before the first step (call it under jit to place it)."""
-    key = jax.random.fold_in(jax.random.key(run.seed), 0)
-    params = run.network.init(key)
-    return state.create(params, run.patterns, len(run.domains), run.tx)
+def initial_state(run, plain=None):
+    """The state before the first step (call it under jit to place it).
+
+    plain: {"params", "batch_stats"} to start from; drawn from the seed if None.
+    """
+    if plain is None:
+        plain = run.network.init(jax.random.fold_in(jax.random.key(run.seed), 0))
+    errors = {
+        view.name: jnp.ones(len(view.attacks))
+        for view in run.views
+        if len(view.attacks) > 1
+    }
+    variables = state.branches(plain, run.patterns, len(run.domains), run.separate, errors)
+    return state.create(variables, run.tx)
 
 
 def train_step(run, mesh):
     """The jitted training step of a run."""
-
-    def keep_batched(tree, axis):
-        return meshes.keep_batched(mesh, tree, axis)
-
     loss = views.views_loss(
-        run.network.apply, run.views, losses.cross_entropy, keep_batched
+        run.network,
+        run.views,
+        pooled=not run.separate,
+        perturbation=run.perturbation,
+        axis="data",
     )
     return step.make_step(
         loss,

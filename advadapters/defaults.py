@@ -6,8 +6,6 @@ result of `method(...)`. Values are plain, so that all can be overridden.
 
 from ml_collections import ConfigDict
 
-METHODS = ("cotrain", "nominal", "adversarial", "four")
-
 
 def config():
     """A ConfigDict with every key but the data source, the model size and the method."""
@@ -22,20 +20,13 @@ def config():
             log_every=50,  # steps
             validate_every=0,  # steps; 0 is never
             checkpoint_every=1000,  # steps
-            model=dict(
-                name="vit",
-                size="",  # a letter of the size table, or WIDTHxDEPTHxMLPxHEADS
-                classes=10,
-                patch=16,
-                mean=(0.5, 0.5, 0.5),
-                std=(0.5, 0.5, 0.5),
-                pool="tokens",  # or "class"
-                positions="learned",  # or "sincos"
-                drop_path=0.0,
-                remat=False,
-                scan=False,
-                dtype="float32",  # of matrix products; or "bfloat16"
-            ),
+            # Batch statistics of all views together, or "separate" for each view, and
+            # running ones for each domain.
+            statistics="pooled",
+            weight_perturbation=0.0,  # size of adversarial weight perturbations (AWP)
+            # Another run's checkpoint to start from, "" to start afresh.
+            start=dict(workdir="", step="latest", mixture={}, fresh=()),
+            model=model("vit", ""),
             data=dict(
                 source="",
                 data_dir="",  # of TFDS; "" is its own default
@@ -52,16 +43,7 @@ def config():
                 cutmix=0.0,
                 label_smoothing=0.0,
             ),
-            optimizer=dict(
-                base_lr=1e-3,  # for a batch of 256, scaled linearly
-                b1=0.9,
-                b2=0.95,
-                weight_decay=0.05,
-                decayed=(".*kernel",),
-                warmup_epochs=5.0,
-                clip_norm=0.0,  # global norm; 0 is off
-                max_nonfinite=10,  # updates in a row before the run stops
-            ),
+            optimizer=adamw(),
             evaluation=dict(
                 batch_size=100,
                 dtype="float32",  # of matrix products in evaluation and its attacks
@@ -71,6 +53,68 @@ def config():
             ),
         )
     )
+
+
+def model(name, size, **more):
+    """The keys of config.model for a row of `advadapters.models.MODELS`.
+
+    size: a name in the model's table, or its numbers (see its `read_size`).
+    """
+    common = dict(
+        name=name,
+        size=size,
+        classes=10,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        norm="batch",  # or "group", "layer"
+        dtype="float32",  # of matrix products; or "bfloat16"
+    )
+    own = {
+        "vit": dict(
+            norm="layer",
+            patch=16,
+            pool="tokens",  # or "class"
+            positions="learned",  # or "sincos"
+            drop_path=0.0,
+            remat=False,
+            scan=False,
+        ),
+        "resnet": dict(activation="relu", stem="cifar"),  # or "silu", "imagenet"
+        "preact_resnet": dict(activation="relu", dropout=0.0),
+        "wide_resnet": dict(activation="relu", dropout=0.0),
+    }[name]
+    return common | own | more
+
+
+def adamw(**more):
+    """The keys of config.optimizer for AdamW."""
+    settings = dict(name="adamw", b1=0.9, b2=0.95, weight_decay=0.05)
+    return schedule_keys() | settings | more
+
+
+def sgd(**more):
+    """The keys of config.optimizer for SGD with momentum."""
+    settings = dict(name="sgd", momentum=0.9, weight_decay=5e-4)
+    return schedule_keys() | settings | more
+
+
+def schedule_keys():
+    """The keys that all optimizers have."""
+    return dict(
+        base_lr=1e-3,  # for a batch of 256, scaled linearly
+        decayed=(".*kernel",),
+        warmup_epochs=5.0,
+        clip_norm=0.0,  # global norm; 0 is off
+        max_nonfinite=10,  # updates in a row before the run stops
+        # Layer-wise decay of the rate: patterns in the network's order, and the factor
+        # from one layer to the one before; 1 is off.
+        layers=(),
+        layer_decay=1.0,
+    )
+
+
+# For `layers`: embedding, then each block; final norm and head are what is left.
+VIT_LAYERS = ("class_token|pos_embed|patch_embed/.*", "blocks_([0-9]+)/.*")
 
 
 def pgd(norm, eps, steps, **more):
@@ -101,36 +145,163 @@ def evaluation_pgd(norm, eps, steps, loss="cross_entropy"):
     return pgd(norm, eps, steps, loss=loss, keep="best")
 
 
-def view(domain, weight, attack=""):
-    """One view: a single domain's adapters, attacked in evaluation mode or not at all."""
-    return dict(mixture={domain: 1.0}, weight=weight, attack=attack, attack_mode="eval")
+def view(domain, weight, attack="", losses=None, **more):
+    """One view: a single domain's adapters, attacked in evaluation mode or not at all.
+
+    attack: a name in config.attacks, or several with commas, drawn per batch by their
+    running robust errors. losses: {name: factor}, by default cross-entropy.
+    """
+    settings = dict(
+        mixture={domain: 1.0},
+        weight=weight,
+        attack=attack,
+        attack_mode="eval",  # or "train"
+        attack_against="labels",  # or "predictions" on the clean images
+        losses=losses or {"cross_entropy": 1.0},
+        reference="",  # the view that paired losses compare with
+        alarm="",  # an attack of more steps, to see catastrophic overfitting
+    )
+    return settings | more
 
 
-def method(name, attacks, alpha=0.5):
-    """The keys domains, adapters, views and attacks of a training method.
+def method(name, attacks, alpha=0.5, beta=6.0):
+    """The keys of the config that a training method (a row of METHODS) sets.
 
-    attacks: {norm: settings}. "nominal": clean images only; "adversarial": only those
-    attacked in the first norm; "cotrain": alpha of the clean loss and 1 - alpha of the
-    attacked, each with its own class token; "four": clean and every norm, equal parts.
+    attacks: {norm: settings of PGD}; methods with one attack take the first. alpha:
+    weight of the clean view in co-training. beta: factor of TRADES' and MART's KL.
     """
     first = next(iter(attacks))
-    views = {
-        "nominal": {"clean": view("clean", 1.0)},
-        "adversarial": {first: view(first, 1.0, first)},
-        "cotrain": {
+    own = dict(statistics="pooled", weight_perturbation=0.0, adapters=(), attacks=attacks)
+    return own | METHODS[name](first, attacks, alpha, beta)
+
+
+def plain_views(**views):
+    """Views that share everything: one domain, named after nothing in particular."""
+    return dict(domains=("all",), views=views)
+
+
+def nominal(first, attacks, alpha, beta):
+    """Clean images only."""
+    return dict(domains=("clean",), views={"clean": view("clean", 1.0)}, attacks={})
+
+
+def adversarial(first, attacks, alpha, beta):
+    """Attacked images only (Madry et al. 2018)."""
+    return dict(
+        domains=(first,),
+        views={first: view(first, 1.0, first)},
+        attacks={first: attacks[first]},
+    )
+
+
+def cotrain(first, attacks, alpha, beta):
+    """alpha of the clean loss and 1 - alpha of the attacked one, each with its own class
+    token (Rebuffi et al. 2023).
+    """
+    return dict(
+        domains=("clean", first),
+        adapters=("class_token",),
+        views={
             "clean": view("clean", alpha),
             first: view(first, 1 - alpha, first),
         },
-        "four": {
-            domain: view(
-                domain, 1 / (1 + len(attacks)), "" if domain == "clean" else domain
-            )
-            for domain in ("clean", *attacks)
-        },
-    }[name]
-    return dict(
-        domains=tuple(views),
-        adapters=("class_token",) if len(views) > 1 else (),
-        views=views,
-        attacks={norm: attacks[norm] for norm in views if norm in attacks},
+        attacks={first: attacks[first]},
     )
+
+
+def four(first, attacks, alpha, beta):
+    """Clean and every norm, equal parts, a class token each."""
+    part = 1 / (1 + len(attacks))
+    return dict(
+        domains=("clean", *attacks),
+        adapters=("class_token",),
+        views={"clean": view("clean", part)}
+        | {norm: view(norm, part, norm) for norm in attacks},
+    )
+
+
+def advprop(first, attacks, alpha, beta):
+    """Clean and attacked towards a random class, each with its own norms (Xie et al.
+    2020); where there is batch norm, set statistics="separate" too.
+    """
+    return cotrain(first, attacks, 0.5, beta) | dict(
+        adapters=("norms",),
+        attacks={first: attacks[first] | dict(target="random")},
+    )
+
+
+def pyramid(first, attacks, alpha, beta):
+    """Clean and the pyramid attack towards a random class, in train mode, nothing of their
+    own (Herrmann et al. 2022). Its eps, half the first norm's, is ours.
+    """
+    settings = dict(
+        name="pyramid", norm="linf", eps=attacks[first]["eps"] / 2, steps=5,
+        step_size=0.0, target="random", loss="cross_entropy",
+    )  # fmt: skip
+    return plain_views(
+        clean=view("all", 1.0),
+        pyramid=view("all", 1.0, "pyramid", attack_mode="train"),
+    ) | dict(attacks={"pyramid": settings})
+
+
+def trades(first, attacks, alpha, beta):
+    """Clean, and KL to the clean predictions, which the attack climbs too (Zhang et al.
+    2019). The start, uniform in the ball, is ours.
+    """
+    attacked = view(
+        "all", 1.0, first, {"kl": beta}, reference="clean", attack_against="predictions"
+    )
+    return plain_views(clean=view("all", 1.0), **{first: attacked}) | dict(
+        attacks={first: attacks[first]}
+    )
+
+
+def mart(first, attacks, alpha, beta):
+    """Boosted cross-entropy, and KL weighted by the clean mistakes (Wang et al. 2020)."""
+    terms = {"boosted_cross_entropy": 1.0, "weighted_kl": beta}
+    attacked = view("all", 1.0, first, terms, reference="clean")
+    return plain_views(clean=view("all", 0.0), **{first: attacked}) | dict(
+        attacks={first: attacks[first]}
+    )
+
+
+def awp(first, attacks, alpha, beta):
+    """Adversarial, with weight perturbations (Wu et al. 2020); their size is ours."""
+    return adversarial(first, attacks, alpha, beta) | dict(weight_perturbation=0.005)
+
+
+def eat(first, attacks, alpha, beta):
+    """One norm a batch, drawn by its running robust error (Croce and Hein 2022)."""
+    return plain_views(attacked=view("all", 1.0, ",".join(attacks)))
+
+
+def single_step(first, attacks, attack):
+    """A view under a single-step attack; PGD-10 watches for catastrophic overfitting."""
+    """One view under a single-step attack, watched by PGD-10."""
+    many = pgd(first, attacks[first]["eps"], 10)
+    return dict(
+        domains=(first,),
+        views={first: view(first, 1.0, "single", alarm="alarm")},
+        attacks={"single": attack, "alarm": many},
+    )
+
+
+def fgsm_rs(first, attacks, alpha, beta):
+    """One step of 1.25 eps from a random start (Wong et al. 2020)."""
+    eps = attacks[first]["eps"]
+    return single_step(first, attacks, pgd(first, eps, 1, step_size=1.25 * eps))
+
+
+def n_fgsm(first, attacks, alpha, beta):
+    """One step from noise of twice eps, not clipped (de Jorge et al. 2022)."""
+    attack = dict(name="n_fgsm", norm=first, eps=attacks[first]["eps"], noise=2.0)
+    return single_step(first, attacks, attack)
+
+
+METHODS = {
+    function.__name__: function
+    for function in (
+        cotrain, nominal, adversarial, four, advprop, pyramid, trades, mart, awp, eat,
+        fgsm_rs, n_fgsm,
+    )
+}  # fmt: skip

@@ -3,6 +3,7 @@
 Higher is worse for the network, so an attack climbs them.
 """
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -70,5 +71,32 @@ def scale_of(logits, ranks):
     return ordered[:, 0] - jnp.mean(ordered[:, jnp.array(ranks)], axis=1) + 1e-12
 
 
+def boosted_cross_entropy(logits, labels):
+    """-log p(label) - log(1 - p(most likely other class)): MART (Wang et al. 2020)."""
+    logits = logits.astype(jnp.float32)
+    one_hot = jnp.arange(logits.shape[-1]) == class_of(labels)[:, None]
+    rival = jnp.argmax(jnp.where(one_hot, -jnp.inf, logits), axis=-1)
+    is_rival = jnp.arange(logits.shape[-1]) == rival[:, None]
+    rest = jax.nn.logsumexp(jnp.where(is_rival, -jnp.inf, logits), axis=-1)
+    return cross_entropy(logits, labels) + jax.nn.logsumexp(logits, axis=-1) - rest
+
+
+def kl(logits, reference, labels):
+    """KL(reference's probabilities || the logits' own): TRADES (Zhang et al. 2019)."""
+    old = jax.nn.log_softmax(reference.astype(jnp.float32))
+    new = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return jnp.sum(jnp.exp(old) * (old - new), axis=-1)
+
+
+def weighted_kl(logits, reference, labels):
+    """`kl` times 1 - p(label) of the reference: MART's second term."""
+    own = jnp.arange(logits.shape[-1]) == class_of(labels)[:, None]
+    likely = jnp.sum(own * jax.nn.softmax(reference.astype(jnp.float32)), axis=-1)
+    return kl(logits, reference, labels) * (1 - likely)
+
+
 LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+# Losses of training alone; the paired ones compare with the logits of another view.
+TRAINING = {"cross_entropy": cross_entropy, "boosted_cross_entropy": boosted_cross_entropy}
+PAIRED = {"kl": kl, "weighted_kl": weighted_kl}
 TARGETED = {"dlr": dlr_targeted, "logit_difference": logit_difference}

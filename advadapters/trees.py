@@ -8,7 +8,8 @@ Parameters live in two branches:
 
 `mix(adapters, w)` contracts that axis, and `merge(shared, mixed)` is then the
 parameter tree of an ordinary network. One-hot weights select a mode, any other
-weights are a soup, and `jax.vmap` over stacked weights runs many at once.
+weights are a soup, and `jax.vmap` over stacked weights runs many at once. Running
+statistics of batch norm are two such branches under "stats", which no gradient trains.
 
 Trees here are nested dicts with string keys; a path joins the keys with "/".
 Only numpy and jax are imported, so that soups run in a bare notebook.
@@ -157,8 +158,12 @@ def mix(adapters, weights):
 
 
 def plain(variables, weights):
-    """The ordinary parameter tree of {"shared", "adapters"} at mixture `weights` [K]."""
-    return merge(variables["shared"], mix(variables["adapters"], weights))
+    """The ordinary network at mixture `weights` [K]: {"params", "batch_stats"}."""
+
+    def mixed(branches):
+        return merge(branches["shared"], mix(branches["adapters"], weights))
+
+    return {"params": mixed(variables), "batch_stats": mixed(variables["stats"])}
 
 
 def count(tree):

@@ -14,16 +14,20 @@ def network(**changes):
     return build.make_network(vit.ViT(**(fields | changes)), (8, 8, 1))
 
 
-def params(net, seed=0):
-    """Parameters with every leaf random, so that nothing is hidden behind a zero."""
-    tree = jax.jit(net.init)(jax.random.key(seed))
+def plain(net, seed=0):
+    """A network whose parameters are all random, so that no zero hides anything.
+
+    {"params", "batch_stats"}, as `net.init` gives it.
+    """
+    made = jax.jit(net.init)(jax.random.key(seed))
+    tree = made["params"]
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     noisy = [
         leaf + 0.1 * jax.random.normal(key, leaf.shape)
         for leaf, key in zip(leaves, keys, strict=True)
     ]
-    return jax.tree.unflatten(structure, noisy)
+    return made | {"params": jax.tree.unflatten(structure, noisy)}
 
 
 def batch(size=8, seed=0):

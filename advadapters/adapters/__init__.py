@@ -1,16 +1,18 @@
 """Adapters by name: path patterns over a backbone's own parameter tree.
 
 Any regular expression over paths is an adapter too; these are the usual ones, for
-the ViT. To add one: a row here.
+the ViT and the convolutional networks. To add one: a row here.
 """
 
 ADAPTERS = {
     "class_token": ("class_token",),
     "pos_embed": ("pos_embed",),
     "patch_embed": ("patch_embed/.*",),
-    "norms": (r"(.*/)?norm\d?/.*",),
+    "stem": ("stem/.*",),
+    "norms": (r"(.*/)?(\w+_)?norm\d?/.*",),
     "head": ("head/.*",),
     "everything": (".*",),
+    "nothing": (),
 }
 
 

@@ -7,11 +7,19 @@ and a row in ATTACKS. `autoattack` runs whole cascades on whole data sets.
 
 from advadapters.attacks.apgd import apgd
 from advadapters.attacks.fab import fab
+from advadapters.attacks.n_fgsm import n_fgsm
 from advadapters.attacks.pgd import pgd
 from advadapters.attacks.pyramid import pyramid
 from advadapters.attacks.square import square
 from advadapters.attacks.suites import autoattack, sweep
 
-ATTACKS = {"pgd": pgd, "apgd": apgd, "fab": fab, "square": square, "pyramid": pyramid}
+ATTACKS = {
+    "pgd": pgd,
+    "apgd": apgd,
+    "fab": fab,
+    "square": square,
+    "pyramid": pyramid,
+    "n_fgsm": n_fgsm,
+}
 
 __all__ = ["ATTACKS", "autoattack", "sweep"]

@@ -1,8 +1,14 @@
-"""The optimizer: AdamW with warm-up, cosine decay, clipping and a guard against NaN."""
+"""The optimizer: AdamW or SGD with warm-up, cosine decay, layer decay, clipping and a
+guard against NaN."""
 
+import re
+
+import jax
 import optax
 
 from advadapters import trees
+
+OPTIMIZERS = ("adamw", "sgd")
 
 
 def schedule(*, peak, steps, warmup_steps):
@@ -15,37 +21,85 @@ def schedule(*, peak, steps, warmup_steps):
 NEVER = 2**31 - 1
 
 
-def adamw(*, learning_rate, b1, b2, weight_decay, decayed, clip_norm):
+def adam(b1, b2):
+    """The rule of AdamW: weight decay is added to what Adam makes of the gradient."""
+    return lambda decay: optax.chain(optax.scale_by_adam(b1=b1, b2=b2), decay)
+
+
+def sgd(momentum):
+    """The rule of SGD with momentum: weight decay is added to the gradient."""
+    return lambda decay: optax.chain(decay, optax.trace(decay=momentum))
+
+
+def make(
+    rule, *, learning_rate, weight_decay, decayed, clip_norm, layers=(), layer_decay=1.0
+):
     """A gradient transformation over {"shared", "adapters"}.
 
-    learning_rate: step -> rate. decayed: path patterns, within a branch, of the
-    leaves that weight decay acts on. clip_norm: global, 0 for none. An update that
-    is not finite is skipped, parameters and moments untouched; `nonfinite` counts
-    such updates in a row, and the loop stops when there are too many.
+    rule: `adam(...)` or `sgd(...)`. learning_rate: step -> rate. decayed: path patterns,
+    within a branch, of the leaves that weight decay acts on. clip_norm: global, 0 for
+    none. layers, layer_decay: see `layer_scales`. An update that is not finite is
+    skipped, parameters and moments untouched; `nonfinite` counts such updates in a
+    row, and the loop stops when there are too many.
     """
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    update = optax.adamw(
-        learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask(decayed)
-    )
+    decay = optax.add_decayed_weights(weight_decay, mask=mask(decayed))
+    scale = layer_scaling(layers, layer_decay)
+    rate = optax.scale_by_learning_rate(learning_rate)
     # Past its limit optax lets bad updates through; ours is out of reach.
-    return optax.apply_if_finite(optax.chain(clip, update), NEVER)
+    return optax.apply_if_finite(optax.chain(clip, rule(decay), scale, rate), NEVER)
+
+
+def by_path(variables, function):
+    """The same tree with function(path within the branch) for every leaf."""
+    return {
+        branch: trees.unflatten({path: function(path) for path in trees.flatten(tree)})
+        for branch, tree in variables.items()
+    }
 
 
 def mask(patterns):
     """variables -> the same tree of bools: whether a pattern matches the path."""
 
-    def masked(variables):
-        return {
-            branch: trees.unflatten(
-                {
-                    path: any(trees.matches(p, path) for p in patterns)
-                    for path in trees.flatten(tree)
-                }
-            )
-            for branch, tree in variables.items()
-        }
+    def matched(path):
+        return any(trees.matches(p, path) for p in patterns)
 
-    return masked
+    return lambda variables: by_path(variables, matched)
+
+
+def layer_scales(paths, layers, decay):
+    """{path: factor of its learning rate}: layer-wise decay (Clark et al. 2020, MAE).
+
+    layers: patterns in the order of the network. One with a group, like
+    r"blocks_(\\d+)/.*", stands for a layer per number. Leaves that none matches are the
+    last layer and have factor 1; each layer before has `decay` times the next one's.
+    """
+    found = {}
+    for path in paths:
+        for order, pattern in enumerate(layers):
+            match = re.fullmatch(pattern, path)
+            if match:
+                numbers = [int(g) for g in match.groups() if g and g.isdecimal()]
+                found[path] = (order, *numbers)
+                break
+    places = sorted(set(found.values()))
+    return {
+        path: decay ** (len(places) - places.index(found[path])) if path in found else 1.0
+        for path in paths
+    }
+
+
+def layer_scaling(layers, decay):
+    """A transformation that multiplies every leaf's update by its layer's factor."""
+
+    def update(updates, state, params=None):
+        paths = {path for tree in updates.values() for path in trees.flatten(tree)}
+        factors = by_path(updates, layer_scales(paths, layers, decay).get)
+        return jax.tree.map(lambda leaf, factor: leaf * factor, updates, factors), state
+
+    if decay == 1.0:
+        return optax.identity()
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def nonfinite(optimizer):

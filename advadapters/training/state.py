@@ -9,10 +9,12 @@ import optax
 
 from advadapters import trees
 
+TRAINED = ("shared", "adapters")
+
 
 @flax.struct.dataclass
 class State:
-    """step: int32 [], steps done; variables and ema: {"shared", "adapters"}."""
+    """step: int32 [], steps done; variables and ema: see `branches`."""
 
     step: Any
     variables: Any
@@ -20,28 +22,47 @@ class State:
     optimizer: Any
 
 
-def branches(params, patterns, domains):
-    """An ordinary parameter tree -> {"shared": rest, "adapters": chosen, K equal rows}.
+def branches(plain, patterns, domains, separate=False, errors=None):
+    """An ordinary network {"params", "batch_stats"} -> the variables of training.
+
+    {"shared":   the parameters that no pattern matches,
+     "adapters": those that one does, K = domains equal rows,
+     "stats": {"shared", "adapters": running statistics, with K rows if `separate`,
+               "errors": running robust errors of views that draw their attack}}
 
     Raises PatternError for a pattern that matches nothing.
     """
-    shared, chosen = trees.split(params, patterns)
-    return {"shared": shared, "adapters": trees.replicate(chosen, domains)}
+    shared, chosen = trees.split(plain["params"], patterns)
+    stats = plain.get("batch_stats", {})
+    one, many = ({}, stats) if separate else (stats, {})
+    return {
+        "shared": shared,
+        "adapters": trees.replicate(chosen, domains),
+        "stats": {
+            "shared": one,
+            "adapters": trees.replicate(many, domains),
+            "errors": errors or {},
+        },
+    }
 
 
-def create(params, patterns, domains, tx):
+def trained(variables):
+    """The branches that gradients and the optimizer see."""
+    return {branch: variables[branch] for branch in TRAINED}
+
+
+def create(variables, tx):
     """The state before the first step."""
-    variables = branches(params, patterns, domains)
     return State(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
         ema=jax.tree.map(jnp.copy, variables),
-        optimizer=tx.init(variables),
+        optimizer=tx.init(trained(variables)),
     )
 
 
 def average(ema, variables, step, decay):
-    """The moving average after `step` updates.
+    """The moving average after `step` updates, of parameters and statistics alike.
 
     The average starts as a copy of the first parameters; so that it forgets them,
     the decay grows as (1 + step) / (10 + step) until it reaches `decay`.

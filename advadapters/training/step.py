@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
 from advadapters import mesh as meshes
 from advadapters import rng
@@ -13,19 +14,29 @@ from advadapters.training import state as states
 def make_step(loss, augment, tx, *, seed, ema_decay, accumulate, mesh):
     """jit: (state, batch of uint8 [B, ...]) -> (state, metrics); the state is donated.
 
+    loss: (variables, batch, key) -> (float32 [], (new stats, metrics)); it runs on each
+    device's rows alone, the mesh's axis "data" being bound there.
+
     All randomness comes from (seed, state.step), so that a resumed run goes on as
     if it had not stopped. With accumulate > 1 the batch is worked off in that many
     parts one after the other, and the mean gradient makes one update.
     """
-    gradients = accumulated(jax.value_and_grad(loss, has_aux=True), accumulate)
+    gradients = over_devices(accumulated(differentiated(loss), accumulate), mesh)
 
     def step(state, batch):
         key = rng.fold(jax.random.key(seed), "train", state.step)
         batch = augment(batch, rng.fold(key, "augment"))
         batch = meshes.keep_batched(mesh, batch)
-        slopes, metrics = gradients(state.variables, batch, rng.fold(key, "loss"))
-        updates, optimizer = tx.update(slopes, state.optimizer, state.variables)
-        variables = optax.apply_updates(state.variables, updates)
+        slopes, stats, metrics = gradients(state.variables, batch, rng.fold(key, "loss"))
+        trained = states.trained(state.variables)
+        updates, optimizer = tx.update(slopes, state.optimizer, trained)
+        variables = optax.apply_updates(trained, updates)
+        # Where the update was skipped, statistics of what made it so are no good either.
+        bad = optim.nonfinite(optimizer) > 0
+        stats = jax.tree.map(
+            lambda new, old: jnp.where(bad, old, new), stats, state.variables["stats"]
+        )
+        variables = state.variables | variables | {"stats": stats}
         metrics["gradient_norm"] = optax.tree.norm(slopes)
         metrics["nonfinite"] = optim.nonfinite(optimizer)
         return states.State(
@@ -44,15 +55,43 @@ def make_step(loss, augment, tx, *, seed, ema_decay, accumulate, mesh):
     )
 
 
-def accumulated(value_and_grad, parts):
-    """(variables, batch, key) -> (mean gradients, mean metrics) over `parts` of a batch.
+def over_devices(gradients, mesh):
+    """Runs on every device's own rows, then averages once over the devices.
 
-    Part p holds rows p, p + parts, ...: so every device works on its own rows only.
+    Data parallelism by hand: under `vmap` over views a convolution merges the axes of
+    views and images into one, of which the compiler could split only a part.
     """
 
+    def local(variables, batch, key):
+        return jax.lax.pmean(gradients(variables, batch, key), "data")
+
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=P(), check_vma=False
+    )
+
+
+def differentiated(loss):
+    """(variables, batch, key) -> (gradients of the trained branches, stats, metrics)."""
+
+    def split_loss(trained, variables, batch, key):
+        return loss(variables | trained, batch, key)
+
+    gradient = jax.grad(split_loss, has_aux=True)
+
     def gradients(variables, batch, key):
-        (_, metrics), slopes = value_and_grad(variables, batch, key)
-        return slopes, metrics  # which hold the loss
+        slopes, (stats, metrics) = gradient(
+            states.trained(variables), variables, batch, key
+        )
+        return slopes, stats, metrics
+
+    return gradients
+
+
+def accumulated(gradients, parts):
+    """The same over `parts` of a batch: mean gradients and metrics, the last stats.
+
+    Part p holds rows p, p + parts, ...; statistics run from part to part.
+    """
 
     def add_up(variables, batch, key):
         split = jax.tree.map(
@@ -60,13 +99,16 @@ def accumulated(value_and_grad, parts):
             batch,
         )
 
-        def add(total, rows):
-            return jax.tree.map(jnp.add, total, gradients(variables, rows, key)), None
+        def add(carry, rows):
+            total, stats = carry
+            slopes, stats, metrics = gradients(variables | {"stats": stats}, rows, key)
+            return (jax.tree.map(jnp.add, total, (slopes, metrics)), stats), None
 
         part = jax.tree.map(lambda rows: rows[0], split)
-        shapes = jax.eval_shape(gradients, variables, part, key)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        total, _ = jax.lax.scan(add, zeros, split)
-        return jax.tree.map(lambda leaf: leaf / parts, total)
+        slopes, _, metrics = jax.eval_shape(gradients, variables, part, key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (slopes, metrics))
+        (total, stats), _ = jax.lax.scan(add, (zeros, variables["stats"]), split)
+        slopes, metrics = jax.tree.map(lambda leaf: leaf / parts, total)
+        return slopes, stats, metrics
 
     return gradients if parts == 1 else add_up

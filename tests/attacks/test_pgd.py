@@ -23,17 +23,20 @@ QUICK = {
     "fab": dict(steps=8),
     "square": dict(queries=60),
     "pyramid": dict(steps=3, target="", step_size=0.02),
+    "n_fgsm": dict(noise=0.5),
 }
+# How far attacks that leave the ball go, in units of eps.
+BEYOND = {"pyramid": 31, "n_fgsm": 1.5}
 CASES = [
     (attack, norm)
     for attack in ATTACKS
-    for norm in (["linf"] if attack == "pyramid" else balls.BALLS)
+    for norm in (["linf"] if attack in ("pyramid", "n_fgsm") else balls.BALLS)
 ]
 
 
 def setup(size=8):
     net = tiny.network()
-    params = tiny.params(net)
+    params = tiny.plain(net)
     data = tiny.batch(size)
     return jax.jit(functools.partial(net.apply, params)), data["images"], data["labels"]
 
@@ -44,7 +47,7 @@ def test_contract(attack, norm):
     # Labels that the network gets right, so that there is something to break.
     labels = jnp.argmax(logits_fn(images), axis=1)
     settings = dict(norm=norm, eps=EPS[norm]) | QUICK[attack]
-    radius = EPS[norm] * (31 if attack == "pyramid" else 1)
+    radius = EPS[norm] * BEYOND.get(attack, 1)
     random = attack not in ("fab", "pyramid")
     attack = ATTACKS[attack]
 

@@ -23,8 +23,8 @@ MIXTURES = [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0), (-0.1, 1.1), (1.1, -0.1)]
 
 def setup(count=21):
     raw = tiny.raw_batch(count)
-    tree = state.branches(tiny.params(NET), ("class_token", "norm/.*"), 2)
-    other = state.branches(tiny.params(NET, seed=7), ("class_token", "norm/.*"), 2)
+    tree = state.branches(tiny.plain(NET), ("class_token", "norm/.*"), 2)
+    other = state.branches(tiny.plain(NET, seed=7), ("class_token", "norm/.*"), 2)
     rows = jax.tree.map(
         lambda a, b: jnp.stack([a[0], b[0]]), tree["adapters"], other["adapters"]
     )

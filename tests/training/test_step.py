@@ -8,7 +8,6 @@ import optax
 import pytest
 import tiny
 
-from advadapters import losses
 from advadapters import mesh as meshes
 from advadapters.attacks.pgd import pgd
 from advadapters.data.augment import make_augment
@@ -21,34 +20,36 @@ def attack(logits_fn, images, labels, key):
 
 SEEN = [
     views.View("clean", (1.0, 0.0), 0.5),
-    views.View("linf", (0.0, 1.0), 0.5, attack),
+    views.View("linf", (0.0, 1.0), 0.5, (attack,)),
 ]
-TX = optim.adamw(
-    learning_rate=optim.schedule(peak=1e-2, steps=20, warmup_steps=2),
-    b1=0.9, b2=0.95, weight_decay=0.1, decayed=(".*kernel",), clip_norm=1.0,
+TX = optim.make(
+    optim.adam(0.9, 0.95), learning_rate=optim.schedule(peak=1e-2, steps=20, warmup_steps=2),
+    weight_decay=0.1, decayed=(".*kernel",), clip_norm=1.0,
 )  # fmt: skip
 
 
 SGD = optax.apply_if_finite(optax.sgd(0.1), 5)
 
 
-def make(mesh, *, accumulate=1, tx=TX, mixing=0.0, seen=SEEN, drop_path=0.0, ema=0.9):
+def make(
+    mesh, *, accumulate=1, tx=TX, mixing=0.0, seen=SEEN, net=None, ema=0.9,
+    patterns=("class_token",), pooled=True, perturbation=0.0,
+):  # fmt: skip
     """(step function, first state) on a mesh."""
-    net = tiny.network(drop_path=drop_path)
+    net = net or tiny.network()
     augment = make_augment(
         5, flip_horizontal=True, pad=1, mixup_alpha=mixing, cutmix_alpha=mixing,
         label_smoothing=0.1,
     )  # fmt: skip
 
-    def keep(tree, axis):
-        return meshes.keep_batched(mesh, tree, axis)
-
-    loss = views.views_loss(net.apply, seen, losses.cross_entropy, keep)
+    loss = views.views_loss(
+        net, seen, pooled=pooled, perturbation=perturbation, axis="data"
+    )
     function = step.make_step(
         loss, augment, tx, seed=3, ema_decay=ema, accumulate=accumulate, mesh=mesh
     )
-    first = state.create(tiny.params(net), ("class_token",), 2, tx)
-    return function, jax.device_put(first, meshes.replicated(mesh))
+    first = state.branches(tiny.plain(net), patterns, 2, separate=not pooled)
+    return function, jax.device_put(state.create(first, tx), meshes.replicated(mesh))
 
 
 def run(mesh, steps=3, **settings):
@@ -69,7 +70,7 @@ def close(first, second, atol=1e-5):
 def test_eight_devices_train_like_one(mesh, one_device):
     # Plain SGD: Adam would divide the key biases' gradients, which are zero but for
     # rounding, by their own size.
-    settings = dict(mixing=0.8, drop_path=0.2, tx=SGD)
+    settings = dict(mixing=0.8, net=tiny.network(drop_path=0.2), tx=SGD)
     many, many_losses = run(mesh, **settings)
     one, one_losses = run(one_device, **settings)
     np.testing.assert_allclose(many_losses, one_losses, rtol=1e-5)
@@ -89,14 +90,14 @@ def test_each_device_does_its_share_of_the_work(mesh, one_device):
 
 
 def test_accumulated_parts_make_the_update_of_the_whole_batch(one_device, mesh):
-    """With an attack that draws from the examples' own keys, as a random start does."""
+    """With an attack and drop path, which draw from the examples' own keys."""
 
     def noisy(logits_fn, images, labels, keys):
         noise = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))(keys)
         return jnp.clip(images + 0.1 * noise, 0, 1)
 
-    seen = [SEEN[0], SEEN[1]._replace(attack=noisy)]
-    settings = dict(seen=seen, tx=SGD, mixing=0.8)
+    seen = [SEEN[0], SEEN[1]._replace(attacks=(noisy,))]
+    settings = dict(seen=seen, tx=SGD, mixing=0.8, net=tiny.network(drop_path=0.2))
     whole, whole_losses = run(one_device, **settings)
     for mesh_, count in ((one_device, 4), (mesh, 2)):
         parts, parts_losses = run(mesh_, accumulate=count, **settings)
@@ -105,8 +106,9 @@ def test_accumulated_parts_make_the_update_of_the_whole_batch(one_device, mesh):
 
 
 def test_the_same_step_twice_is_bitwise_the_same(mesh):
-    first, _ = run(mesh, mixing=0.8, drop_path=0.2)
-    second, _ = run(mesh, mixing=0.8, drop_path=0.2)
+    net = tiny.network(drop_path=0.2)
+    first, _ = run(mesh, mixing=0.8, net=net)
+    second, _ = run(mesh, mixing=0.8, net=net)
     chex.assert_trees_all_equal(first.variables, second.variables)
 
 
@@ -123,7 +125,7 @@ def test_nonfinite_updates_are_skipped_and_counted(one_device):
     def bad(logits_fn, images, labels, keys):
         return images * jnp.nan
 
-    seen = [SEEN[0], SEEN[1]._replace(attack=bad)]
+    seen = [SEEN[0], SEEN[1]._replace(attacks=(bad,))]
     function, current = make(one_device, seen=seen)
     before = jax.device_get(current.variables)
     for i in range(3):
@@ -151,8 +153,8 @@ def test_schedule_and_decay_mask():
     np.testing.assert_allclose(
         [schedule(s) for s in (0, 5, 10, 60, 110)], [0, 1, 2, 1, 0], atol=1e-6
     )
-    tree = state.branches(tiny.params(tiny.network()), ("head/.*", "class_token"), 2)
-    masked = optim.mask((".*kernel",))(tree)
+    tree = state.branches(tiny.plain(tiny.network()), ("head/.*", "class_token"), 2)
+    masked = optim.mask((".*kernel",))(state.trained(tree))
     assert masked["adapters"] == {
         "head": {"kernel": True, "bias": False},
         "class_token": False,
@@ -164,8 +166,8 @@ def test_schedule_and_decay_mask():
 
 @pytest.mark.parametrize("domains", [1, 3])
 def test_branches_start_equal(domains):
-    params = tiny.params(tiny.network())
+    params = tiny.plain(tiny.network())
     tree = state.branches(params, ("class_token",), domains)
     assert tree["adapters"]["class_token"].shape == (domains, 1, 1, 16)
     for row in tree["adapters"]["class_token"]:
-        np.testing.assert_array_equal(row, params["class_token"])
+        np.testing.assert_array_equal(row, params["params"]["class_token"])

@@ -18,7 +18,7 @@ STILL = tiny.network()
 
 def variables(names, domains, seed=0):
     """Branches whose adapter rows all differ."""
-    tree = state.branches(tiny.params(STILL), adapters.patterns(names), domains)
+    tree = state.branches(tiny.plain(STILL), adapters.patterns(names), domains)
     keys = iter(jax.random.split(jax.random.key(seed), 99))
     noisy = jax.tree.map(
         lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape),
@@ -33,13 +33,13 @@ def attack(norm, eps=0.1):
 
 COTRAIN = [
     views.View("clean", (1.0, 0.0), 0.4),
-    views.View("linf", (0.0, 1.0), 0.6, attack("linf")),
+    views.View("linf", (0.0, 1.0), 0.6, (attack("linf"),)),
 ]
 FOUR = [
     views.View("clean", (1.0, 0, 0, 0), 0.25),
-    views.View("linf", (0, 1.0, 0, 0), 0.25, attack("linf")),
-    views.View("l2", (0, 0, 1.0, 0), 0.25, attack("l2", 0.5)),
-    views.View("l1", (0, 0, 0, 1.0), 0.25, attack("l1", 2.0)),
+    views.View("linf", (0, 1.0, 0, 0), 0.25, (attack("linf"),)),
+    views.View("l2", (0, 0, 1.0, 0), 0.25, (attack("l2", 0.5),)),
+    views.View("l1", (0, 0, 0, 1.0), 0.25, (attack("l1", 2.0),)),
 ]
 
 
@@ -49,9 +49,9 @@ def separate(seen, weights_tree, batch, key):
     for view in seen:
         params = trees.plain(weights_tree, view.mixture)
         images = batch["images"]
-        if view.attack:
+        for run in view.attacks:
             start = rng.fold(key, "attack", view.name, "start")
-            images = view.attack(
+            images = run(
                 lambda x, p=params: STILL.apply(p, x),
                 images,
                 batch["labels"],
@@ -69,8 +69,8 @@ def separate(seen, weights_tree, batch, key):
 def test_one_forward_equals_separate_networks(seen, names):
     tree = variables(names, len(seen))
     batch, key = tiny.batch(), jax.random.key(5)
-    loss = views.views_loss(STILL.apply, seen, losses.cross_entropy)
-    (found, metrics), slopes = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+    loss = views.views_loss(STILL, seen)
+    (found, (_, metrics)), slopes = jax.jit(jax.value_and_grad(loss, has_aux=True))(
         tree, batch, key
     )
     expected, expected_slopes = jax.jit(
@@ -87,7 +87,7 @@ def test_one_forward_equals_separate_networks(seen, names):
 
 def test_a_domain_is_untouched_by_the_other_views():
     tree = variables(["class_token", "norms"], 4)
-    loss = views.views_loss(STILL.apply, FOUR[:2], losses.cross_entropy)
+    loss = views.views_loss(STILL, FOUR[:2])
     slopes = jax.jit(jax.grad(lambda t: loss(t, tiny.batch(), jax.random.key(0))[0]))(tree)
     for leaf in jax.tree.leaves(slopes["adapters"]):
         assert not leaf[2:].any()
@@ -102,7 +102,7 @@ def test_alpha_one_is_nominal_training():
     batch, key = tiny.batch(), jax.random.key(0)
 
     def slopes(chosen):
-        loss = views.views_loss(STILL.apply, chosen, losses.cross_entropy)
+        loss = views.views_loss(STILL, chosen)
         return jax.jit(jax.grad(lambda t: loss(t, batch, key)[0]))(tree)
 
     found, expected = slopes(seen), slopes(nominal)
@@ -110,13 +110,17 @@ def test_alpha_one_is_nominal_training():
 
 
 def spying(seen):
-    """An apply that notes, while traced, whether it was called in training behaviour."""
+    """A network that notes, while traced, whether it is called in training behaviour."""
 
-    def apply(params, images, key=None):
+    def apply(plain, images, key=None, index=None):
         seen.append(key is not None)
-        return NET.apply(params, images, key)
+        return NET.apply(plain, images, key, index)
 
-    return apply
+    def train(plain, images, key, index, pooled):
+        seen.append(True)
+        return NET.train(plain, images, key, index, pooled)
+
+    return NET._replace(apply=apply, train=train)
 
 
 @pytest.mark.parametrize("train_mode", [False, True])
@@ -129,9 +133,9 @@ def test_attack_mode_is_what_the_view_says(train_mode):
         # One mask for the whole attack: it is not chasing a moving network.
         return images + 0 * jnp.sum(first - second)
 
-    seen = [COTRAIN[1]._replace(attack=probe, train_mode=train_mode)]
+    seen = [COTRAIN[1]._replace(attacks=(probe,), train_mode=train_mode)]
     tree = variables(["class_token"], 2)
-    loss = views.views_loss(spying(calls), seen, losses.cross_entropy)
+    loss = views.views_loss(spying(calls), seen)
     jax.jit(loss)(tree, tiny.batch(), jax.random.key(0))
     assert calls == [train_mode, train_mode, True]
     text = views.describe(seen[0], ("clean", "linf"))
@@ -141,7 +145,7 @@ def test_attack_mode_is_what_the_view_says(train_mode):
 def test_no_gradient_of_weights_is_built_inside_the_attack():
     """FLOPs on paper: a PGD step is 2 forward passes, a training pass 3 a view."""
     net = tiny.network(size=tiny.vit.Size(64, 2, 256, 2))
-    tree = state.branches(tiny.params(net), ("class_token",), 2)
+    tree = state.branches(tiny.plain(net), ("class_token",), 2)
     batch = tiny.batch(64)
 
     def flops(function, *arguments):
@@ -151,6 +155,6 @@ def test_no_gradient_of_weights_is_built_inside_the_attack():
         lambda p, x: net.apply(p, x), trees.plain(tree, (1.0, 0.0)), batch["images"]
     )
     # A loop's body is counted once, so one step is what is seen of PGD.
-    loss = views.views_loss(net.apply, COTRAIN, losses.cross_entropy)
+    loss = views.views_loss(net, COTRAIN)
     step = flops(jax.grad(lambda t, b, k: loss(t, b, k)[0]), tree, batch, jax.random.key(0))
     assert step / forward == pytest.approx(2 + 2 * 3, rel=0.08)

@@ -1,0 +1,25 @@
+"""N-FGSM (de Jorge et al. 2022): one step from noise larger than the ball, not clipped."""
+
+import jax
+import jax.numpy as jnp
+
+from advadapters import losses, rng
+from advadapters.balls import BALLS
+from advadapters.errors import UsageError
+
+
+def n_fgsm(logits_fn, images, labels, key, *, norm="linf", eps, noise=2.0):
+    """Images one step of eps along the gradient's sign from uniform noise of noise * eps.
+
+    The result is not clipped to the ball, which is what keeps training with it from
+    overfitting to the single step: it lies within (1 + noise) eps in Linf, and in [0, 1].
+    """
+    if norm != "linf":
+        raise UsageError(f"N-FGSM is defined for norm linf, got {norm!r}")
+    ball = BALLS[norm]
+    images = jax.lax.stop_gradient(images)
+    keys = rng.per_example(key, images.shape[0])
+    draw = jax.vmap(lambda k: ball.sample(rng.fold(k, "start"), images.shape[1:], eps))
+    start = jnp.clip(images + noise * draw(keys), 0, 1)
+    slope = jax.grad(lambda x: jnp.sum(losses.cross_entropy(logits_fn(x), labels)))(start)
+    return jax.lax.stop_gradient(jnp.clip(start + eps * jnp.sign(slope), 0, 1))
