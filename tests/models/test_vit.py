@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 import tiny
 
 from advadapters import adapters, trees
@@ -83,17 +84,20 @@ def test_scan_and_remat_change_nothing():
     params = tiny.plain(plain)["params"]
 
     def run(net, params):
-        return net.apply({"params": params}, images)
+        def total(params):
+            logits = net.apply({"params": params}, images)
+            return logits.sum(), logits
 
-    def slope(net, params):
-        return jax.grad(lambda p: run(net, p).sum())(params)["pos_embed"]
+        slopes, logits = jax.jit(jax.grad(total, has_aux=True))(params)
+        return logits, slopes["pos_embed"]
 
-    expected, slopes = run(plain, params), slope(plain, params)
+    expected, slopes = run(plain, params)
     for fields in (dict(remat=True), dict(scan=True), dict(scan=True, remat=True)):
         other = tiny.network(**fields)
         same = to_scanned(params) if "scan" in fields else params
-        np.testing.assert_allclose(run(other, same), expected, atol=1e-5)
-        np.testing.assert_allclose(slope(other, same), slopes, atol=1e-4)
+        logits, again = run(other, same)
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+        np.testing.assert_allclose(again, slopes, atol=1e-4)
 
 
 def by_hand(params, images, heads):
@@ -152,9 +156,10 @@ def test_forward_pass_against_numpy():
 def test_bfloat16_gives_float32_logits_near_the_exact_ones():
     images = tiny.batch()["images"]
     params = tiny.plain(tiny.network())
-    logits = tiny.network(dtype=jnp.bfloat16).apply(params, images)
+    logits = jax.jit(tiny.network(dtype=jnp.bfloat16).apply)(params, images)
     assert logits.dtype == jnp.float32
-    np.testing.assert_allclose(logits, tiny.network().apply(params, images), atol=0.1)
+    exact = jax.jit(tiny.network().apply)(params, images)
+    np.testing.assert_allclose(logits, exact, atol=0.1)
 
 
 def test_drop_path_drops_whole_branches_only_with_a_key():
@@ -185,3 +190,22 @@ def test_patches_are_row_by_row():
     )
     with pytest.raises(ValueError, match="does not divide"):
         tiny.network(patch=3)[0](jax.random.key(0))
+
+
+def test_batch_statistics_are_the_same_scanned():
+    model = small.model("vit", norm="batch")
+    variables, images = small.variables(model), small.images()
+
+    def run(model, variables):
+        apply = functools.partial(model.apply, train=True, mutable="batch_stats")
+        return jax.jit(apply)(variables, images)
+
+    logits, changed = run(model, variables)
+    scanned = {name: to_scanned(tree) for name, tree in variables.items()}
+    found, stats = run(model.clone(scan=True, remat=True), scanned)
+    np.testing.assert_allclose(found, logits, atol=1e-5)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-5),
+        stats["batch_stats"],
+        to_scanned(changed["batch_stats"]),
+    )
