@@ -8,6 +8,7 @@ from advadapters.errors import UsageError
 VERBS = {
     "train": "train a network, evaluate its modes and the soups between them",
     "evaluate": "clean and robust accuracy of mixtures of a trained network",
+    "study": "train one config with different adapters or methods, and compare",
 }
 
 

@@ -2,8 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
+
+from advadapters.errors import UsageError
 
 
 class Checkpoints:
@@ -50,11 +53,27 @@ class Checkpoints:
         """The step with the highest score, or None if none has one."""
         return self.manager.best_step()
 
+    def find(self, text, where):
+        """The step that "latest", "best" or a number names; raises UsageError."""
+        named = {"latest": self.latest, "best": self.best}
+        step = named[text]() if text in named else int(text) if text.isdecimal() else None
+        if step not in self.steps():
+            raise UsageError(
+                f"{where} has no checkpoint {text!r}; there are: "
+                + (", ".join(map(str, self.steps())) or "none")
+            )
+        return step
+
     def save(self, step, state, score=None):
         """Starts to save; `score` (higher is better) makes it a candidate for the best."""
         metrics = None if score is None else {"score": float(score)}
         arguments = ocp.args.StandardSave(state)
         self.manager.save(step, args=arguments, metrics=metrics, force=True)
+
+    def restore_raw(self, step):
+        """The state at `step` as nested dicts of numpy arrays, whatever it holds."""
+        item = self.manager.restore(step, args=ocp.args.StandardRestore())
+        return jax.tree.map(np.asarray, item)
 
     def restore(self, abstract, step):
         """The state at `step`, placed like the abstract tree."""

@@ -21,7 +21,7 @@ def variant(text, known):
     """Checks the part behind the colon of --config=FILE:VARIANT; "" is the first known."""
     if text and text not in known:
         raise UsageError(f"unknown variant {text!r}; there are: {', '.join(known)}")
-    return text or known[0]
+    return text or next(iter(known))
 
 
 def fraction(argument):

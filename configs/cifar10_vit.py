@@ -6,7 +6,8 @@ Paper: as configs/digits.py; the network and the schedule are ours. Linf 8/255 i
 Command: advadapters train --config=configs/cifar10_vit.py --workdir=runs/cifar10
     --config.data.source=folder:DIR (DIR/train/<class>/*.jpg, DIR/test/<class>/*.jpg)
     or tfds:cifar10 (prepared with --file_format=array_record), the default.
-Variants: cotrain (default), nominal, adversarial, four.
+Variants: cotrain (default), nominal, adversarial, four, advprop, pyramid, trades, mart,
+  awp, eat, fgsm_rs, n_fgsm: see `defaults.METHODS`.
 Cost: an accelerator's hours for 100 epochs (not run here). Expected: not measured yet.
 """
 
@@ -38,6 +39,6 @@ def get_config(name=""):
     config.update(defaults.method(name, attacks))
     config.evaluation.suites = {
         f"pgd20_{norm}": defaults.evaluation_pgd(norm, EPS[norm], steps=20)
-        for norm in (EPS if name == "four" else ["linf"])
+        for norm in (EPS if name in ("four", "eat") else ["linf"])
     }
     return config

@@ -4,7 +4,8 @@ Paper: Rebuffi, Croce and Gowal, "Revisiting adapters with adversarial training"
   (ICLR 2023): clean and Linf-attacked images share every parameter but the class
   token. Network, schedule and radii are ours, chosen to be quick and not trivial.
 Command: advadapters train --config=configs/digits.py --workdir=runs/digits
-Variants: cotrain (default), nominal, adversarial, four (clean, Linf, L2, L1 tokens).
+Variants: cotrain (default), nominal, adversarial, four (clean, Linf, L2, L1 tokens),
+  advprop, pyramid, trades, mart, awp, eat, fgsm_rs, n_fgsm: see `defaults.METHODS`.
 Cost: 3 minutes on 2 CPU cores. Expected: the table in README.md (measured there).
 """
 
@@ -34,6 +35,9 @@ def get_config(name=""):
     config.update(defaults.method(name, attacks))
     config.evaluation.suites = {
         f"pgd20_{norm}": defaults.evaluation_pgd(norm, EPS[norm], steps=20)
-        for norm in (EPS if name == "four" else ["linf"])
+        for norm in (EPS if name in ("four", "eat") else ["linf"])
     }
+    if name in ("fgsm_rs", "n_fgsm"):  # watched on images held out
+        config.validate_every = 100
+        config.data.validation = 0.1
     return config

@@ -5,7 +5,8 @@ Paper: Rebuffi, Croce and Gowal, "Revisiting adapters with adversarial training"
   appendix A.2, ViT-B trained from scratch with labels.
 Command: advadapters train --config=configs/imagenet_vit_b16.py:cotrain --workdir=DIR
 Data: TFDS imagenet2012, prepared once with --file_format=array_record.
-Variants: cotrain (default), nominal, adversarial.
+Variants: cotrain (default), nominal, adversarial, advprop (dual layer norms), pyramid,
+  finetune (MAE's recipe with layer decay: name weights in config.start.workdir).
 Cost: about 93,000 steps of 4096 images; 10 forward passes' FLOPs per image (PGD-2: 4,
   two views trained: 6), counted on paper.
 Expected (the papers' numbers, not ours; nothing here has been run at this size):
@@ -20,10 +21,11 @@ from advadapters import defaults
 from advadapters.config import variant
 
 EPS = 4 / 255
+VARIANTS = ("cotrain", "nominal", "adversarial", "advprop", "pyramid", "finetune")
 
 
 def get_config(name=""):
-    name = variant(name, ("cotrain", "nominal", "adversarial"))
+    name = variant(name, VARIANTS)
     config = defaults.config()
     config.epochs = 300.0
     config.batch_size = 4096
@@ -47,7 +49,14 @@ def get_config(name=""):
     config.optimizer.base_lr = 1e-4
     config.optimizer.weight_decay = 0.3
     config.optimizer.warmup_epochs = 20.0
-    config.update(defaults.method(name, {"linf": defaults.pgd("linf", EPS, steps=2)}))
+    method = "nominal" if name == "finetune" else name
+    config.update(defaults.method(method, {"linf": defaults.pgd("linf", EPS, steps=2)}))
+    if name == "finetune":  # He et al. (2022), Table 9
+        config.epochs = 100.0
+        config.batch_size = 1024
+        config.optimizer = defaults.adamw(
+            b2=0.999, warmup_epochs=5.0, layers=defaults.VIT_LAYERS, layer_decay=0.75
+        )
     config.evaluation.batch_size = 2048
     config.evaluation.suites = {
         "pgd40_linf": defaults.evaluation_pgd("linf", EPS, 40, loss="margin")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -24,9 +25,10 @@ def load(path, variant):
 
 def variants(path):
     """The variants that a config's docstring lists."""
-    line = next(t for t in load(path, "")[1].splitlines() if t.startswith("Variants:"))
-    words = [part.split()[0].strip(",.") for part in line[9:].split(", ")]
-    return [word for word in words if word in defaults.METHODS]
+    text = load(path, "")[1].partition("Variants:")[2].partition("\nCost:")[0]
+    words = re.sub(r"\([^)]*\)", "", text).replace(":", ",").split(",")
+    words = [word.strip(" .\n") for word in words]
+    return [word for word in words if word in {*defaults.METHODS, "finetune"}]
 
 
 CASES = [(path, variant) for path in FILES for variant in variants(path)]

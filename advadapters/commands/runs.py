@@ -10,9 +10,8 @@ import numpy as np
 
 from advadapters import attacks, build, checkpoints, trees
 from advadapters import mesh as meshes
-from advadapters.commands import workdir
+from advadapters.commands import starting, workdir
 from advadapters.data.sources import Subset
-from advadapters.errors import UsageError
 from advadapters.evaluation import accuracy, tables
 from advadapters.training import loop, views
 
@@ -43,17 +42,23 @@ def open_checkpoints(opened, read_only=False):
     )
 
 
-def place_state(opened):
-    """(function that makes the first state on the mesh, its abstract tree)."""
-    place = meshes.replicated(opened.mesh)
-    make = jax.jit(lambda: build.initial_state(opened.run), out_shardings=place)
-    return make, checkpoints.abstract(jax.eval_shape(make), place)
+def abstract_state(opened):
+    """Shapes, types and places of the training state."""
+    make = functools.partial(build.initial_state, opened.run)
+    return checkpoints.abstract(jax.eval_shape(make), meshes.replicated(opened.mesh))
+
+
+def first_state(opened):
+    """The state before the first step, from config.start if it names a run."""
+    run, place = opened.run, meshes.replicated(opened.mesh)
+    plain = starting.read(run) if run.start else None
+    return jax.jit(functools.partial(build.initial_state, run), out_shardings=place)(plain)
 
 
 def train(opened):
     """Trains (or resumes), evaluates, writes the results; returns the exit code."""
     run, folder = opened.run, opened.folder
-    make, abstract = place_state(opened)
+    abstract = abstract_state(opened)
     with open_checkpoints(opened) as saved:
         start = saved.latest() or 0
         finished = workdir.read_results(folder) if start == run.steps else None
@@ -62,7 +67,7 @@ def train(opened):
             print(tables.markdown(finished))
             return 0
         print_head(opened, abstract, start)
-        state = saved.restore(abstract, start) if start else make()
+        state = saved.restore(abstract, start) if start else first_state(opened)
         if start < run.steps:
             state = train_steps(opened, saved, state, start)
     rows = evaluate(opened, state.ema, run.data.test, run.steps)
@@ -141,22 +146,46 @@ def validation(opened, variables):
 
     The score is the mean with the views' weights; the best checkpoint has the highest.
     """
-    run, mesh = opened.run, opened.mesh
+    run = opened.run
     metrics, score = {}, 0.0
     for view in run.views:
-        counter = counter_of(opened, view.attack)
-        correct, examples = accuracy.accuracies(
-            counter,
-            variables,
-            [view.mixture],
-            lambda: build.eval_batches(run, run.data.validation),
-            mesh=mesh,
-            at_once=1,
-            progress=lambda *_: None,
-        )
-        metrics[f"validation/{view.name}"] = correct[0] / examples
-        score += view.weight * correct[0] / examples
+        found = [held_out(opened, variables, view, a) for a in view.attacks or (None,)]
+        worst = metrics[f"validation/{view.name}"] = min(found)
+        score += view.weight * worst
+        if view.alarm:
+            many = held_out(opened, variables, view, view.alarm)
+            metrics[f"validation/{view.name}/alarm"] = many
+            warn_of_overfitting(view.name, worst, many)
     return score / sum(view.weight for view in run.views), metrics
+
+
+def held_out(opened, variables, view, attack):
+    """Accuracy of a view's mixture on the held-out images under an attack."""
+    run = opened.run
+    correct, examples = accuracy.accuracies(
+        counter_of(opened, attack),
+        variables,
+        [view.mixture],
+        lambda: build.eval_batches(run, run.data.validation),
+        mesh=opened.mesh,
+        at_once=1,
+        progress=lambda *_: None,
+    )
+    return correct[0] / examples
+
+
+def warn_of_overfitting(name, single, many):
+    """Says so where an attack of more steps breaks most of what the view's own does not.
+
+    Catastrophic overfitting (Wong et al. 2020): single-step training that has learnt to
+    defeat its own attack only.
+    """
+    if many < 0.5 * single:
+        print(
+            f"warning: catastrophic overfitting of view {name}: accuracy "
+            f"{100 * single:.1f}% under its own attack, {100 * many:.1f}% under its alarm",
+            flush=True,
+        )
 
 
 COUNTERS = {}
@@ -164,7 +193,7 @@ COUNTERS = {}
 
 def counter_of(opened, attack):
     """The jitted counter for an attack; made once, so that it is traced once."""
-    key = (id(opened.run), attack)
+    key = (opened.run.network.evaluate, opened.run.seed, attack)
     if key not in COUNTERS:
         COUNTERS[key] = accuracy.make_counter(
             opened.run.network.evaluate, attack, seed=opened.run.seed, mesh=opened.mesh
@@ -317,6 +346,10 @@ def print_head(opened, abstract, start):
     devices = jax.devices()
     print(f"{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
     print(parameter_table(variables, run.patterns, run.domains))
+    stats = variables["stats"]
+    if jax.tree.leaves([stats["shared"], stats["adapters"]]):
+        kind = "of each view and domain" if run.separate else "pooled over the views"
+        print(f"batch statistics: {kind}")
     for view in run.views:
         print(views.describe(view, run.domains))
     print(
@@ -349,15 +382,9 @@ def parameter_table(variables, patterns, domains):
 
 def restore_variables(opened, step):
     """(averaged variables, step) of a checkpoint: "latest", "best" or a number."""
-    _, abstract = place_state(opened)
+    abstract = abstract_state(opened)
     with open_checkpoints(opened, read_only=True) as saved:
-        named = {"latest": saved.latest(), "best": saved.best()}
-        found = named[step] if step in named else int(step) if step.isdecimal() else None
-        if found not in saved.steps():
-            raise UsageError(
-                f"{opened.folder} has no checkpoint {step!r}; there are: "
-                + ", ".join(map(str, saved.steps()))
-            )
+        found = saved.find(step, opened.folder)
         return saved.restore(abstract, found).ema, found
 
 

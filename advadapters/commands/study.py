@@ -1,0 +1,101 @@
+"""usage: advadapters study --config=FILE[:VARIANT] --workdir=DIR --adapters=A,B,...
+       advadapters study --config=FILE --workdir=DIR --variants=A,B,...
+
+Trains one config many times, with one thing changed, and compares:
+
+  --adapters=class_token,norms+head,nothing   config.adapters of each case; "+" joins
+  --variants=adversarial,trades,awp           or the variant of the config
+  --seeds=3                                   seeds 0, 1, ... of each case
+  --config.KEY=VALUE                          changes all of them
+
+Each training is a run of its own in DIR/CASE-seedN; a second call goes on where the
+first was cut off, and further cases or seeds can be added. Evaluates the modes, not the
+soups between them. Writes to DIR, from the runs named:
+
+  study.json  a row per case and suite: mode, values of the seeds, mean, 95% interval
+  study.md    the same as a table, with the parameters per domain
+  study.png   accuracy against parameters per domain
+"""
+
+import json
+import os
+import re
+
+from advadapters import config as configs
+from advadapters.errors import UsageError
+
+FLAGS = {"workdir": None, "adapters": "", "variants": "", "seeds": "3"}
+
+
+def main(argv):
+    """Returns the exit code."""
+    _, flags = configs.parse(argv, FLAGS)
+    if bool(flags["adapters"]) == bool(flags["variants"]):
+        raise UsageError("give either --adapters=A,B,... or --variants=A,B,...")
+    if not (flags["seeds"].isdecimal() and int(flags["seeds"])):
+        raise UsageError(f"--seeds must be a positive number, got {flags['seeds']!r}")
+    cases = read_cases(argv, flags)
+    from etils import epath
+
+    from advadapters import build
+    from advadapters import mesh as meshes
+    from advadapters.commands import workdir
+    from advadapters.evaluation import studies
+
+    mesh = meshes.make()
+    for config in cases.values():  # all of them before the first is trained
+        build.build(config, mesh)
+    folder = epath.Path(os.path.abspath(os.path.expanduser(flags["workdir"])))
+    rows = []
+    for case, config in cases.items():
+        found = [
+            train(config | {"seed": seed}, folder / f"{case}-seed{seed}")
+            for seed in range(int(flags["seeds"]))
+        ]
+        results, sizes = zip(*found, strict=True)
+        rows += studies.rows(case, sizes[0], results)
+        workdir.write_text(folder / "study.json", json.dumps(rows, indent=1) + "\n")
+    workdir.write_text(folder / "study.md", studies.markdown(rows) + "\n")
+    with (folder / "study.png").open("wb") as file:
+        studies.draw(rows, file)
+    print(studies.markdown(rows))
+    print(f"written to {folder}: study.json, study.md, study.png")
+    return 0
+
+
+def read_cases(argv, flags):
+    """{case: config as a dict}; raises UsageError for a case that is there twice."""
+    kind = "adapters" if flags["adapters"] else "variants"
+    names = [name for name in flags[kind].split(",") if name]
+    if len(set(names)) != len(names) or not names:
+        raise UsageError(f"--{kind} must name different cases, got {flags[kind]!r}")
+    cases = {}
+    for name in names:
+        changed = argv if kind == "adapters" else [vary(part, name) for part in argv]
+        config, _ = configs.parse(changed, FLAGS)
+        config = config.to_dict()
+        if kind == "adapters":
+            config["adapters"] = tuple(name.split("+"))
+        config["evaluation"]["soup_weights"] = (1.0, 0.0)
+        cases[re.sub(r"[^\w+-]+", "_", name)] = config
+    return cases
+
+
+def vary(argument, variant):
+    """--config=FILE[:OLD] with another variant; other arguments unchanged."""
+    flag, _, value = argument.partition("=")
+    if flag.lstrip("-") != "config":
+        return argument
+    return f"{flag}={value.partition(':')[0]}:{variant}"
+
+
+def train(config, folder):
+    """(result rows, adapter parameters per domain) of one run, trained if need be."""
+    from advadapters import trees
+    from advadapters.commands import runs, workdir
+
+    opened = runs.open_run(config, folder)
+    print(f"--- {folder.name}", flush=True)
+    runs.train(opened)
+    adapters = runs.abstract_state(opened).variables["adapters"]
+    return workdir.read_results(folder), trees.count(adapters) // len(opened.run.domains)

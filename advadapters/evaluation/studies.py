@@ -1,0 +1,130 @@
+"""Tables and pictures of a study: cases by seeds, made from the runs' result rows."""
+
+import numpy as np
+from scipy import stats
+
+
+def rows(case, parameters, results):
+    """One row per suite of a case.
+
+    results: the result rows of each seed's run. Clean accuracy is that of the first
+    domain's mode; robust accuracy that of the mode named like the end of the suite
+    ("pgd20_linf": linf) or else of the last. The interval is Student's over the seeds;
+    one seed alone has none.
+    """
+    found = []
+    for suite in dict.fromkeys(row["suite"] for row in results[0]):
+        mode = mode_of(suite, list(results[0][0]["mixture"]))
+        values = [value_of(seed, suite, mode) for seed in results]
+        mean = float(np.mean(values))
+        half = half_width(values)
+        found.append(
+            {
+                "case": case,
+                "parameters_per_domain": parameters,
+                "suite": suite,
+                "mode": mode,
+                "values": values,
+                "mean": mean,
+                "low": None if half is None else mean - half,
+                "high": None if half is None else mean + half,
+                "n": results[0][0]["n"],
+            }
+        )
+    return found
+
+
+def mode_of(suite, domains):
+    """The domain whose mode a suite is read in."""
+    named = [domain for domain in domains if suite.endswith(f"_{domain}")]
+    return domains[0] if suite == "clean" else (named or domains[-1:])[0]
+
+
+def value_of(result, suite, mode):
+    """The accuracy of one run in one mode."""
+    for row in result:
+        if row["suite"] == suite and row["mixture"][mode] == 1.0:
+            return row["value"]
+    raise ValueError(f"no row for suite {suite} in mode {mode}")
+
+
+def half_width(values):
+    """Half of the 95% interval of the mean by Student's t, None for a single value."""
+    if len(values) < 2:
+        return None
+    spread = np.std(values, ddof=1) / np.sqrt(len(values))
+    return float(stats.t.ppf(0.975, len(values) - 1) * spread)
+
+
+def by_case(rows):
+    """{case: {suite: row}} in the order of the rows."""
+    table = {}
+    for row in rows:
+        table.setdefault(row["case"], {})[row["suite"]] = row
+    return table
+
+
+def markdown(rows):
+    """A line per case: parameters per domain, then each suite: mean ± half interval."""
+    suites = list(dict.fromkeys(row["suite"] for row in rows))
+    titles = ["clean, %" if suite == "clean" else f"{suite}, %" for suite in suites]
+    lines = [
+        "| case | parameters per domain | " + " | ".join(titles) + " | seeds |",
+        "| --- | ---: |" + " --- |" * (len(suites) + 1),
+    ]
+    for case, found in by_case(rows).items():
+        first = next(iter(found.values()))
+        cells = [cell(found[suite]) if suite in found else "" for suite in suites]
+        lines.append(
+            f"| {case} | {first['parameters_per_domain']:,} | "
+            + " | ".join(cells)
+            + f" | {len(first['values'])} |"
+        )
+    return "\n".join(lines)
+
+
+def cell(row):
+    """ "98.7 ± 0.4 (clean mode)"."""
+    half = "" if row["low"] is None else f" ± {100 * (row['high'] - row['mean']):.1f}"
+    return f"{100 * row['mean']:.1f}{half} ({row['mode']} mode)"
+
+
+def draw(rows, file):
+    """Writes a picture: accuracy against parameters per domain, a panel per suite.
+
+    A dot per seed, a bar for the mean.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    suites = list(dict.fromkeys(row["suite"] for row in rows))
+    figure = Figure(figsize=(1 + 4.8 * len(suites), 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(suites), squeeze=False)[0]
+    for axes, suite in zip(panels, suites, strict=True):
+        found = [row for row in rows if row["suite"] == suite]
+        draw_suite(axes, found, suite)
+    figure.savefig(file, dpi=120)
+
+
+def draw_suite(axes, rows, suite):
+    """One panel; where all cases have the same size, they stand side by side."""
+    sizes = [row["parameters_per_domain"] for row in rows]
+    apart = len(set(sizes)) > 1
+    for number, row in enumerate(rows):
+        place = max(row["parameters_per_domain"], 1) if apart else number
+        values = [100 * value for value in row["values"]]
+        color = f"C{number % 10}"
+        axes.plot([place] * len(values), values, "o", ms=4, color=color, alpha=0.6)
+        axes.plot([place], [100 * row["mean"]], "_", ms=18, mew=2, color=color)
+        label = {"xytext": (4, 8), "textcoords": "offset points", "fontsize": 7}
+        axes.annotate(row["case"], (place, 100 * row["mean"]), **label)
+    if apart:
+        axes.set_xscale("log")
+        axes.set_xlabel("adapter parameters per domain (none: at 1)")
+    else:
+        axes.set_xticks([])
+    title = "clean accuracy, %" if suite == "clean" else f"accuracy under {suite}, %"
+    axes.set_ylabel(title)
+    axes.margins(x=0.2)
+    axes.grid(alpha=0.3)

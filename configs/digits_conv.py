@@ -1,0 +1,55 @@
+"""A small wide residual network on scikit-learn's digits: which norms must be dual?
+
+Paper: Rebuffi, Croce and Gowal, "Revisiting adapters with adversarial training"
+  (ICLR 2023) against Xie et al., "Adversarial examples improve image recognition"
+  (2020): clean and Linf-attacked images share all convolutions; the variants are what
+  they do with the norms. Network, schedule and radius are ours.
+Command: advadapters train --config=configs/digits_conv.py --workdir=runs/digits_conv
+  or all of them: advadapters study --config=configs/digits_conv.py --workdir=runs/norms
+    --variants=batch_shared,batch_dual_affine,batch_dual,layer_shared,layer_dual
+Variants: cotrain (default, the same as batch_dual_affine), batch_shared (pooled
+  statistics, one scale and offset), batch_dual_affine (pooled statistics, scale and
+  offset of each domain), batch_dual (statistics of each domain too, as in AdvProp),
+  layer_shared, layer_dual, group_shared, group_dual.
+Cost: a minute on 2 CPU cores. Expected: the table in README.md (measured there).
+"""
+
+from advadapters import defaults
+from advadapters.config import variant
+
+EPS = 0.12
+# norm, adapters, statistics
+VARIANTS = {
+    "cotrain": ("batch", ("norms",), "pooled"),
+    "batch_shared": ("batch", (), "pooled"),
+    "batch_dual_affine": ("batch", ("norms",), "pooled"),
+    "batch_dual": ("batch", ("norms",), "separate"),
+    "layer_shared": ("layer", (), "pooled"),
+    "layer_dual": ("layer", ("norms",), "pooled"),
+    "group_shared": ("group", (), "pooled"),
+    "group_dual": ("group", ("norms",), "pooled"),
+}
+
+
+def get_config(name=""):
+    norm, adapters, statistics = VARIANTS[variant(name, VARIANTS)]
+    config = defaults.config()
+    config.epochs = 30.0
+    config.ema_decay = 0.99
+    config.checkpoint_every = 200
+    config.model = defaults.model("wide_resnet", "10-1", norm=norm)
+    config.model.mean = config.model.std = (0.5,)
+    config.data.source = "digits"
+    config.data.image_size = 8
+    config.data.channels = 1
+    config.data.flip = False
+    config.optimizer.base_lr = 4e-3
+    config.optimizer.clip_norm = 1.0
+    config.evaluation.batch_size = 120
+    config.update(defaults.method("cotrain", {"linf": defaults.pgd("linf", EPS, steps=3)}))
+    config.adapters = adapters
+    config.statistics = statistics
+    config.evaluation.suites = {
+        "pgd20_linf": defaults.evaluation_pgd("linf", EPS, steps=20)
+    }
+    return config
