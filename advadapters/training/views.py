@@ -216,7 +216,5 @@ def describe(view, domains):
         else "no attack"
     )
     terms = " + ".join(f"{factor:g} {name}" for name, factor in view.losses)
-    return (
-        f"view {view.name}: weight {view.weight:g}, loss {terms}, mixture {mixture}; "
-        + target
-    )
+    terms = "" if terms == "1 cross_entropy" else f"loss {terms}, "
+    return f"view {view.name}: weight {view.weight:g}, {terms}mixture {mixture}; {target}"

@@ -58,7 +58,7 @@ def test_what_is_printed(trained):
         "16 per domain: class_token",
         "32 in the adapters of 2 domains (clean, linf)",
         "view clean: weight 0.5, mixture clean=1; no attack",
-        "attacks its own mixture in eval mode (no drop path)",
+        "attacks its own mixture in eval mode (no drop path, fixed statistics)",
         "starting at step 0 of 20, batch 128, 1293 training images",
         "step 5/20  accuracy/clean",
         "images/s  ETA 0:",
