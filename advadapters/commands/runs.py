@@ -28,6 +28,8 @@ def open_run(config, path):
     """Builds everything first, so that bad input leaves no trace, then the folder."""
     mesh = meshes.make()
     run = build.build(config, mesh)
+    if run.start and not workdir.holds_run(path):
+        starting.read(run)
     return OpenRun(run, mesh, workdir.open_workdir(path, config))
 
 
@@ -52,6 +54,8 @@ def first_state(opened):
     """The state before the first step, from config.start if it names a run."""
     run, place = opened.run, meshes.replicated(opened.mesh)
     plain = starting.read(run) if run.start else None
+    if plain:
+        print(f"first parameters: {run.start.workdir}, checkpoint {run.start.step}")
     return jax.jit(functools.partial(build.initial_state, run), out_shardings=place)(plain)
 
 

@@ -27,12 +27,10 @@ def read(run):
     ema = {"stats": {"shared": {}, "adapters": {}}, "shared": {}, "adapters": {}} | ema
     there = trees.plain(ema, weights)
     fresh = run.network.init(jax.random.fold_in(jax.random.key(run.seed), 0))
-    found = {
+    return {
         "params": fit(there["params"], fresh["params"], start.fresh),
         "batch_stats": fit(there["batch_stats"], fresh["batch_stats"], ()),
     }
-    print(f"starting from {folder}, mixture {dict(zip(domains, weights, strict=True))}")
-    return found
 
 
 def weights_of(start, domains):

@@ -33,6 +33,11 @@ def open_workdir(path, config):
     return folder
 
 
+def holds_run(path):
+    """Whether the folder has a config."""
+    return (epath.Path(os.path.expanduser(path)) / "config.json").exists()
+
+
 def refuse_other(folder, old, new):
     """Raises UsageError naming the keys that differ."""
     old, new = leaves(old), leaves(new)

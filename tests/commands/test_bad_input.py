@@ -9,6 +9,8 @@ from advadapters.__main__ import main
 
 DIGITS = "--config=" + str(pathlib.Path(__file__).parents[2] / "configs" / "digits.py")
 
+CONV = DIGITS.replace("digits.py", "digits_conv.py")
+
 CASES = {
     "no config": ([], "--config=... is missing"),
     "unknown config file": (["--config=no/such.py"], "no config file"),
@@ -40,6 +42,51 @@ CASES = {
     "view of an unknown domain": (
         [DIGITS, '--config.domains=("clean",)'],
         "config.views.linf.mixture names ['linf']; config.domains has: clean",
+    ),
+    "unknown backbone": (
+        [DIGITS, "--config.model.name=resnext"],
+        "unknown config.model.name 'resnext'; there are: vit, resnet, preact_resnet, wide",
+    ),
+    "unknown norm of a model": (
+        [DIGITS, "--config.model.norm=instance"],
+        "unknown config.model.norm 'instance'; there are: batch, group, layer",
+    ),
+    "statistics without batch norm": (
+        [DIGITS, "--config.statistics=separate"],
+        "config.statistics='separate' is about batch norm, and this model has none",
+    ),
+    "a wide network's depth": (
+        [CONV, "--config.model.size=12-1"],
+        "config.model.size='12-1' is not DEPTH-WIDTH with a depth of 6 n + 4",
+    ),
+    "TRADES with one view": (
+        [DIGITS + ":trades", "--config.views.linf.reference=linf"],
+        "compares with another view, name it in config.views.linf.reference; there are: "
+        "clean",
+    ),
+    "a paired loss without reference": (
+        [DIGITS + ":trades", "--config.views.linf.reference="],
+        "config.views.linf.losses has kl and reference=''",
+    ),
+    "unknown attack among several": (
+        [DIGITS + ":eat", "--config.views.attacked.attack=linf,l3"],
+        "unknown config.views.attacked.attack 'l3'; there are: linf, l2, l1",
+    ),
+    "alarm without held-out images": (
+        [DIGITS + ":n_fgsm", "--config.validate_every=0"],
+        "config.views.linf.alarm looks at held-out images",
+    ),
+    "unknown optimizer": (
+        [DIGITS, "--config.optimizer.name=lamb"],
+        "unknown config.optimizer.name 'lamb'; there are: adamw, sgd",
+    ),
+    "layer pattern without match": (
+        [DIGITS, '--config.optimizer.layers=("stages_0/.*",)'],
+        "config.optimizer.layers: pattern 'stages_0/.*' matches no parameter",
+    ),
+    "nothing to start from": (
+        [DIGITS, "--config.start.workdir=/no/run"],
+        "/no/run holds no run",
     ),
     "patch does not divide": (
         [DIGITS, "--config.model.patch=3"],
@@ -172,8 +219,26 @@ def test_a_config_with_a_key_that_nobody_reads(tmp_path, capsys):
     assert "unknown key config.data.mix_up; there are: " in line and "mixup" in line
 
 
+STUDY = {
+    "no cases": ([], "give either --adapters=A,B,... or --variants=A,B,..."),
+    "both": (["--adapters=norms", "--variants=nominal"], "give either"),
+    "twice the same": (["--adapters=norms,norms"], "must name different cases"),
+    "no seeds": (["--adapters=norms", "--seeds=0"], "--seeds must be a positive number"),
+    "a case that does not fit": (["--adapters=norms,stem"], "'stem/.*' matches no"),
+    "an unknown variant": (["--variants=nominal,robust"], "unknown variant 'robust'"),
+}
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_a_study_of_what_cannot_be(name, tmp_path, capsys):
+    argv, message = STUDY[name]
+    line = fails([DIGITS, *argv, f"--workdir={tmp_path}/study"], capsys, verb="study")
+    assert message in line and not (tmp_path / "study").exists()
+
+
 def test_unknown_verb_and_evaluate(tmp_path, capsys):
     assert main(["trian"]) == 2
-    assert "unknown verb 'trian'; there are: train, evaluate" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "unknown verb 'trian'; there are: train, evaluate, study" in err
     line = fails([f"--workdir={tmp_path}/none"], capsys, verb="evaluate")
     assert "holds no run" in line

@@ -23,7 +23,8 @@ SEEN = [
     views.View("linf", (0.0, 1.0), 0.5, (attack,)),
 ]
 TX = optim.make(
-    optim.adam(0.9, 0.95), learning_rate=optim.schedule(peak=1e-2, steps=20, warmup_steps=2),
+    optim.adam(0.9, 0.95),
+    learning_rate=optim.schedule(peak=1e-2, steps=20, warmup_steps=2),
     weight_decay=0.1, decayed=(".*kernel",), clip_norm=1.0,
 )  # fmt: skip
 

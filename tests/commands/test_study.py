@@ -1,0 +1,126 @@
+"""`advadapters study` and runs that start from others, on the real digits."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from advadapters.__main__ import main
+from advadapters.evaluation import studies
+
+ROOT = pathlib.Path(__file__).parents[2]
+QUICK = [
+    f"--config={ROOT}/configs/digits.py",
+    "--config.model.size=16x1x32x2",
+    "--config.epochs=1.0",
+    "--config.evaluation.suites.pgd20_linf.steps=2",
+]
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    """A study of two adapters and two seeds."""
+    folder = tmp_path_factory.mktemp("study")
+    argv = [*QUICK, f"--workdir={folder}", "--adapters=norms+head,nothing", "--seeds=2"]
+    assert main(["study", *argv]) == 0
+    return folder, argv
+
+
+def test_a_study_trains_every_case_and_seed(studied, capsys):
+    folder, argv = studied
+    rows = json.loads((folder / "study.json").read_text())
+    assert [(r["case"], r["suite"], r["mode"]) for r in rows] == [
+        ("norms+head", "clean", "clean"), ("norms+head", "pgd20_linf", "linf"),
+        ("nothing", "clean", "clean"), ("nothing", "pgd20_linf", "linf"),
+    ]  # fmt: skip
+    # Norms: three of width 16, scale and offset; head: 16 x 10 and 10.
+    sizes = {row["case"]: row["parameters_per_domain"] for row in rows}
+    assert sizes == {"norms+head": 3 * 2 * 16 + 170, "nothing": 0}
+    for row in rows:
+        results = [
+            json.loads((folder / f"{row['case']}-seed{s}" / "results.json").read_text())
+            for s in (0, 1)
+        ]
+        by_hand = [
+            [r["value"] for r in rows_
+             if r["suite"] == row["suite"] and r["mixture"][row["mode"]] == 1.0][0]
+            for rows_ in results
+        ]  # fmt: skip
+        assert row["values"] == by_hand and len(results[0]) == 4
+    assert (folder / "study.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "study.md").read_text().count("\n") == 4
+    # A second call trains nothing.
+    capsys.readouterr()
+    assert main(["study", *argv]) == 0
+    out = capsys.readouterr().out
+    assert out.count("finished already") == 4 and "trained" not in out
+
+
+def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
+    from advadapters import build, trees
+    from advadapters.commands import runs, starting, workdir
+
+    folder = studied[0] / "norms+head-seed0"
+    old = runs.open_run(workdir.read_config(folder), folder)
+    ema, _ = runs.restore_variables(old, "latest")
+    expected = trees.plain(ema, (0.25, 0.75))["params"]
+    argv = [
+        *QUICK, f"--workdir={tmp_path}/new", f"--config.start.workdir={folder}",
+        "--config.start.mixture={'clean': 0.25, 'linf': 0.75}",
+        "--config.start.fresh=('head/.*',)", "--config.evaluation.soup_weights=(1.0,)",
+    ]  # fmt: skip
+    assert main(["train", *argv]) == 0
+    assert f"first parameters: {folder}" in capsys.readouterr().out
+    new = runs.open_run(workdir.read_config(tmp_path / "new"), tmp_path / "new")
+    found = trees.flatten(starting.read(new.run)["params"])
+    fresh = trees.flatten(build.initial_state(new.run).variables["shared"])
+    for path, leaf in trees.flatten(expected).items():
+        same = fresh[path] if path.startswith("head/") else leaf
+        np.testing.assert_allclose(found[path], same, atol=1e-6)
+    for argv_, message in (
+        (["--config.start.mixture={'l2': 1.0}"], "must name domains of"),
+        (["--config.start.mixture={}"], "must name domains of"),
+        (["--config.start.step=7"], "has no checkpoint '7'; there are: 11"),
+        (["--config.model.size=16x1x48x2"], "mlp/fc1/kernel is [16, 48] here and [16, 32] there"),
+        (["--config.model.size=16x2x32x2"], "here and missing t"here"),
+    ):
+        changed = [*argv, f"--workdir={tmp_path}/other", *argv_]
+        assert main(["train", *changed]) == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1 and "Traceback" not in err, err
+        assert not (tmp_path / "other").exists()
+
+
+def result(values, suite="pgd20_linf"):
+    """Result rows of one seed: two modes, clean and one suite."""
+    return [
+        {"mixture": {"clean": w, "linf": 1 - w}, "suite": s, "value": v, "n": 10}
+        for s, (a, b) in (("clean", (0.9, 0.8)), (suite, values))
+        for w, v in ((1.0, a), (0.0, b))
+    ]
+
+
+def test_rows_of_a_study_by_hand():
+    rows = studies.rows("norms", 7, [result((0.1, 0.5)), result((0.2, 0.7))])
+    clean, robust = rows
+    assert clean["values"] == [0.9, 0.9] and clean["low"] == clean["high"] == 0.9
+    # Student's t for one degree of freedom is 12.706; the standard error is 0.1.
+    assert robust["mean"] == pytest.approx(0.6)
+    assert robust["high"] - robust["mean"] == pytest.approx(1.2706, rel=1e-4)
+    (alone, _) = studies.rows("norms", 7, [result((0.1, 0.5))])
+    assert alone["low"] is None
+    assert "| norms | 7 | 90.0 (clean mode) |" in studies.markdown([alone])
+    assert studies.mode_of("pgd20_l2", ["clean", "linf", "l2"]) == "l2"
+    assert studies.mode_of("pgd20_l1", ["clean", "linf"]) == "linf"
+
+
+def test_arrays_of_a_checkpoint_are_read_as_they_are(studied):
+    from advadapters import checkpoints
+
+    folder = studied[0] / "nothing-seed0" / "checkpoints"
+    with checkpoints.Checkpoints(folder, read_only=True) as saved:
+        state = saved.restore_raw(saved.find("latest", folder))
+    assert state["ema"]["shared"]["head"]["kernel"].shape == (16, 10)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(state))
