@@ -83,8 +83,8 @@ def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
         (["--config.start.mixture={'l2': 1.0}"], "must name domains of"),
         (["--config.start.mixture={}"], "must name domains of"),
         (["--config.start.step=7"], "has no checkpoint '7'; there are: 11"),
-        (["--config.model.size=16x1x48x2"], "mlp/fc1/kernel is [16, 48] here and [16, 32] there"),
-        (["--config.model.size=16x2x32x2"], "here and missing t"here"),
+        (["--config.model.size=16x1x48x2"], "fc1/kernel is [16, 48] here and [16, 32]"),
+        (["--config.model.size=16x2x32x2"], "here and missing there"),
     ):
         changed = [*argv, f"--workdir={tmp_path}/other", *argv_]
         assert main(["train", *changed]) == 2
