@@ -271,7 +271,10 @@ def awp(first, attacks, alpha, beta):
 
 
 def eat(first, attacks, alpha, beta):
-    """One norm a batch, drawn by its running robust error (Croce and Hein 2022)."""
+    """One norm a batch, drawn by its running robust error (E-AT, Croce and Hein 2022).
+
+    With PGD, where theirs is APGD.
+    """
     return plain_views(attacked=view("all", 1.0, ",".join(attacks)))
 
 

@@ -4,7 +4,8 @@ Paper: as configs/digits.py; the setting is ours.
 Command: advadapters train --config=configs/fashion_mnist.py --workdir=runs/fashion
 Data: the four IDX files of Debian's package dataset-fashion-mnist (default), or
   --config.data.source=tfds:fashion_mnist (prepared with --file_format=array_record).
-Variants: cotrain (default), nominal, adversarial, four.
+Variants: cotrain (default), nominal, adversarial, four, advprop, pyramid, trades, mart,
+  awp, eat, fgsm_rs, n_fgsm: see `defaults.METHODS`.
 Cost: hours on 2 CPU cores (not run here). Expected: not measured yet.
 """
 
@@ -37,6 +38,9 @@ def get_config(name=""):
     config.update(defaults.method(name, attacks))
     config.evaluation.suites = {
         f"pgd40_{norm}": defaults.evaluation_pgd(norm, EPS[norm], steps=40)
-        for norm in (EPS if name == "four" else ["linf"])
+        for norm in (EPS if name in ("four", "eat") else ["linf"])
     }
+    if name in ("fgsm_rs", "n_fgsm"):  # watched on images held out
+        config.validate_every = 500
+        config.data.validation = 0.02
     return config
