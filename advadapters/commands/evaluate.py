@@ -7,7 +7,7 @@ through itself, on the test images.
                                  (default: the soups that the config lists)
   --suite=pgd20_linf             suites of the config, separated by "," (default: all),
                                  or autoattack, autoattack-plus (one mixture at a time)
-  --norm=linf --eps=8/255        AutoAttack's threat model
+  --norm=linf --eps=8/255        AutoAttack's threat model (linf, if no norm is given)
   --examples=1000                only so many test images, a fixed random draw
   --step=4000                    a checkpoint's step, "best" or "latest" (default)
 
@@ -26,7 +26,7 @@ FLAGS = {
     "workdir": None,
     "mixture": "",
     "suite": "",
-    "norm": "linf",
+    "norm": "",
     "eps": "",
     "examples": "",
     "step": "latest",
@@ -37,6 +37,12 @@ AUTOATTACK = {"autoattack": "standard", "autoattack-plus": "plus"}
 def main(argv):
     """Returns the exit code."""
     _, flags = configs.parse(argv, FLAGS, with_config=False)
+    cascade = flags["suite"] in AUTOATTACK
+    if (flags["norm"] or flags["eps"]) and not cascade:
+        raise UsageError(
+            "--norm and --eps are for --suite=autoattack; other suites have theirs in "
+            "the config"
+        )
     from advadapters.commands import runs, workdir
     from advadapters.evaluation import tables
 
@@ -44,7 +50,7 @@ def main(argv):
     run = opened.run
     mixtures = read_mixtures(flags["mixture"], run.domains)
     test = runs.sample(run.data.test, read_number("examples", flags["examples"]))
-    if flags["suite"] in AUTOATTACK:
+    if cascade:
         eps = read_eps(flags["eps"])
         rows = runs.autoattack(
             opened,
@@ -52,7 +58,7 @@ def main(argv):
             flags["step"],
             mixtures or run.evaluation.mixtures,
             version=AUTOATTACK[flags["suite"]],
-            norm=flags["norm"],
+            norm=flags["norm"] or "linf",
             eps=eps,
         )
     else:

@@ -242,3 +242,9 @@ def test_unknown_verb_and_evaluate(tmp_path, capsys):
     assert "unknown verb 'trian'; there are: train, evaluate, study" in err
     line = fails([f"--workdir={tmp_path}/none"], capsys, verb="evaluate")
     assert "holds no run" in line
+
+
+@pytest.mark.parametrize("flags", (["--eps=0.1"], ["--norm=l2", "--suite=pgd20_linf"]))
+def test_a_radius_without_autoattack(flags, tmp_path, capsys):
+    line = fails([f"--workdir={tmp_path}/none", *flags], capsys, verb="evaluate")
+    assert "--norm and --eps are for --suite=autoattack" in line
