@@ -173,14 +173,14 @@ def step_l1(points, gradient, size, count):
 
 
 def sample_linf(key, shape, eps):
-    return jax.random.uniform(key, shape, minval=-eps, maxval=eps)
+    return jax.random.uniform(key, shape, jnp.float32, minval=-eps, maxval=eps)
 
 
 def sample_l2(key, shape, eps):
     direction, radius = jax.random.split(key)
-    normal = jax.random.normal(direction, shape)
+    normal = jax.random.normal(direction, shape, jnp.float32)
     size = normal.size
-    radius = eps * jax.random.uniform(radius) ** (1 / size)
+    radius = eps * jax.random.uniform(radius, (), jnp.float32) ** (1 / size)
     return radius * normal / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(normal))), TINY)
 
 
@@ -190,26 +190,26 @@ def sample_l1(key, shape, eps):
     total = 1
     for side in shape:
         total *= side
-    parts = jax.random.exponential(sizes, (total + 1,))
+    parts = jax.random.exponential(sizes, (total + 1,), jnp.float32)
     signs = jax.random.rademacher(signs, (total,), dtype=parts.dtype)
     return (eps * signs * parts[:-1] / jnp.sum(parts)).reshape(shape)
 
 
 def outward_linf(key, shape, eps):
     """Uniform, scaled so that the largest coordinate is eps."""
-    draw = jax.random.uniform(key, shape, minval=-1, maxval=1)
+    draw = jax.random.uniform(key, shape, jnp.float32, minval=-1, maxval=1)
     return eps * draw / jnp.maximum(jnp.max(jnp.abs(draw)), TINY)
 
 
 def outward_l2(key, shape, eps):
     """Uniform on the sphere."""
-    draw = jax.random.normal(key, shape)
+    draw = jax.random.normal(key, shape, jnp.float32)
     return eps * draw / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(draw))), TINY)
 
 
 def outward_l1(key, shape, eps):
     """Normal: its projection on the ball is sparse, as good L1 perturbations are."""
-    return jax.random.normal(key, shape)
+    return jax.random.normal(key, shape, jnp.float32)
 
 
 def rooms(points, signs):
@@ -218,9 +218,16 @@ def rooms(points, signs):
 
 
 def towards(points, weights, gap):
-    """(directions, rooms, |weights|, gap >= 0): as if the plane were to be climbed to."""
+    """(directions, rooms, |weights|, gap >= 0): as if the plane were to be climbed to.
+
+    Weights and gap are divided by the largest weight, so that their scale is all one.
+    """
     signs = jnp.sign(weights) * jnp.where(gap < 0, -1, 1)[:, None]
-    return signs, rooms(points, signs), jnp.abs(weights), jnp.abs(gap)[:, None]
+    size, gap = jnp.abs(weights), jnp.abs(gap)[:, None]
+    scale = jnp.maximum(jnp.max(size, axis=1, keepdims=True), TINY)
+    # No plane further than that is within reach, as rooms and sizes are at most 1.
+    gap = jnp.minimum(gap / scale, 2.0 * size.shape[1])
+    return signs, rooms(points, signs), size / scale, gap
 
 
 def to_plane_dual(reach):
@@ -251,7 +258,7 @@ def to_plane_dual(reach):
     return to_plane
 
 
-to_plane_linf = to_plane_dual(lambda size, m: m * (size > 0))
+to_plane_linf = to_plane_dual(lambda size, m: m * jnp.sign(size))
 to_plane_l2 = to_plane_dual(lambda size, m: m * size)
 
 

@@ -67,7 +67,7 @@ def scale_of(logits, ranks):
     ordered = jnp.sort(logits.astype(jnp.float32), axis=-1)[:, ::-1]
     ranks = [rank for rank in ranks if rank < logits.shape[-1]]
     if not ranks:
-        return jnp.ones(logits.shape[0])
+        return jnp.ones(logits.shape[0], jnp.float32)
     return ordered[:, 0] - jnp.mean(ordered[:, jnp.array(ranks)], axis=1) + 1e-12
 
 

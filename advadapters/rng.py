@@ -19,8 +19,11 @@ def per_example(key, size):
 
     A single key gives example i the key fold(key, i). Keys that are already one
     per example pass through, so that a caller who knows each image's own number
-    gets results that do not depend on how images are batched.
+    gets results that do not depend on how images are batched. Old keys (uint32, two
+    numbers each) are taken as well.
     """
+    if key.dtype == jnp.uint32:
+        key = jax.random.wrap_key_data(key)
     if key.ndim:
         if key.shape != (size,):
             raise ValueError(f"{key.shape} keys for a batch of {size}")

@@ -109,9 +109,9 @@ def run_apgd(
         done = climb(ball, look, images, points, eps, steps, (due, windows), active)
         return finish(done)
     shares = [math.ceil(share * steps) for _, share in L1_STAGES[:-1]]
-    lengths = jnp.array([*shares, steps - sum(shares)])
-    radii = eps * jnp.array([radius for radius, _ in L1_STAGES])
-    always = (jnp.ones(steps, bool), jnp.ones(steps))
+    lengths = jnp.array([*shares, steps - sum(shares)], jnp.int32)
+    radii = eps * jnp.array([radius for radius, _ in L1_STAGES], jnp.float32)
+    always = (jnp.ones(steps, bool), jnp.ones(steps, jnp.float32))
 
     def stage(points, radius_and_length):
         radius, length = radius_and_length
@@ -156,7 +156,7 @@ def looker(logits_fn, labels, loss, targets, expectation, keys):
             (_, (rows, wrong)), slope = gradient(points, draw)
             return (total[0] + rows, total[1] + wrong, total[2] + slope), None
 
-        zeros = (jnp.zeros(labels.shape),) * 2 + (jnp.zeros_like(points),)
+        zeros = (jnp.zeros(labels.shape, jnp.float32),) * 2 + (jnp.zeros_like(points),)
         (rows, wrong, slope), _ = jax.lax.scan(add, zeros, draws)
         # Broken means that most of the draws are misclassified, not one lucky draw.
         return rows / expectation, wrong > expectation / 2, slope / expectation

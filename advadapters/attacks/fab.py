@@ -98,7 +98,7 @@ def run_fab(
             distance=jnp.where(closer, distance, walk.distance),
         )
 
-    far = jnp.full(images.shape[:1], jnp.inf)
+    far = jnp.full(images.shape[:1], jnp.inf, images.dtype)
     walk = Walk(jnp.zeros((), jnp.int32), points, images, far)
     walk = jax.lax.while_loop(more, iterate, walk)
     broken = inside(walk.distance)
@@ -123,7 +123,9 @@ def nearest_plane(logits_fn, points, labels, targets, ball):
     """(gap [B], gradient) of the class whose linearised boundary is nearest."""
     logits, pullback = jax.vjp(lambda x: logits_fn(x).astype(jnp.float32), points)
     classes = logits.shape[-1]
-    seeds = jnp.broadcast_to(jnp.eye(classes)[:, None], (classes, *logits.shape))
+    seeds = jnp.broadcast_to(
+        jnp.eye(classes, dtype=logits.dtype)[:, None], (classes, *logits.shape)
+    )
     slopes = jax.vmap(lambda seed: pullback(seed)[0])(seeds)  # [L, B, H, W, C]
     rows = jnp.arange(labels.shape[0])
     weights = slopes - slopes[labels, rows]

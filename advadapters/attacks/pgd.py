@@ -93,7 +93,7 @@ def pgd(
         return ball.project(points, images, eps), best, memory
 
     gradient = jax.value_and_grad(objective, has_aux=True)
-    worst = jnp.full(images.shape[:1], -jnp.inf)
+    worst = jnp.full(images.shape[:1], -jnp.inf, jnp.float32)
     nothing = (images, worst, jnp.zeros(images.shape[:1], bool))
 
     def attempt(best, restart):
@@ -124,7 +124,8 @@ def mover(ball, optimizer, images, eps, steps, step_size):
     step_size = step_size or step_size_rule(eps, steps)
 
     def move(points, slope, step, memory):
-        count = jnp.full(len(images), spread(step, steps, images[0].size))
+        count = spread(step, steps, images[0].size)
+        count = jnp.full(len(images), count, jnp.float32)
         return ball.step(points, slope, step_size, count), memory
 
     return move, ()
@@ -136,7 +137,7 @@ def adam_rate(step, steps, step_size=0.0):
     The evaluation attack of Gowal et al.'s public code: 40 steps, margin loss, drops
     after 20 and 30.
     """
-    rates = jnp.array([1.0, 0.1, 0.01]) * (step_size or 0.1)
+    rates = jnp.array([1.0, 0.1, 0.01], jnp.float32) * (step_size or 0.1)
     return rates[jnp.int32(step >= steps // 2) + jnp.int32(step >= 3 * steps // 4)]
 
 

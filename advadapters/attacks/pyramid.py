@@ -40,7 +40,7 @@ def pyramid(
     step_size = step_size or eps / 6
     batch, height, width, channels = images.shape
     sides = [(s, s) if 0 < s < min(height, width) else (height, width) for s in SIZES]
-    levels = [jnp.zeros((batch, *side, channels)) for side in sides]
+    levels = [jnp.zeros((batch, *side, channels), images.dtype) for side in sides]
 
     def apply(levels):
         moved = images

@@ -90,8 +90,8 @@ def corner(key, shape, side):
     """A uniform upper left corner of a window of this side inside the image."""
     row, column = jax.random.split(key)
     return (
-        jax.random.randint(row, (), 0, shape[0] - side + 1),
-        jax.random.randint(column, (), 0, shape[1] - side + 1),
+        jax.random.randint(row, (), 0, shape[0] - side + 1, jnp.int32),
+        jax.random.randint(column, (), 0, shape[1] - side + 1, jnp.int32),
     )
 
 
@@ -175,6 +175,7 @@ def window_moves(images, eps, ball, sides):
         """The pattern of a side with its corner at a position, [H, W, 1]."""
         number = jnp.searchsorted(known, side)
         at = (number, turned, shape[0] - position[0], shape[1] - position[1])
+        at = [jnp.int32(start) for start in at]
         return jax.lax.dynamic_slice(table, at, (1, 1, *shape))[0, 0, :, :, None]
 
     def scaled(delta):
@@ -183,7 +184,7 @@ def window_moves(images, eps, ball, sides):
 
     def start(keys):
         def tiles(key):
-            delta = jnp.zeros((*shape, channels))
+            delta = jnp.zeros((*shape, channels), images.dtype)
             for n, (row, column) in enumerate(
                 (r, c)
                 for r in range(0, shape[0] - tile + 1, tile)
@@ -191,7 +192,7 @@ def window_moves(images, eps, ball, sides):
             ):
                 flip_key, sign_key = jax.random.split(rng.fold(key, n))
                 signs = jax.random.rademacher(sign_key, (1, 1, channels), dtype=delta.dtype)
-                turned = jax.random.randint(flip_key, (), 0, 2)
+                turned = jax.random.randint(flip_key, (), 0, 2, jnp.int32)
                 delta += place(tile, (row, column), turned) * signs
             return delta
 
@@ -206,7 +207,7 @@ def window_moves(images, eps, ball, sides):
             old = delta * target  # [H, W, C]
             old = old / (size_of(ball, old, (0, 1)) + 1e-12)
             signs = jax.random.rademacher(sign_key, (1, 1, channels), dtype=delta.dtype)
-            turned = jax.random.randint(flip_key, (), 0, 2)
+            turned = jax.random.randint(flip_key, (), 0, 2, jnp.int32)
             fresh = place(side, position, turned) * signs + old
             fresh = fresh / (size_of(ball, fresh, (0, 1)) + 1e-12)
             fresh = fresh * budget(delta, target | source)
