@@ -1,8 +1,9 @@
 """Attacks: functions (logits_fn, images, labels, key, *, norm, eps, ...) -> images.
 
-The result lies in the ball and in [0, 1], is a pure function of its arguments,
-costs one trace, and carries no gradient. To add one: a function in this folder
-and a row in ATTACKS. `autoattack` runs whole cascades on whole data sets.
+The result lies in the ball (that of pyramid and n_fgsm in a larger one, which they
+tell) and in [0, 1], is a pure function of its arguments, costs one trace, and carries
+no gradient. To add one: a function in this folder and a row in ATTACKS. `autoattack`
+runs cascades of them on whole data sets.
 """
 
 from advadapters.attacks.apgd import apgd

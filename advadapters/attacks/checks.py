@@ -4,6 +4,7 @@ A warning is {"check": name, "message": one line, ...numbers}. What they look fo
 gradient masking: attacks that fail for a reason other than robustness.
 """
 
+import inspect
 import math
 
 import jax
@@ -17,13 +18,45 @@ from advadapters.errors import UsageError, pick
 SAMPLE = 64  # images that gradients are looked at on
 
 
-def inputs(images, labels, norm, eps):
-    """(images, labels) as numpy arrays; raises UsageError unless they fit the contract."""
+def radius(norm, eps):
+    """eps, any kind of number, as a float; raises UsageError unless it fits the norm."""
     pick(BALLS, norm, "norm")
-    largest = 1.0 if norm == "linf" else math.inf
-    if not (isinstance(eps, int | float | np.number) and 0 < eps <= largest):
-        allowed = "above 0 and at most 1" if norm == "linf" else "above 0"
-        raise UsageError(f"eps must be {allowed} for {norm}, got {eps!r}")
+    number = isinstance(eps, int | float | np.number | np.ndarray | jax.Array)
+    if not (number and np.ndim(eps) == 0 and 0 < eps < math.inf) or (
+        norm == "linf" and eps > 1
+    ):
+        allowed = "at most 1" if norm == "linf" else "finite"
+        raise UsageError(f"eps must be above 0 and {allowed} for {norm}, got {eps!r}")
+    return float(eps)
+
+
+def random_key(key):
+    """The key, an old one (uint32) as a new one; raises UsageError if it is neither."""
+    if isinstance(key, jax.Array | np.ndarray):
+        if key.dtype == np.uint32 and key.ndim == 1:
+            return jax.random.wrap_key_data(key)
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and not key.ndim:
+            return key
+    raise UsageError(f"key must be one key like jax.random.key(0), got {key!r}")
+
+
+def network(logits_fn, randomised):
+    """Raises UsageError if logits_fn does not take (images), or (images, key)."""
+    wanted = ("images", "key") if randomised else ("images",)
+    try:
+        inspect.signature(logits_fn).bind(*wanted)
+    except TypeError:
+        version = "'rand'" if randomised else "other than 'rand'"
+        raise UsageError(
+            f"a version {version} calls logits_fn({', '.join(wanted)}), but it takes "
+            f"{inspect.signature(logits_fn)}"
+        ) from None
+    except ValueError:
+        pass  # It does not tell what it takes.
+
+
+def inputs(images, labels):
+    """(images, labels) as numpy arrays; raises UsageError unless they fit the contract."""
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.float32 or images.ndim != 4 or not len(images):
         raise UsageError(
@@ -78,16 +111,17 @@ def before(attacker, images, labels, logits, stages, key):
         found.append(
             warning("softmax", "outputs look like probabilities: give logits instead")
         )
-    names = {stage.name for stage in stages}
-    if logits.shape[1] < 4 and names & {"apgd-t", "apgd-dlr"}:
-        found.append(
-            warning(
-                "few-classes",
-                f"{logits.shape[1]} classes: the targeted DLR loss needs four, so its "
-                "divisor falls back to the logits that there are",
-                classes=logits.shape[1],
+    needed = {"apgd-dlr": ("DLR", 3), "apgd-t": ("targeted DLR", 4)}
+    for loss, least in (needed[s.name] for s in stages if s.name in needed):
+        if logits.shape[1] < least:
+            found.append(
+                warning(
+                    "few-classes",
+                    f"{logits.shape[1]} classes: the {loss} loss needs {least}, so its "
+                    "divisor falls back to the logits that there are",
+                    classes=logits.shape[1],
+                )
             )
-        )
     if attacker.randomised:
         return found
     return (
@@ -99,7 +133,7 @@ def before(attacker, images, labels, logits, stages, key):
 
 def randomised(attacker, images, key):
     """Whether repeated calls, outside and inside jit, give different outputs."""
-    sample = jnp.asarray(images[:SAMPLE])
+    sample = jnp.asarray(images[: min(SAMPLE, attacker.batch_size)])
     calls = [attacker.logits_fn(sample) for _ in range(2)]
     calls.append(attacker.forward(attacker.logits_fn, sample, key))
     calls = [np.asarray(call, np.float32) for call in calls]
@@ -117,8 +151,9 @@ def randomised(attacker, images, key):
 
 
 def gradients(attacker, images, labels, logits):
-    """Zero, vanishing and saturated gradients on rightly classified images."""
-    right = np.flatnonzero(logits.argmax(1) == labels)[:SAMPLE]
+    """Gradients on rightly classified images: not finite, zero, lost in cross-entropy."""
+    right = np.flatnonzero(logits.argmax(1) == labels)
+    right = right[: min(SAMPLE, attacker.batch_size)]
     if not len(right):
         return []
     sample, own = jnp.asarray(images[right]), jnp.asarray(labels[right])
@@ -133,6 +168,17 @@ def gradients(attacker, images, labels, logits):
 
     entropy, margin = (np.asarray(s) for s in sizes(attacker.logits_fn, sample))
     total, found = len(right), []
+    wild = int((~np.isfinite(entropy) | ~np.isfinite(margin)).sum())
+    if wild:
+        found.append(
+            warning(
+                "not-finite-gradient",
+                f"{wild} of {total} sampled images have gradients with NaN or infinity: "
+                "white-box attacks are blind there, trust Square more",
+                images=wild,
+                sample=total,
+            )
+        )
     dead = int((margin < 1e-12).sum())
     if dead:
         found.append(

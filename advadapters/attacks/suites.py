@@ -6,6 +6,7 @@ round is one program, compiled once per attack and batch shape.
 """
 
 import functools
+import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -133,10 +134,11 @@ def autoattack(
         jax.tree_util.Partial(apply, params) for large networks, so that parameters are
         arguments of the compiled programs. For version "rand": (images, key) -> logits.
       images: [N, H, W, C] float32 in [0, 1]; labels: [N] int.
-      key: random key; an image's draws depend on its number, not on its batch.
+      key: random key (an old uint32 one, too); an image's draws depend on its number,
+        not on its batch.
       norm, eps: the threat model, e.g. "linf", 8 / 255.
       version: "standard", "plus", "rand", or a tuple of attack names.
-      batch_size: most images a call.
+      batch_size: most images a call, rounded up to a multiple of 8 (times the devices).
       mesh: spreads every batch over the devices of this mesh.
       resume: a folder that records every batch; a later call with the same network,
         data and settings goes on where it was cut off.
@@ -144,8 +146,9 @@ def autoattack(
 
     Raises UsageError for input that cannot be right.
     """
-    images, labels = checks.inputs(images, labels, norm, eps)
-    eps = float(eps)
+    images, labels = checks.inputs(images, labels)
+    eps, key = checks.radius(norm, eps), checks.random_key(key)
+    checks.network(logits_fn, version == "rand")
     if batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {batch_size}")
     attacker = Attacker(as_partial(logits_fn), batch_size, mesh, version == "rand")
@@ -157,6 +160,8 @@ def autoattack(
     settings = dict(
         norm=norm, eps=eps, version=str(version), key=str(jax.random.key_data(key))
     )
+    if version == "rand":  # There alone the batches matter.
+        settings["batch_size"] = attacker.rows(batch_size)
     with (
         Journal(resume, images, labels, logits, settings) if resume else NoJournal()
     ) as log:
@@ -166,7 +171,7 @@ def autoattack(
             # By name, because a journal may have told of later stages already.
             later = ["", *(other.name for other in todo[number + 1 :])]
             state.accuracies[stage.name] = float(np.isin(state.broken_by, later).mean())
-    return state.report(warnings + checks.after(state.accuracies))
+    return state.report(warnings + checks.after(state.accuracies), batch_size)
 
 
 def as_partial(function):
@@ -205,9 +210,15 @@ class State:
         for kind, value in cost.items():
             self.costs[name][kind] += value
 
-    def report(self, warnings):
+    def sizes(self, rows):
+        """Norms [N] of the perturbations, of so many rows at a time."""
+        norm = BALLS[self.norm].norm
+        parts = [slice(i, i + rows) for i in range(0, len(self.images), rows)]
+        moved = (self.adversarial[part] - self.images[part] for part in parts)
+        return np.concatenate([np.asarray(norm(jnp.asarray(rows))) for rows in moved])
+
+    def report(self, warnings, batch_size):
         """The Report."""
-        moved = jnp.asarray(self.adversarial) - jnp.asarray(self.images)
         clean, robust = self.broken_by != "clean", self.robust
         return Report(
             norm=self.norm,
@@ -221,7 +232,7 @@ class State:
             stages=dict(self.accuracies),
             robust=robust,
             broken_by=self.broken_by,
-            norms=np.asarray(BALLS[self.norm].norm(moved)),
+            norms=self.sizes(batch_size),
             images=self.adversarial,
             costs=self.costs,
             warnings=warnings,
@@ -377,13 +388,25 @@ def sweep(logits_fn, images, labels, key, *, threats, **settings):
     """AutoAttack for each (norm, eps) of `threats` -> Sweep.
 
     The union counts an image as robust only if no threat breaks it. Warns if accuracy
-    falls when eps shrinks. settings: those of `autoattack`.
+    falls when eps shrinks. settings: those of `autoattack`; with resume, every threat
+    has its own folder in there, such as linf-0.03. Raises UsageError for input that
+    cannot be right, before the first attack.
     """
+    example = "give pairs like ('linf', 8 / 255)"
     if not threats:
-        raise UsageError("threats is empty; give pairs like ('linf', 8 / 255)")
+        raise UsageError(f"threats is empty; {example}")
+    if any(np.shape(threat) != (2,) for threat in threats):
+        raise UsageError(
+            f"threats must be pairs of norm and eps, got {threats!r}; {example}"
+        )
+    threats = [(norm, checks.radius(norm, eps)) for norm, eps in threats]
+    folder = settings.pop("resume", "")
     reports = [
-        autoattack(logits_fn, images, labels, key, norm=norm, eps=eps, **settings)
+        autoattack(
+            logits_fn, images, labels, key, norm=norm, eps=eps, **settings,
+            resume=os.path.join(folder, f"{norm}-{eps}") if folder else "",
+        )
         for norm, eps in threats
-    ]
+    ]  # fmt: skip
     robust = np.all([report.robust for report in reports], axis=0)
     return Sweep(reports, float(robust.mean()), robust, checks.monotone(reports))
