@@ -209,6 +209,21 @@ def test_a_plane_out_of_reach_gives_the_nearest_corner(norm):
 
 
 @pytest.mark.parametrize("norm", BALLS)
+def test_to_plane_at_any_scale(norm, rng):
+    points = rng.uniform(size=(4, 7)).astype(np.float32)
+    weights = rng.normal(size=(4, 7)).astype(np.float32)
+    gap = 0.3 * rng.normal(size=4).astype(np.float32)
+    to_plane = BALLS[norm].to_plane
+    found = np.asarray(to_plane(points, weights, gap))
+    for scale in np.float32([1e-24, 1e-10, 1e10, 1e24]):
+        scaled = np.asarray(to_plane(points, scale * weights, scale * gap))
+        np.testing.assert_allclose(scaled, found, rtol=1e-4, atol=1e-6)
+    for gap in (0.0, 1.0, -3e38):
+        nowhere = to_plane(points, 0 * weights, np.full(4, gap, np.float32))
+        np.testing.assert_array_equal(nowhere, 0 * points)
+
+
+@pytest.mark.parametrize("norm", BALLS)
 def test_outward_starts_lie_on_the_sphere_or_beyond(norm):
     keys = jax.random.split(jax.random.key(0), 100)
     draws = jax.vmap(lambda key: BALLS[norm].outward(key, (5, 5, 1), EPS[norm]))(keys)

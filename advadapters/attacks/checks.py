@@ -26,8 +26,13 @@ def radius(norm, eps):
         norm == "linf" and eps > 1
     ):
         allowed = "at most 1" if norm == "linf" else "finite"
-        raise UsageError(f"eps must be above 0 and {allowed} for {norm}, got {eps!r}")
+        raise UsageError(f"eps must be above 0 and {allowed} for {norm}, got {told(eps)}")
     return float(eps)
+
+
+def told(value):
+    """repr on one line."""
+    return " ".join(repr(value).split())
 
 
 def random_key(key):
@@ -37,7 +42,7 @@ def random_key(key):
             return jax.random.wrap_key_data(key)
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and not key.ndim:
             return key
-    raise UsageError(f"key must be one key like jax.random.key(0), got {key!r}")
+    raise UsageError(f"key must be one key like jax.random.key(0), got {told(key)}")
 
 
 def network(logits_fn, randomised):

@@ -395,7 +395,7 @@ def sweep(logits_fn, images, labels, key, *, threats, **settings):
     example = "give pairs like ('linf', 8 / 255)"
     if not threats:
         raise UsageError(f"threats is empty; {example}")
-    if any(np.shape(threat) != (2,) for threat in threats):
+    if any(not isinstance(t, tuple | list) or len(t) != 2 for t in threats):
         raise UsageError(
             f"threats must be pairs of norm and eps, got {threats!r}; {example}"
         )

@@ -3,10 +3,12 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -59,12 +61,11 @@ def data(count=20, classes=5):
     return images, labels
 
 
-def run(classes=5, count=20, norm="linf", **settings):
+def run(classes=5, count=20, norm="linf", key=None, **settings):
     images, labels = data(count, classes)
     settings = dict(eps=EPS[norm], batch_size=16) | settings
-    return autoattack(
-        network(classes), images, labels, jax.random.key(0), norm=norm, **settings
-    )
+    key = jax.random.key(0) if key is None else key
+    return autoattack(network(classes), images, labels, key, norm=norm, **settings)
 
 
 @pytest.mark.parametrize("norm", BALLS)
@@ -95,6 +96,8 @@ def test_few_classes(classes):
     assert report.robust_accuracy <= report.clean_accuracy == 0.8
     found = [w for w in report.warnings if w["check"] == "few-classes"]
     assert bool(found) == (classes < 4)
+    report = run(classes=classes, version=("apgd-dlr",))
+    assert ("few-classes" in {w["check"] for w in report.warnings}) == (classes < 3)
 
 
 @pytest.mark.parametrize("version", ["plus", "rand", ("multitargeted", "square")])
@@ -225,14 +228,16 @@ def test_nan_is_no_success_of_an_attack():
         poisoned, images, labels, jax.random.key(0), norm="linf", eps=1e-5,
         version=("apgd-ce", "apgd-t", "fab-t"),
     )  # fmt: skip
+    (told,) = (w for w in report.warnings if w["check"] == "not-finite-gradient")
+    assert told["images"] == told["sample"] == 16
     assert report.robust_accuracy >= 0.75 and np.isfinite(report.images).all()
 
 
 def test_sign_agreement_of_a_bfloat16_network():
     images, labels = data()
     net = tiny.network(dtype=jnp.bfloat16)
-    coarse = Partial(net.apply, tiny.params(net))
-    exact = Partial(net.evaluate, tiny.params(net))
+    coarse = Partial(net.apply, tiny.plain(net))
+    exact = Partial(net.evaluate, tiny.plain(net))
     assert 0.8 < checks.sign_agreement(coarse, exact, images, labels) < 1
     assert checks.sign_agreement(exact, exact, images, labels) == 1
 
@@ -242,6 +247,13 @@ def test_sign_agreement_of_a_bfloat16_network():
     [
         (dict(eps=0.0), "eps must be above 0 and at most 1 for linf, got 0.0"),
         (dict(eps=8.0), "at most 1"),
+        (dict(eps=np.ones((2, 2))), "eps must be above 0"),
+        (dict(eps=np.inf, norm="l2"), "above 0 and finite for l2, got inf"),
+        (dict(eps="0.1"), "eps must be above 0"),
+        (dict(key=0), "key must be one key like jax.random.key\\(0\\), got 0"),
+        (dict(key=jax.random.split(jax.random.key(0))), "key must be one key"),
+        (dict(version="rand"), "'rand' calls logits_fn\\(images, key\\), but it takes"),
+        (dict(logits_fn=lambda x, key: x), "calls logits_fn\\(images\\), but it takes"),
         (dict(norm="l7"), "unknown norm 'l7'; there are: linf, l2, l1"),
         (dict(version="best"), "unknown suite 'best'; there are: standard, plus, rand"),
         (dict(version=("cw",)), "unknown attack 'cw'; there are: apgd-ce"),
@@ -274,6 +286,154 @@ def test_bad_input_in_one_line(change, message):
     with pytest.raises(UsageError, match=message) as error:
         autoattack(**(arguments | change))
     assert "\n" not in str(error.value)
+
+
+def test_any_number_and_any_key():
+    report = run(version=("apgd-ce",), eps=np.float32(0.03))
+    for change in (dict(eps=jnp.float32(0.03)), dict(key=jax.random.PRNGKey(0))):
+        other = run(version=("apgd-ce",), **dict(eps=np.float32(0.03)) | change)
+        assert isinstance(other.eps, float) and report.eps == other.eps
+        np.testing.assert_array_equal(report.images, other.images)
+
+
+def test_no_call_is_larger_than_a_batch():
+    images, labels = data(count=40)
+    seen = []
+
+    def watched(images):
+        seen.append(len(images))
+        return network()(images)
+
+    autoattack(
+        watched, images, labels, jax.random.key(0), norm="l2", eps=0.1,
+        version=("apgd-ce",), batch_size=16,
+    )  # fmt: skip
+    assert max(seen) == 16
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Attacks that break images by number, stage and round, to see the loop around."""
+
+    def attack(self, stage, state, index, targets, key, round_):
+        names = [f"{stage.name} {round_} {i}" for i in index]
+        broken = np.array([zlib.crc32(name.encode()) % 12 == 9 for name in names])
+        cost = dict.fromkeys(state.costs[stage.name], 0) | dict(forwards=len(index))
+        return np.clip(state.images[index] + 0.01, 0, 1), broken, cost
+
+    monkeypatch.setattr(suites.Attacker, "attack", attack)
+    monkeypatch.setattr(checks, "before", lambda *_: [])
+
+
+def test_resumed_after_any_batch(tmp_path, pretend):
+    whole = run(count=40, batch_size=8, resume=tmp_path / "whole")
+    files = sorted((tmp_path / "whole").glob("batch-*.npz"))
+    assert len(set(whole.broken_by)) == 6 and len(files) > 20
+    for cut in range(len(files)):
+        part = tmp_path / f"part{cut}"
+        shutil.copytree(tmp_path / "whole", part)
+        for file in files[cut:]:
+            (part / file.name).unlink()
+        resumed = run(count=40, batch_size=8, resume=part)
+        assert resumed.stages == whole.stages
+        np.testing.assert_array_equal(resumed.broken_by, whole.broken_by)
+        np.testing.assert_array_equal(resumed.images, whole.images)
+        np.testing.assert_array_equal(resumed.norms, whole.norms)
+        assert resumed.costs == whole.costs
+
+
+def test_foreign_files_in_a_folder_to_resume(tmp_path, pretend):
+    whole = run(batch_size=8, resume=tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    np.savez(tmp_path / "batch-000900.npz", images=np.zeros(3))
+    with (tmp_path / "batch-000001.npz").open("rb") as raw, np.load(raw) as file:
+        batch = {name: file[name] for name in file.files}
+    np.savez(tmp_path / "batch-000901.npz", **batch | dict(index=batch["index"] + 99))
+    np.savez(tmp_path / "batch-000902.npz", **batch | dict(name="cw"))
+    assert run(batch_size=8, resume=tmp_path).stages == whole.stages
+    assert not list(tmp_path.glob("*.part"))
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(UsageError, match="holds batches but no manifest.json"):
+        run(batch_size=8, resume=tmp_path)
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(UsageError, match="holds no settings"):
+        run(batch_size=8, resume=tmp_path)
+
+
+def test_the_batches_of_a_random_network_belong_to_its_run(tmp_path, pretend):
+    images, labels = data()
+
+    def again(batch_size):
+        autoattack(
+            lambda x, key: network()(x), images, labels, jax.random.key(0), norm="l2",
+            eps=0.1, version="rand", batch_size=batch_size, resume=tmp_path,
+        )  # fmt: skip
+
+    again(16)
+    again(16)
+    with pytest.raises(UsageError, match="another batch_size"):
+        again(8)
+
+
+def test_a_sweep_is_resumed(tmp_path, pretend):
+    images, labels = data()
+    news = []
+
+    def again(threats):
+        return sweep(
+            network(), images, labels, jax.random.key(0), threats=threats,
+            resume=tmp_path / "sweep", progress=lambda **n: news.append(n),
+        )  # fmt: skip
+
+    for threats, message in (
+        ([("linf", 0.03), ("l2", np.inf)], "eps must be"),
+        ([("linf", 0.03), ("l7", 1.0)], "unknown norm"),
+        ([("linf", 0.03), "l2"], "must be pairs"),
+        ([], "threats is empty"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            again(threats)
+    assert not news and not (tmp_path / "sweep").exists()
+    threats = [("linf", 0.03), ("linf", jnp.float32(0.5)), ("l2", 0.3)]
+    first, count = again(threats), len(news)
+    second = again(threats)
+    assert count and len(news) == count
+    assert first.union_accuracy == second.union_accuracy
+    folders = sorted(folder.name for folder in (tmp_path / "sweep").iterdir())
+    assert folders == ["l2-0.3", "linf-0.03", "linf-0.5"]
+
+
+WIDE = """
+import sys
+sys.path[:0] = {paths!r}
+import functools, jax, test_suites
+from advadapters.attacks import autoattack, suites
+for name, settings in test_suites.QUICK.items():
+    setattr(suites, name, functools.partial(getattr(suites, name), **settings))
+assert jax.numpy.ones(1).dtype == "float64"
+images, labels = test_suites.data(8)
+network = test_suites.network()
+for norm in ("linf", "l2", "l1"):
+    report = autoattack(
+        network, images, labels, jax.random.key(0), norm=norm, eps=1e-4, version=(
+            "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-random", "fab-t", "square",
+            "multitargeted"))
+    assert report.images.dtype == "float32" and len(report.stages) == 9
+    print(norm, report.robust_accuracy)
+noisy = lambda x, key: network(x) + 0.01 * jax.random.normal(key)
+autoattack(noisy, images, labels, jax.random.key(0), norm="l1", eps=0.1, version="rand")
+"""
+
+
+def test_with_64_bits_enabled():
+    here = os.path.dirname(__file__)
+    code = WIDE.format(paths=[here, os.path.dirname(here)])
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env=os.environ | {"JAX_ENABLE_X64": "1"},
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert out.stdout.split()[::2] == ["linf", "l2", "l1"]
 
 
 def test_a_resumed_run_is_the_whole_run(tmp_path):

@@ -1,0 +1,68 @@
+"""Square: shapes of one row or column, ties; and every attack apart from its batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from advadapters.attacks.apgd import run_apgd
+from advadapters.attacks.fab import run_fab
+from advadapters.attacks.square import run_square
+from advadapters.balls import BALLS
+from advadapters.losses import margin
+
+EPS = {"linf": 0.05, "l2": 0.15, "l1": 0.8}
+RUNS = {
+    "apgd": (run_apgd, dict(steps=12)),
+    "fab": (run_fab, dict(steps=6)),
+    "square": (run_square, dict(queries=40)),
+}
+
+
+def setup(shape, rng, classes=4):
+    """(logits_fn, images, labels) of a small network that is right on all of them."""
+    first = rng.normal(size=(int(np.prod(shape[1:])), 16)).astype(np.float32)
+    second = rng.normal(size=(16, classes)).astype(np.float32)
+
+    def logits_fn(images):
+        return jnp.tanh(0.3 * images.reshape(len(images), -1) @ first) @ second
+
+    images = jnp.asarray(rng.uniform(size=shape), jnp.float32)
+    return logits_fn, images, jnp.argmax(logits_fn(images), axis=1)
+
+
+@pytest.mark.parametrize("norm", BALLS)
+@pytest.mark.parametrize("sides", [(1, 9), (9, 1), (1, 1), (2, 7)])
+def test_narrow_images(sides, norm, rng):
+    logits_fn, images, labels = setup((6, *sides, 3), rng)
+    settings = dict(norm=norm, eps=EPS[norm], queries=60)
+    found = run_square(logits_fn, images, labels, jax.random.key(0), **settings)
+    assert found.points.min() >= 0 and found.points.max() <= 1
+    assert BALLS[norm].norm(found.points - images).max() <= EPS[norm] * (1 + 1e-5)
+    gain = margin(logits_fn(found.points), labels) - margin(logits_fn(images), labels)
+    assert (gain > 0).mean() > 0.5
+
+
+def test_a_tie_counts_if_the_label_loses_it():
+    images = jnp.full((2, 4, 4, 1), 0.5)
+    found = run_square(
+        lambda x: jnp.zeros((len(x), 3)), images, jnp.array([0, 1]), jax.random.key(0),
+        norm="linf", eps=0.1, queries=5,
+    )  # fmt: skip
+    assert found.broken.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("norm", BALLS)
+@pytest.mark.parametrize("name", RUNS)
+def test_an_image_apart_from_its_batch(name, norm, rng):
+    """With a key per image; broken ones too, although the loop ends when all are."""
+    logits_fn, images, labels = setup((12, 6, 6, 1), rng)
+    keys = jax.random.split(jax.random.key(0), 12)
+    run, settings = RUNS[name]
+    settings = settings | dict(norm=norm, eps=EPS[norm])
+    whole = run(logits_fn, images, labels, keys, **settings)
+    assert 0 < whole.broken.mean() < 1
+    for part in (slice(0, 1), slice(3, 8)):
+        found = run(logits_fn, images[part], labels[part], keys[part], **settings)
+        np.testing.assert_array_equal(found.broken, whole.broken[part])
+        np.testing.assert_allclose(found.points, whole.points[part], atol=1e-4)
