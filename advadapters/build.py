@@ -17,7 +17,7 @@ from advadapters.config import Section
 from advadapters.data import pipeline, sources
 from advadapters.data.augment import make_augment
 from advadapters.errors import UsageError, pick
-from advadapters.models import MODELS, READ_SIZE, layers, resnet, vit
+from advadapters.models import MODELS, READ_SIZE, added, layers, resnet, vit
 from advadapters.training import optim, state, step, views
 from advadapters.training.loop import Every
 
@@ -94,6 +94,7 @@ class Run(NamedTuple):
     accumulate: int
     domains: tuple[str, ...]
     patterns: tuple[str, ...]
+    trained: tuple[str, ...]
     separate: bool  # batch statistics of each view and domain, not pooled
     perturbation: float
     start: Start | None
@@ -142,8 +143,18 @@ def build(config, mesh):
         separate = read_statistics(c, network)
         start = read_start(c.section("start"))
         fresh = start.fresh if start else ()
-        chosen |= {"config.adapters": patterns, "config.start.fresh": fresh}
+        trained = c.take("trained", tuple, of=str)
+        chosen |= {
+            "config.adapters": patterns,
+            "config.trained": trained,
+            "config.start.fresh": fresh,
+        }
         check_patterns(network, chosen)
+        if not patterns and not trained:
+            raise UsageError(
+                "config.trained=() and config.adapters=() freeze every parameter: name "
+                "patterns of those to train, like '.*_lora/.*' and 'head/.*'"
+            )
         run = Run(
             seed=c.take("seed", int, low=0, high=2**32 - 1),
             steps=steps,
@@ -151,6 +162,7 @@ def build(config, mesh):
             accumulate=accumulate,
             domains=domains,
             patterns=patterns,
+            trained=trained,
             separate=separate,
             perturbation=c.take("weight_perturbation", float, low=0.0, high=1.0),
             start=start,
@@ -245,6 +257,8 @@ MODEL_SETTINGS = {
     "dropout": lambda c: c.take("dropout", float, low=0.0, high=0.9),
     "stem": lambda c: c.choice("stem", resnet.STEMS),
     "norm": lambda c: c.choice("norm", layers.NORMS),
+    "added": lambda c: read_added(c.sections("added")),
+    "prompts": lambda c: c.take("prompts", int, low=0),
     "activation": lambda c: c.choice("activation", layers.ACTIVATIONS),
     "remat": lambda c: c.take("remat", bool),
     "scan": lambda c: c.take("scan", bool),
@@ -272,7 +286,43 @@ def read_model(c, data, classes, exact):
         **settings,
     )
     shape = (data.image_size, data.image_size, data.channels)
-    return make_network(model, shape, DTYPES[exact])
+    network = make_network(model, shape, DTYPES[exact])
+    check_targets(model, network)
+    return network
+
+
+def read_added(sections):
+    """config.model.added -> (Added, ...)."""
+    found = []
+    for name, c in sections.items():
+        with c:
+            found.append(
+                added.Added(
+                    name=name,
+                    kind=c.choice("kind", added.KINDS),
+                    targets=c.take("targets", tuple, of=str),
+                    rank=c.take("rank", int, low=1),
+                    scale=c.take("scale", float),
+                )
+            )
+    return tuple(found)
+
+
+def check_targets(model, network):
+    """Raises UsageError for a target of an added module that is no layer with a kernel."""
+    params = jax.eval_shape(network.init, jax.random.key(0))["params"]
+    kernels = [path for path in trees.flatten(params) if path.endswith("/kernel")]
+    names = [path.removesuffix("/kernel") for path in kernels]
+    whole = [name for name in names if name.endswith("/qkv")]
+    names += [name.removesuffix("qkv") + part for name in whole for part in "qkv"]
+    for one in model.added:
+        try:
+            trees.select(names, one.targets)
+        except trees.PatternError as error:
+            raise UsageError(
+                f"config.model.added.{one.name}.targets are dense or convolutional "
+                f"layers; {str(error).replace('no parameter', 'none')}"
+            ) from None
 
 
 def make_network(model, shape, exact=jnp.float32):
@@ -526,7 +576,9 @@ def initial_state(run, plain=None):
         for view in run.views
         if len(view.attacks) > 1
     }
-    variables = state.branches(plain, run.patterns, len(run.domains), run.separate, errors)
+    variables = state.branches(
+        plain, run.patterns, len(run.domains), run.separate, errors, run.trained
+    )
     return state.create(variables, run.tx)
 
 

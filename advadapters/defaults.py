@@ -24,6 +24,7 @@ def config():
             # running ones for each domain.
             statistics="pooled",
             weight_perturbation=0.0,  # size of adversarial weight perturbations (AWP)
+            trained=(".*",),  # patterns; what neither these nor adapters match is frozen
             # Another run's checkpoint to start from, "" to start afresh.
             start=dict(workdir="", step="latest", mixture={}, fresh=()),
             model=model("vit", ""),
@@ -67,11 +68,13 @@ def model(name, size, **more):
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         norm="batch",  # or "group", "layer"
+        added={},  # {name: added(...)}: LoRA and others
         dtype="float32",  # of matrix products; or "bfloat16"
     )
     own = {
         "vit": dict(
             norm="layer",
+            prompts=0,  # learnt tokens
             patch=16,
             pool="tokens",  # or "class"
             positions="learned",  # or "sincos"
@@ -84,6 +87,14 @@ def model(name, size, **more):
         "wide_resnet": dict(activation="relu", dropout=0.0),
     }[name]
     return common | own | more
+
+
+def added(kind, targets, rank, scale=1.0):
+    """An entry of config.model.added: see `advadapters.models.added`.
+
+    Its modules' parameters are at LAYER_NAME/..., NAME being the entry's key.
+    """
+    return dict(kind=kind, targets=targets, rank=rank, scale=scale)
 
 
 def adamw(**more):

@@ -9,7 +9,8 @@ Parameters live in two branches:
 `mix(adapters, w)` contracts that axis, and `merge(shared, mixed)` is then the
 parameter tree of an ordinary network. One-hot weights select a mode, any other
 weights are a soup, and `jax.vmap` over stacked weights runs many at once. Running
-statistics of batch norm are two such branches under "stats", which no gradient trains.
+statistics of batch norm are two such branches under "stats", which no gradient trains;
+"frozen", if there is one, holds parameters that none trains either.
 
 Trees here are nested dicts with string keys; a path joins the keys with "/".
 Only numpy and jax are imported, so that soups run in a bare notebook.
@@ -157,13 +158,45 @@ def mix(adapters, weights):
     return jax.tree.map(contract, adapters)
 
 
+def low_rank(paths):
+    """{folder: names of its leaves} of the LoRAs among paths: folders that hold a and b."""
+    folders = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        folders.setdefault(folder, set()).add(name)
+    return {f: names for f, names in folders.items() if {"a", "b"} <= names}
+
+
+def blend(adapters, weights):
+    """`mix` for parameters: of LoRAs, it is the products that are mixed.
+
+    sum_k w_k (x A_k) B_k is no product of mixed A and mixed B. The components of all
+    domains are kept side by side instead: a [K, M, D, r] becomes [K M, D, r], and
+    b [K, M, r, F] becomes [K M, r, F] times the weights.
+    """
+    flat = flatten(adapters)
+    loras = low_rank(flat)
+    weights = jnp.asarray(weights, jnp.float32)
+
+    def joined(path, leaf):
+        folder, _, name = path.rpartition("/")
+        if folder not in loras:
+            return mix(leaf, weights)
+        if name == "b":
+            leaf = leaf * weights.reshape(-1, *[1] * (leaf.ndim - 1)).astype(leaf.dtype)
+        return leaf.reshape(-1, *leaf.shape[2:])
+
+    return unflatten({path: joined(path, leaf) for path, leaf in flat.items()})
+
+
 def plain(variables, weights):
     """The ordinary network at mixture `weights` [K]: {"params", "batch_stats"}."""
-
-    def mixed(branches):
-        return merge(branches["shared"], mix(branches["adapters"], weights))
-
-    return {"params": mixed(variables), "batch_stats": mixed(variables["stats"])}
+    stats = variables["stats"]
+    params = merge(variables["shared"], blend(variables["adapters"], weights))
+    return {
+        "params": merge(params, variables.get("frozen", {})),
+        "batch_stats": merge(stats["shared"], mix(stats["adapters"], weights)),
+    }
 
 
 def count(tree):

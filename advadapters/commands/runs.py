@@ -14,6 +14,7 @@ from advadapters.commands import starting, workdir
 from advadapters.data.sources import Subset
 from advadapters.evaluation import accuracy, tables
 from advadapters.training import loop, views
+from advadapters.training import state as states
 
 
 class OpenRun(NamedTuple):
@@ -74,7 +75,7 @@ def train(opened):
         state = saved.restore(abstract, start) if start else first_state(opened)
         if start < run.steps:
             state = train_steps(opened, saved, state, start)
-    rows = evaluate(opened, state.ema, run.data.test, run.steps)
+    rows = evaluate(opened, states.averaged(state), run.data.test, run.steps)
     workdir.write_results(folder, rows)
     print(tables.markdown(rows))
     print(f"written to {folder}: results.json, results.md, tradeoff.png")
@@ -93,7 +94,7 @@ def train_steps(opened, saved, state, start):
         print(progress_line(run, step, metrics), flush=True)
 
     def validate(state, step):
-        score, metrics = validation(opened, state.ema)
+        score, metrics = validation(opened, states.averaged(state))
         log.write(step, metrics)
         print(f"step {step} validation  " + numbers(metrics), flush=True)
         return score
@@ -368,7 +369,11 @@ def parameter_table(variables, patterns, domains):
     count = len(domains)
     shared = trees.count(variables["shared"])
     adapters = trees.count(variables["adapters"])
+    frozen = trees.count(variables["frozen"])
     lines = [f"parameters: {shared:>12,} shared"]
+    if frozen:
+        share = 100 * (shared + adapters) / (shared + adapters + frozen)
+        lines.append(f"            {frozen:>12,} frozen; {share:.2f}% are trained")
     flat = trees.flatten(variables["adapters"])
     for pattern in patterns:
         leaves = [flat[path] for path in trees.select(flat, [pattern])]
@@ -378,9 +383,8 @@ def parameter_table(variables, patterns, domains):
         f"            {adapters:>12,} in the adapters of {count} domains "
         f"({', '.join(domains)})"
     )
-    lines.append(
-        f"            {shared + adapters // max(count, 1):>12,} in one deployed network"
-    )
+    deployed = shared + frozen + adapters // max(count, 1)
+    lines.append(f"            {deployed:>12,} in one deployed network")
     return "\n".join(lines)
 
 
@@ -389,7 +393,7 @@ def restore_variables(opened, step):
     abstract = abstract_state(opened)
     with open_checkpoints(opened, read_only=True) as saved:
         found = saved.find(step, opened.folder)
-        return saved.restore(abstract, found).ema, found
+        return states.averaged(saved.restore(abstract, found)), found
 
 
 def sample(split, count):

@@ -23,9 +23,13 @@ def read(run):
     domains = config.get("domains", ())
     weights = weights_of(start, domains)
     with checkpoints.Checkpoints(folder / "checkpoints", read_only=True) as saved:
-        ema = saved.restore_raw(saved.find(start.step, folder))["ema"]
-    ema = {"stats": {"shared": {}, "adapters": {}}, "shared": {}, "adapters": {}} | ema
-    there = trees.plain(ema, weights)
+        state = saved.restore_raw(saved.find(start.step, folder))
+    # Empty branches are not kept in checkpoints.
+    stats = {"shared": {}, "adapters": {}} | state["ema"].get("stats", {})
+    empty = {"shared": {}, "adapters": {}, "frozen": {}}
+    there = trees.plain(
+        empty | state["variables"] | state["ema"] | {"stats": stats}, weights
+    )
     fresh = run.network.init(jax.random.fold_in(jax.random.key(run.seed), 0))
     return {
         "params": fit(there["params"], fresh["params"], start.fresh),

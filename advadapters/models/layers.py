@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from advadapters import rng
 from advadapters.errors import pick
+from advadapters.models.added import Added, add
 
 NORMS = ("batch", "group", "layer")
 ACTIVATIONS = {"relu": nn.relu, "silu": nn.silu}
@@ -30,6 +31,8 @@ class Layers(NamedTuple):
     kind: in NORMS. activation: in ACTIVATIONS. stats_axes: names of the mapped axes over
     which batch statistics are averaged. dtype: of the convolutions and of what the
     norms give. train: whether batch norms use, and update by, the batch's statistics.
+    added: modules beside the convolutions, see `added`. path: of the module that the
+    layers are in.
     """
 
     kind: str
@@ -37,6 +40,12 @@ class Layers(NamedTuple):
     stats_axes: tuple[str, ...]
     dtype: Any
     train: bool
+    added: tuple[Added, ...] = ()
+    path: tuple[str, ...] = ()
+
+    def within(self, module):
+        """The same for the layers of a module inside."""
+        return self._replace(path=module.path)
 
     def norm(self, x, name):
         """x [B, H, W, C] normalised, see `norm`."""
@@ -52,7 +61,16 @@ class Layers(NamedTuple):
 
     def conv(self, x, channels, kernel, name, stride=1):
         """x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), channels]."""
-        return conv(channels, kernel, stride, dtype=self.dtype, name=name)(x)
+        y = conv(channels, kernel, stride, dtype=self.dtype, name=name)(x)
+        return add(
+            self.added,
+            (*self.path, name),
+            x,
+            y,
+            dtype=self.dtype,
+            kernel=(kernel, kernel),
+            stride=stride,
+        )
 
     def act(self, x):
         """The activation of every entry."""
@@ -121,10 +139,11 @@ def standardize(images, mean, std):
     return (images - jnp.array(mean)) / jnp.array(std)
 
 
-def logits(x, classes):
+def logits(x, classes, added):
     """Features [B, H, W, C] of any type -> float32 [B, L]: mean over positions, "head"."""
     x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
-    return nn.Dense(classes, name="head")(x)
+    y = nn.Dense(classes, name="head")(x)
+    return add(added, ("head",), x, y, dtype=jnp.float32)
 
 
 def drop(x, rate, key, index, shape):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from advadapters.errors import UsageError
 from advadapters.models import layers
+from advadapters.models.added import Added
 
 
 class Size(NamedTuple):
@@ -52,7 +53,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, index):
-        make = self.layers
+        make = self.layers.within(self)
         active = make.act(make.norm(x, "norm1"))
         branch = make.conv(active, self.width, 3, "conv1", self.stride)
         if x.shape != branch.shape:
@@ -69,7 +70,7 @@ class PreActResNet(nn.Module):
 
     dropout: rate between the convolutions of a block; in training it needs the random
       stream "dropout".
-    norm, activation, stats_axes, dtype: see `layers.Layers`.
+    norm, activation, stats_axes, added, dtype: see `layers.Layers`.
     index: int [B], numbers of the examples, from which their masks are drawn; 0, 1, ...
       by default.
     """
@@ -82,15 +83,18 @@ class PreActResNet(nn.Module):
     norm: str = "batch"
     activation: str = "relu"
     stats_axes: tuple[str, ...] = ()
+    added: tuple[Added, ...] = ()
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images, train=False, index=None):
-        make = layers.Layers(self.norm, self.activation, self.stats_axes, self.dtype, train)
+        make = layers.Layers(
+            self.norm, self.activation, self.stats_axes, self.dtype, train, self.added
+        )
         index = layers.numbered(index, images)
         x = layers.standardize(images, self.mean, self.std).astype(self.dtype)
         x = make.conv(x, self.size.stem, 3, "stem")
         for name, width, stride in layers.stages(self.size.width, self.size.depths):
             x = Block(width, stride, self.dropout, make, name=name)(x, index)
         x = make.act(make.norm(x, "norm"))
-        return layers.logits(x, self.classes)
+        return layers.logits(x, self.classes, self.added)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from advadapters.errors import UsageError
 from advadapters.models import layers
+from advadapters.models.added import Added
 
 
 class Size(NamedTuple):
@@ -60,7 +61,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        make, width, stride = self.layers, self.width, self.stride
+        make, width, stride = self.layers.within(self), self.width, self.stride
         if self.bottleneck:
             convs = [(width, 1, 1), (width, 3, stride), (EXPANSION * width, 1, 1)]
         else:
@@ -81,7 +82,7 @@ class ResNet(nn.Module):
 
     stem: "cifar", a 3x3 convolution, or "imagenet", 7x7 of stride 2 and a 3x3 max-pool
       of stride 2.
-    norm, activation, stats_axes, dtype: see `layers.Layers`.
+    norm, activation, stats_axes, added, dtype: see `layers.Layers`.
     index: accepted as every model does; nothing here is random.
     """
 
@@ -93,11 +94,14 @@ class ResNet(nn.Module):
     norm: str = "batch"
     activation: str = "relu"
     stats_axes: tuple[str, ...] = ()
+    added: tuple[Added, ...] = ()
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images, train=False, index=None):
-        make = layers.Layers(self.norm, self.activation, self.stats_axes, self.dtype, train)
+        make = layers.Layers(
+            self.norm, self.activation, self.stats_axes, self.dtype, train, self.added
+        )
         x = layers.standardize(images, self.mean, self.std).astype(self.dtype)
         large = self.stem == "imagenet"
         x = make.conv(x, self.size.width, 7 if large else 3, "stem", 2 if large else 1)
@@ -106,4 +110,4 @@ class ResNet(nn.Module):
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for name, width, stride in layers.stages(self.size.width, self.size.depths):
             x = Block(width, stride, self.size.bottleneck, make, name=name)(x)
-        return layers.logits(x, self.classes)
+        return layers.logits(x, self.classes, self.added)

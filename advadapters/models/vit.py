@@ -17,6 +17,7 @@ import numpy as np
 
 from advadapters.errors import UsageError
 from advadapters.models import layers
+from advadapters.models.added import Added, add
 
 
 class Size(NamedTuple):
@@ -96,21 +97,28 @@ def patchify(images, patch):
     return tiles.reshape(batch, rows * columns, patch * patch * channels)
 
 
+def dense(module, added, x, features, name, dtype, parts=()):
+    """A dense layer `name` of a module, with what is added to it."""
+    y = nn.Dense(features, dtype=dtype, kernel_init=dense_init, name=name)(x)
+    return add(added, (*module.path, name), x, y, dtype=dtype, parts=parts)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; the columns of qkv are laid out (3, heads, D / heads)."""
 
     heads: int
     dtype: Any
+    added: tuple[Added, ...] = ()
 
     @nn.compact
     def __call__(self, x):
         batch, tokens, width = x.shape
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=dense_init)
-        qkv = dense(3 * width, name="qkv")(x)
+        make = functools.partial(dense, self, self.added, dtype=self.dtype)
+        qkv = make(x, 3 * width, "qkv", parts=("q", "k", "v"))
         qkv = qkv.reshape(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = jnp.moveaxis(qkv, 2, 0)  # [B, N, heads, d] each
         x = jax.nn.dot_product_attention(query, key, value)
-        return dense(width, name="proj")(x.reshape(batch, tokens, width))
+        return make(x.reshape(batch, tokens, width), width, "proj")
 
 
 class Mlp(nn.Module):
@@ -118,12 +126,13 @@ class Mlp(nn.Module):
 
     hidden: int
     dtype: Any
+    added: tuple[Added, ...] = ()
 
     @nn.compact
     def __call__(self, x):
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=dense_init)
-        hidden = jax.nn.gelu(dense(self.hidden, name="fc1")(x), approximate=False)
-        return dense(x.shape[-1], name="fc2")(hidden)
+        make = functools.partial(dense, self, self.added, dtype=self.dtype)
+        hidden = jax.nn.gelu(make(x, self.hidden, "fc1"), approximate=False)
+        return make(hidden, x.shape[-1], "fc2")
 
 
 class Block(nn.Module):
@@ -136,13 +145,14 @@ class Block(nn.Module):
     size: Size
     dtype: Any
     make_norm: Callable
+    added: tuple[Added, ...] = ()
 
     @nn.compact
     def __call__(self, x, drop_rate, index):
         drop = functools.partial(self.drop, rate=drop_rate, index=index)
-        attention = Attention(self.size.heads, self.dtype, name="attn")
+        attention = Attention(self.size.heads, self.dtype, self.added, name="attn")
         x = x + drop(attention(self.make_norm(name="norm1")(x)))
-        mlp = Mlp(self.size.mlp, self.dtype, name="mlp")
+        mlp = Mlp(self.size.mlp, self.dtype, self.added, name="mlp")
         return x + drop(mlp(self.make_norm(name="norm2")(x))), None
 
     def drop(self, branch, rate, index):
@@ -161,6 +171,8 @@ class ViT(nn.Module):
     positions: "learned" [1, N + 1, D] including the class token's, or fixed "sincos".
     drop_path: rate of the last block, growing linearly from 0 at the first; in
       training it needs the random stream "drop_path".
+    added: modules beside the dense layers, see `added`. prompts: learnt tokens that every
+      image gets (Jia et al. 2022), after the class token.
     norm: in layers.NORMS, see `make_norm`. stats_axes: names of the mapped axes over
       which batch statistics are averaged.
     remat: recompute each block in the backward pass; scan: one compiled block for
@@ -181,6 +193,8 @@ class ViT(nn.Module):
     scan: bool = False
     norm: str = "layer"
     stats_axes: tuple[str, ...] = ()
+    added: tuple[Added, ...] = ()
+    prompts: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -203,19 +217,19 @@ class ViT(nn.Module):
         x = self.blocks(x, index, functools.partial(norm, dtype=self.dtype))
         last = norm(dtype=jnp.float32, name="norm")
         if self.pool == "tokens":
-            x = last(jnp.mean(x[:, 1:].astype(jnp.float32), axis=1))  # [B, D]
+            patches = x[:, 1 + self.prompts :].astype(jnp.float32)
+            x = last(jnp.mean(patches, axis=1))  # [B, D]
         else:
             x = last(x[:, 0])  # [B, D]: the one token that is read
-        return nn.Dense(self.classes, kernel_init=token_init, name="head")(x)
+        logits = nn.Dense(self.classes, kernel_init=token_init, name="head")(x)
+        return add(self.added, ("head",), x, logits, dtype=jnp.float32)
 
     def embed(self, images):
-        """Patch tokens with the class token in front, positions added."""
+        """Class token, prompt tokens if any, and patch tokens with positions added."""
         width = self.size.width
         grid = (images.shape[1] // self.patch, images.shape[2] // self.patch)
-        dense = nn.Dense(
-            width, dtype=self.dtype, kernel_init=dense_init, name="patch_embed"
-        )
-        x = dense(patchify(images, self.patch))  # [B, N, D]
+        patches = patchify(images, self.patch)
+        x = dense(self, self.added, patches, width, "patch_embed", self.dtype)  # [B, N, D]
         token = self.param("class_token", token_init, (1, 1, width))
         token = jnp.broadcast_to(token, (x.shape[0], 1, width)).astype(self.dtype)
         x = jnp.concatenate([token, x], axis=1)  # [B, N + 1, D]
@@ -223,14 +237,19 @@ class ViT(nn.Module):
             positions = self.param("pos_embed", token_init, (1, x.shape[1], width))
         else:
             positions = jnp.pad(sincos(grid, width), ((1, 0), (0, 0)))
-        return x + positions.astype(self.dtype)
+        x = x + positions.astype(self.dtype)
+        if not self.prompts:
+            return x
+        prompt = self.param("prompt", token_init, (1, self.prompts, width))
+        prompt = jnp.broadcast_to(prompt, (x.shape[0], self.prompts, width))
+        return jnp.concatenate([x[:, :1], prompt.astype(self.dtype), x[:, 1:]], axis=1)
 
     def blocks(self, x, index, norm):
         """The transformer blocks, unrolled or scanned."""
         depth = self.size.depth
         rates = jnp.linspace(0, self.drop_path, depth)
         block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
-        arguments = dict(size=self.size, dtype=self.dtype, make_norm=norm)
+        arguments = dict(size=self.size, dtype=self.dtype, make_norm=norm, added=self.added)
         if self.scan:
             block = nn.scan(
                 block,

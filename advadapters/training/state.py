@@ -14,7 +14,8 @@ TRAINED = ("shared", "adapters")
 
 @flax.struct.dataclass
 class State:
-    """step: int32 [], steps done; variables and ema: see `branches`."""
+    """step: int32 [], steps done; variables: see `branches`; ema: averages of those that
+    move, all but "frozen"."""
 
     step: Any
     variables: Any
@@ -22,22 +23,30 @@ class State:
     optimizer: Any
 
 
-def branches(plain, patterns, domains, separate=False, errors=None):
+def branches(plain, patterns, domains, separate=False, errors=None, trained=(".*",)):
     """An ordinary network {"params", "batch_stats"} -> the variables of training.
 
-    {"shared":   the parameters that no pattern matches,
+    {"shared":   the trained parameters that no pattern matches,
      "adapters": those that one does, K = domains equal rows,
+     "frozen":   parameters that neither `patterns` nor `trained` match,
      "stats": {"shared", "adapters": running statistics, with K rows if `separate`,
                "errors": running robust errors of views that draw their attack}}
 
-    Raises PatternError for a pattern that matches nothing.
+    Raises PatternError for a pattern that matches nothing, or that makes some leaves of
+    a LoRA domain-specific and not others.
     """
-    shared, chosen = trees.split(plain["params"], patterns)
+    rest, chosen = trees.split(plain["params"], patterns)
+    need_whole_loras(plain["params"], chosen)
+    moving = set(trees.select(trees.flatten(plain["params"]), trained))
+    rest = trees.flatten(rest)
+    shared = trees.unflatten({p: leaf for p, leaf in rest.items() if p in moving})
+    frozen = trees.unflatten({p: leaf for p, leaf in rest.items() if p not in moving})
     stats = plain.get("batch_stats", {})
     one, many = ({}, stats) if separate else (stats, {})
     return {
         "shared": shared,
         "adapters": trees.replicate(chosen, domains),
+        "frozen": frozen,
         "stats": {
             "shared": one,
             "adapters": trees.replicate(many, domains),
@@ -46,9 +55,36 @@ def branches(plain, patterns, domains, separate=False, errors=None):
     }
 
 
+def need_whole_loras(params, chosen):
+    """Raises PatternError if some leaves of a LoRA are chosen that others multiply.
+
+    Its update is linear in b, in a, and in scale and bias together, but not in two of
+    these: mixed one by one they would not mix the updates.
+    """
+    chosen = trees.flatten(chosen)
+    for folder, names in trees.low_rank(trees.flatten(params)).items():
+        own = {name for name in names if f"{folder}/{name}" in chosen}
+        factors = {"norm" if name in ("scale", "bias") else name for name in own}
+        if len(factors) > 1 and own != names:
+            raise trees.PatternError(
+                f"{folder}: {', '.join(sorted(own))} are domain-specific and "
+                f"{', '.join(sorted(names - own))} are not; choose {folder}/.*"
+            )
+
+
 def trained(variables):
     """The branches that gradients and the optimizer see."""
     return {branch: variables[branch] for branch in TRAINED}
+
+
+def moving(variables):
+    """All branches that training changes: the trained ones and the statistics."""
+    return trained(variables) | {"stats": variables["stats"]}
+
+
+def averaged(state):
+    """The variables with averaged parameters and statistics, which are evaluated."""
+    return state.variables | state.ema
 
 
 def create(variables, tx):
@@ -56,7 +92,7 @@ def create(variables, tx):
     return State(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
-        ema=jax.tree.map(jnp.copy, variables),
+        ema=jax.tree.map(jnp.copy, moving(variables)),
         optimizer=tx.init(trained(variables)),
     )
 
@@ -69,4 +105,4 @@ def average(ema, variables, step, decay):
     """
     step = step.astype(jnp.float32)
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return optax.incremental_update(variables, ema, 1 - decay)
+    return optax.incremental_update(moving(variables), ema, 1 - decay)

@@ -1,0 +1,61 @@
+"""Files of what was trained beside a frozen backbone: kilobytes instead of the network.
+
+An .npz of the trained leaves with a fingerprint of the frozen ones. Nothing in it is
+pickled.
+"""
+
+import hashlib
+import json
+import zipfile
+
+import jax
+import numpy as np
+
+from advadapters import trees
+from advadapters.errors import UsageError
+
+BRANCHES = ("shared", "adapters", "stats")
+
+
+def fingerprint(variables):
+    """A hash of the frozen parameters: names, shapes and values."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(trees.flatten(variables["frozen"]).items()):
+        array = np.ascontiguousarray(jax.device_get(leaf), np.float32)
+        digest.update(f"{path} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def save(file, variables):
+    """Writes all but the frozen branch of the variables to an open file."""
+    moving = trees.flatten({branch: variables[branch] for branch in BRANCHES})
+    arrays = {path: np.asarray(jax.device_get(leaf)) for path, leaf in moving.items()}
+    told = json.dumps({"fingerprint": fingerprint(variables)})
+    np.savez(file, **arrays, **{"": np.array(told)})
+
+
+def load(path, variables):
+    """The variables with what a file holds, on the backbone that they have.
+
+    Raises UsageError if the file was made on another backbone, has other leaves or
+    shapes, or cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        told = json.loads(str(arrays.pop("")))["fingerprint"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"cannot read adapters from {path}: {error}") from None
+    if told != fingerprint(variables):
+        raise UsageError(
+            f"{path} was trained on another backbone: its frozen parameters differ from "
+            "those of this network"
+        )
+    own = trees.flatten({branch: variables[branch] for branch in BRANCHES})
+    shapes = {name: np.shape(leaf) for name, leaf in own.items()}
+    found = {name: array.shape for name, array in arrays.items()}
+    if shapes != found:
+        differ = sorted(shapes.items() ^ found.items())[:2]
+        raise UsageError(f"{path} holds other adapters than this network has: {differ}")
+    return variables | trees.unflatten(arrays)
