@@ -155,18 +155,20 @@ def step_l2(points, gradient, size, count):
 TINY = 1e-30
 
 
-def step_l1(points, gradient, size, count):
+def step_l1(points, gradient, size, count, walls=True):
     """Spends `size` on the coordinates with the largest gradient that have room.
 
     Each takes at most its room to the box and size / count: where there is room this
     is the sign of the top `count` coordinates (Croce and Hein 2021). Count 1 fills one
     coordinate after the other, which is the exact maximum of a linear function over
-    an L1 ball in the box.
+    an L1 ball in the box. Without `walls` the top `count` go size / count each, out of
+    the box too: then the projection takes from the others what was too much.
     """
     start, slope = flat(points), flat(gradient)
     size = jnp.broadcast_to(jnp.asarray(size, start.dtype), start.shape[:1])[:, None]
     count = jnp.reshape(count, (-1, 1))
     room = jnp.where(slope > 0, 1 - start, start)
+    room = jnp.where(walls, room, jnp.inf)
     room = jnp.clip(room, 0, size / jnp.maximum(count, 1))
     amount = fill(jnp.abs(slope), room, size)
     return (start + jnp.sign(slope) * amount).reshape(points.shape)

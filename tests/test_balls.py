@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from advadapters.balls import BALLS, fill
+from advadapters.balls import BALLS, fill, step_l1
 
 NORMS = {
     "linf": lambda d: np.abs(d).max(),
@@ -206,6 +206,16 @@ def test_a_plane_out_of_reach_gives_the_nearest_corner(norm):
     weights = np.array([[2.0, -1.0, 0.5]], np.float32)
     found = np.asarray(BALLS[norm].to_plane(points, weights, np.array([99.0], np.float32)))
     np.testing.assert_allclose(found, [[0.75, -0.25, 0.75]], atol=1e-6)
+
+
+def test_l1_steps_with_and_without_walls():
+    points = np.array([[1.0, 0.9, 0.5, 0.5]], np.float32)
+    slope = np.array([[4.0, 3.0, -2.0, 1.0]], np.float32)
+    free = step_l1(points, slope, 0.4, np.array([2.0]), walls=False)
+    np.testing.assert_allclose(free - points, [[0.2, 0.2, 0, 0]], atol=1e-6)
+    # No room, half of the share, a whole share, the rest.
+    held = step_l1(points, slope, 0.4, np.array([2.0]))
+    np.testing.assert_allclose(held - points, [[0, 0.1, -0.2, 0.1]], atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", BALLS)

@@ -199,7 +199,10 @@ def climb(ball, look, images, points, eps, steps, schedule, active, valid=True):
         return (state.step < steps) & jnp.any(active & ~state.broken)
 
     def iterate(state):
-        moved = (sparse_move if sparse else momentum_move)(ball, state, images, eps)
+        if sparse:
+            moved = sparse_move(ball, state, images, eps, valid)
+        else:
+            moved = momentum_move(ball, state, images, eps)
         rows, wrong, slope = look(moved, state.step + 1)
         state = record(state, moved, rows, wrong & valid, slope)
         check = due[state.step]
@@ -233,9 +236,15 @@ def momentum_move(ball, state, images, eps):
     return ball.project(blend, images, eps)
 
 
-def sparse_move(ball, state, images, eps):
-    """An L1 step over the current number of coordinates, projected; no momentum."""
-    ahead = ball.step(state.points, state.slope, state.size, state.count)
+def sparse_move(ball, state, images, eps, last):
+    """An L1 step over the current number of coordinates, projected; no momentum.
+
+    In the larger balls no budget is lost at the box; in the last one steps are those of
+    the original, which hold on to the coordinates that are at the box.
+    """
+    # Each of the two alone leaves 0.3 points more robust on the reference network.
+    settings = dict(walls=jnp.logical_not(last))
+    ahead = ball.step(state.points, state.slope, state.size, state.count, **settings)
     return ball.project(ahead, images, eps)
 
 

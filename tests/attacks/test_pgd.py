@@ -159,7 +159,8 @@ def test_apgd_reaches_the_linear_optimum(norm, rng):
     )  # fmt: skip
     gain = ((np.asarray(found) - images).reshape(4, -1) * slope).sum(1)
     best = [best_gain(norm, slope, image.ravel(), eps) for image in images]
-    np.testing.assert_allclose(gain, best, rtol=1e-2 if norm != "l1" else 3e-2)
+    # L1 steps never get smaller than a tenth of eps, as in the original.
+    np.testing.assert_allclose(gain, best, rtol=1e-2 if norm != "l1" else 4e-2)
 
 
 @pytest.mark.parametrize("norm", balls.BALLS)
