@@ -182,6 +182,11 @@ def build(config, mesh):
             evaluation=evaluation,
         )
     check_validation(run)
+    if run.perturbation and config["model"].get("scan"):
+        raise UsageError(
+            "config.weight_perturbation goes by layer, and with config.model.scan=True all "
+            "blocks are one: set scan=False"
+        )
     return run
 
 
@@ -430,6 +435,11 @@ def read_attack(c):
     norm = c.choice("norm", BALLS)
     eps = c.take("eps", float, above=0, high=1 if norm == "linf" else None)
     names = inspect.signature(function).parameters
+    only = names["norm"].default
+    if only not in (inspect.Parameter.empty, norm):
+        raise UsageError(
+            f"{c.name}: {function.__name__} has norm {only} only, got {norm!r}"
+        )
     settings = {name: read(c) for name, read in SETTINGS.items() if name in names}
     return functools.partial(function, norm=norm, eps=eps, **settings)
 
@@ -472,13 +482,21 @@ def read_view(name, c, domains, attacks, names):
     drawn = [part for part in c.take("attack", str).split(",") if part]
     alarm = c.take("alarm", str)
     terms = read_losses(c)
+    against = c.choice("attack_against", AGAINST)
+    if len(set(drawn)) != len(drawn):
+        raise UsageError(f"{c.name}.attack names one twice: {','.join(drawn)}")
+    if not drawn and (alarm or against != "labels"):
+        raise UsageError(
+            f"{c.name} has no attack, but attack_against={against!r} and alarm={alarm!r}: "
+            "name an attack, or leave them at 'labels' and ''"
+        )
     return views.View(
         name=name,
         mixture=tuple(float(mixture.get(domain, 0.0)) for domain in domains),
         weight=c.take("weight", float, low=0.0),
         attacks=tuple(pick(attacks, part, f"{c.name}.attack") for part in drawn),
         train_mode=c.choice("attack_mode", MODES) == "train",
-        against=c.choice("attack_against", AGAINST),
+        against=against,
         losses=terms,
         reference=read_reference(c, terms, name, names),
         alarm=pick(attacks, alarm, f"{c.name}.alarm") if alarm else None,
@@ -493,7 +511,7 @@ def read_losses(c):
         pick(known, name, f"{section.name} key")
     names = list(section.left)
     with section:
-        terms = tuple((name, section.take(name, float)) for name in names)
+        terms = tuple((name, section.take(name, float, above=0)) for name in names)
     if not terms:
         raise UsageError(f"{section.name} is empty; there are: {', '.join(known)}")
     return terms
@@ -504,7 +522,7 @@ def read_reference(c, terms, name, names):
     reference = c.take("reference", str)
     paired = [term for term, _ in terms if term in losses.PAIRED]
     others = [other for other in names if other != name]
-    if reference and reference not in others or paired and not reference:
+    if reference and reference not in others or bool(paired) != bool(reference):
         raise UsageError(
             f"{c.name}.losses has {', '.join(paired) or 'no paired loss'} and "
             f"reference={reference!r}: a paired loss compares with another view, name it "
@@ -560,6 +578,8 @@ def check_patterns(network, chosen):
     for where, patterns in chosen.items():
         try:
             trees.select(trees.flatten(params), patterns)
+            if where == "config.adapters":
+                state.need_whole_loras(params, trees.split(params, patterns)[1])
         except trees.PatternError as error:
             raise UsageError(f"{where}: {error}") from None
 

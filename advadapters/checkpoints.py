@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from advadapters.errors import UsageError
@@ -16,6 +17,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder, *, keep=2, best=False, read_only=False):
+        self.folder, self.scored = folder, best
         policies = [checkpoint_managers.LatestN(keep)]
         if best:
             policies.append(
@@ -51,7 +53,7 @@ class Checkpoints:
 
     def best(self):
         """The step with the highest score, or None if none has one."""
-        return self.manager.best_step()
+        return self.manager.best_step() if self.scored else None
 
     def find(self, text, where):
         """The step that "latest", "best" or a number names; raises UsageError."""
@@ -71,8 +73,22 @@ class Checkpoints:
         self.manager.save(step, args=arguments, metrics=metrics, force=True)
 
     def restore_raw(self, step):
-        """The state at `step` as nested dicts of numpy arrays, whatever it holds."""
-        item = self.manager.restore(step, args=ocp.args.StandardRestore())
+        """The state at `step` as nested dicts of numpy arrays, whatever it holds.
+
+        From any number of devices; raises UsageError if it cannot be read.
+        """
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                path = epath.Path(self.folder) / str(step) / "default"
+                there = reader.metadata(path).item_metadata.tree
+                target = jax.tree.map(
+                    lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), there
+                )
+                item = reader.restore(path, target)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UsageError(f"cannot read checkpoint {step}: {reason}") from None
         return jax.tree.map(np.asarray, item)
 
     def restore(self, abstract, step):

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 
 def config():
-    """A ConfigDict with every key but the data source, the model size and the method."""
+    """A ConfigDict with all but data source, model size, method and evaluation suites."""
     return ConfigDict(
         dict(
             seed=0,
@@ -25,7 +25,8 @@ def config():
             statistics="pooled",
             weight_perturbation=0.0,  # size of adversarial weight perturbations (AWP)
             trained=(".*",),  # patterns; what neither these nor adapters match is frozen
-            # Another run's checkpoint to start from, "" to start afresh.
+            # Another run's checkpoint to start from, "" to start afresh. "latest" is
+            # looked up when training begins, a number stays what it is.
             start=dict(workdir="", step="latest", mixture={}, fresh=()),
             model=model("vit", ""),
             data=dict(
@@ -257,7 +258,8 @@ def pyramid(first, attacks, alpha, beta):
 
 def trades(first, attacks, alpha, beta):
     """Clean, and KL to the clean predictions, which the attack climbs too (Zhang et al.
-    2019). The start, uniform in the ball, is ours.
+    2019). The start, uniform in the ball, is ours; with batch norm, statistics="separate"
+    is what the original does.
     """
     attacked = view(
         "all", 1.0, first, {"kl": beta}, reference="clean", attack_against="predictions"
@@ -268,7 +270,10 @@ def trades(first, attacks, alpha, beta):
 
 
 def mart(first, attacks, alpha, beta):
-    """Boosted cross-entropy, and KL weighted by the clean mistakes (Wang et al. 2020)."""
+    """Boosted cross-entropy, and KL weighted by the clean mistakes (Wang et al. 2020).
+
+    Start and statistics as for `trades`.
+    """
     terms = {"boosted_cross_entropy": 1.0, "weighted_kl": beta}
     attacked = view("all", 1.0, first, terms, reference="clean")
     return plain_views(clean=view("all", 0.0), **{first: attacked}) | dict(
@@ -291,7 +296,6 @@ def eat(first, attacks, alpha, beta):
 
 def single_step(first, attacks, attack):
     """A view under a single-step attack; PGD-10 watches for catastrophic overfitting."""
-    """One view under a single-step attack, watched by PGD-10."""
     many = pgd(first, attacks[first]["eps"], 10)
     return dict(
         domains=(first,),

@@ -51,7 +51,9 @@ def get_config(name=""):
     config.optimizer.warmup_epochs = 20.0
     method = "nominal" if name == "finetune" else name
     config.update(defaults.method(method, {"linf": defaults.pgd("linf", EPS, steps=2)}))
-    if name == "finetune":  # He et al. (2022), Table 9
+    if name == "finetune":  # He et al. (2022), Table 9; no average is used there
+        config.start.workdir = "runs/pretrained"
+        config.ema_decay = 0.0
         config.epochs = 100.0
         config.batch_size = 1024
         config.optimizer = defaults.adamw(

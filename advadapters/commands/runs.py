@@ -23,6 +23,7 @@ class OpenRun(NamedTuple):
     run: build.Run
     mesh: Any
     folder: Any
+    counters: dict  # {attack: its compiled evaluation}
 
 
 def open_run(config, path):
@@ -31,7 +32,7 @@ def open_run(config, path):
     run = build.build(config, mesh)
     if run.start and not workdir.holds_run(path):
         starting.read(run)
-    return OpenRun(run, mesh, workdir.open_workdir(path, config))
+    return OpenRun(run, mesh, workdir.open_workdir(path, config), {})
 
 
 def open_checkpoints(opened, read_only=False):
@@ -193,17 +194,14 @@ def warn_of_overfitting(name, single, many):
         )
 
 
-COUNTERS = {}
-
-
 def counter_of(opened, attack):
-    """The jitted counter for an attack; made once, so that it is traced once."""
-    key = (opened.run.network.evaluate, opened.run.seed, attack)
-    if key not in COUNTERS:
-        COUNTERS[key] = accuracy.make_counter(
-            opened.run.network.evaluate, attack, seed=opened.run.seed, mesh=opened.mesh
+    """The jitted counter for an attack; made once a run, so that it is traced once."""
+    run, made = opened.run, opened.counters
+    if attack not in made:
+        made[attack] = accuracy.make_counter(
+            run.network.evaluate, attack, seed=run.seed, mesh=opened.mesh
         )
-    return COUNTERS[key]
+    return made[attack]
 
 
 def evaluate(opened, variables, split, step, mixtures=None, suites=None):

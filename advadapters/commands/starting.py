@@ -22,7 +22,9 @@ def read(run):
     config = workdir.read_config(folder)
     domains = config.get("domains", ())
     weights = weights_of(start, domains)
-    with checkpoints.Checkpoints(folder / "checkpoints", read_only=True) as saved:
+    with checkpoints.Checkpoints(
+        folder / "checkpoints", best=bool(config.get("validate_every")), read_only=True
+    ) as saved:
         state = saved.restore_raw(saved.find(start.step, folder))
     # Empty branches are not kept in checkpoints.
     stats = {"shared": {}, "adapters": {}} | state["ema"].get("stats", {})
@@ -33,7 +35,7 @@ def read(run):
     fresh = run.network.init(jax.random.fold_in(jax.random.key(run.seed), 0))
     return {
         "params": fit(there["params"], fresh["params"], start.fresh),
-        "batch_stats": fit(there["batch_stats"], fresh["batch_stats"], ()),
+        "batch_stats": fit(there["batch_stats"], fresh["batch_stats"], start.fresh),
     }
 
 
@@ -45,16 +47,17 @@ def weights_of(start, domains):
             f"config.start.mixture={start.mixture} must name domains of "
             f"{start.workdir}; there are: {', '.join(domains)}"
         )
+    if abs(sum(mixture.values()) - 1) > 1e-6:
+        raise UsageError(f"config.start.mixture must sum to 1, got {start.mixture}")
     return np.array([mixture.get(domain, 0.0) for domain in domains], np.float32)
 
 
 def fit(there, fresh, patterns):
     """The leaves of `there` in the shape of the tree `fresh`, some of them fresh."""
     there, fresh = trees.flatten(there), trees.flatten(fresh)
-    chosen = set(trees.select(fresh, patterns))
     found = {}
     for path, leaf in fresh.items():
-        if path in chosen:
+        if any(trees.matches(pattern, path) for pattern in patterns):
             found[path] = leaf
             continue
         shape = np.shape(there[path]) if path in there else None

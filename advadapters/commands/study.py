@@ -5,7 +5,7 @@ Trains one config many times, with one thing changed, and compares:
 
   --adapters=class_token,norms+head,nothing   config.adapters of each case; "+" joins
   --variants=adversarial,trades,awp           or the variant of the config
-  --seeds=3                                   seeds 0, 1, ... of each case
+  --seeds=3                                   config.seed, the next one, ...
   --config.KEY=VALUE                          changes all of them
 
 Each training is a run of its own in DIR/CASE-seedN; a second call goes on where the
@@ -41,26 +41,42 @@ def main(argv):
     from advadapters import mesh as meshes
     from advadapters.commands import workdir
     from advadapters.evaluation import studies
+    from advadapters.training.loop import Diverged
 
     mesh = meshes.make()
     for config in cases.values():  # all of them before the first is trained
         build.build(config, mesh)
     folder = epath.Path(os.path.abspath(os.path.expanduser(flags["workdir"])))
-    rows = []
+    rows, failed = [], []
     for case, config in cases.items():
-        found = [
-            train(config | {"seed": seed}, folder / f"{case}-seed{seed}")
-            for seed in range(int(flags["seeds"]))
-        ]
+        seeds = [config["seed"] + number for number in range(int(flags["seeds"]))]
+        try:
+            found = [
+                train(config | {"seed": seed}, folder / f"{case}-seed{seed}")
+                for seed in seeds
+            ]
+        except Diverged as error:
+            print(f"{case}: {error}; left out", flush=True)
+            failed.append(case)
+            continue
         results, sizes = zip(*found, strict=True)
         rows += studies.rows(case, sizes[0], results)
         workdir.write_text(folder / "study.json", json.dumps(rows, indent=1) + "\n")
+    if rows:
+        write(rows, folder)
+    return 1 if failed else 0
+
+
+def write(rows, folder):
+    """The table and the picture of a study."""
+    from advadapters.commands import workdir
+    from advadapters.evaluation import studies
+
     workdir.write_text(folder / "study.md", studies.markdown(rows) + "\n")
     with (folder / "study.png").open("wb") as file:
         studies.draw(rows, file)
     print(studies.markdown(rows))
     print(f"written to {folder}: study.json, study.md, study.png")
-    return 0
 
 
 def read_cases(argv, flags):
@@ -71,22 +87,32 @@ def read_cases(argv, flags):
         raise UsageError(f"--{kind} must name different cases, got {flags[kind]!r}")
     cases = {}
     for name in names:
-        changed = argv if kind == "adapters" else [vary(part, name) for part in argv]
+        changed = argv if kind == "adapters" else vary(argv, name)
         config, _ = configs.parse(changed, FLAGS)
         config = config.to_dict()
         if kind == "adapters":
             config["adapters"] = tuple(name.split("+"))
         config["evaluation"]["soup_weights"] = (1.0, 0.0)
-        cases[re.sub(r"[^\w+-]+", "_", name)] = config
+        folder = re.sub(r"[^\w+-]+", "_", name)
+        if folder in cases:
+            raise UsageError(f"--{kind}: {name!r} has the same folder as another case")
+        cases[folder] = config
     return cases
 
 
-def vary(argument, variant):
-    """--config=FILE[:OLD] with another variant; other arguments unchanged."""
-    flag, _, value = argument.partition("=")
-    if flag.lstrip("-") != "config":
-        return argument
-    return f"{flag}={value.partition(':')[0]}:{variant}"
+def vary(argv, variant):
+    """The arguments with another variant of --config=FILE[:OLD] (or --config FILE)."""
+    changed, follows = [], False
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        named = flag.lstrip("-") == "config"
+        if named and equals:
+            argument = f"{flag}={value.partition(':')[0]}:{variant}"
+        elif follows:
+            argument = f"{argument.partition(':')[0]}:{variant}"
+        changed.append(argument)
+        follows = named and not equals
+    return changed
 
 
 def train(config, folder):

@@ -4,7 +4,6 @@ Every convolutional network has the layout of one `Layers` and the block names o
 `stages`: stem, stage1_block1/{norm1,conv1,...}, norm, head.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -100,9 +99,14 @@ def norm(kind, channels, *, train, stats_axes, dtype, name):
             axis_name=tuple(stats_axes) or None,
             name=name,
         )
-    # The number of groups divides the channels, and half of them too.
-    groups = {"group": math.gcd(32, channels, channels // 2), "layer": 1}
+    groups = {"group": group_count(channels), "layer": 1}
     return nn.GroupNorm(pick(groups, kind, "norm"), epsilon=EPS, dtype=dtype, name=name)
+
+
+def group_count(channels):
+    """The largest divisor of the channels up to 32 that leaves no group with only one."""
+    most = max(1, min(32, channels // 2))
+    return max(n for n in range(1, most + 1) if channels % n == 0)
 
 
 def conv(channels, kernel, stride=1, *, dtype, name):

@@ -38,7 +38,7 @@ def make(
 
     rule: `adam(...)` or `sgd(...)`. learning_rate: step -> rate. decayed: path patterns,
     within a branch, of the leaves that weight decay acts on. clip_norm: global, 0 for
-    none. layers, layer_decay: see `layer_scales`. An update that is not finite is
+    none. layers, layer_decay: see `layer_scales`. A gradient that is not finite is
     skipped, parameters and moments untouched; `nonfinite` counts such updates in a
     row, and the loop stops when there are too many.
     """

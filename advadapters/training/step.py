@@ -90,7 +90,8 @@ def differentiated(loss):
 def accumulated(gradients, parts):
     """The same over `parts` of a batch: mean gradients and metrics, the last stats.
 
-    Part p holds rows p, p + parts, ...; statistics run from part to part.
+    Part p holds rows p, p + parts, ... Statistics run from part to part, but for the
+    running errors, whose means are taken: all parts draw by those before the batch.
     """
 
     def add_up(variables, batch, key):
@@ -101,14 +102,18 @@ def accumulated(gradients, parts):
 
         def add(carry, rows):
             total, stats = carry
+            stats = stats | {"errors": variables["stats"]["errors"]}
             slopes, stats, metrics = gradients(variables | {"stats": stats}, rows, key)
-            return (jax.tree.map(jnp.add, total, (slopes, metrics)), stats), None
+            part = (slopes, metrics, stats["errors"])
+            return (jax.tree.map(jnp.add, total, part), stats), None
 
         part = jax.tree.map(lambda rows: rows[0], split)
-        slopes, _, metrics = jax.eval_shape(gradients, variables, part, key)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (slopes, metrics))
+        slopes, stats, metrics = jax.eval_shape(gradients, variables, part, key)
+        zeros = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype), (slopes, metrics, stats["errors"])
+        )
         (total, stats), _ = jax.lax.scan(add, (zeros, variables["stats"]), split)
-        slopes, metrics = jax.tree.map(lambda leaf: leaf / parts, total)
-        return slopes, stats, metrics
+        slopes, metrics, errors = jax.tree.map(lambda leaf: leaf / parts, total)
+        return slopes, stats | {"errors": errors}, metrics
 
     return gradients if parts == 1 else add_up

@@ -21,7 +21,8 @@ ERROR_DECAY = 0.9  # of the running robust errors by which attacks are drawn
 class View(NamedTuple):
     """What one part of the loss looks at.
 
-    mixture: weights [K]. weight: of the view in the loss.
+    mixture: weights [K]. weight: of the view in the loss; a view of weight 0 still takes
+      part in the batch statistics, as what it is a reference for needs.
     attacks: none, one, or several of which each batch draws one, with probabilities
       proportional to their running robust errors (E-AT, Croce and Hein 2022).
     train_mode: whether the attack sees training behaviour (drop path, statistics of
@@ -84,6 +85,8 @@ def views_loss(network, views, *, pooled=True, perturbation=0.0, axis=None):
         total, (per_view, logits, stats) = objective(trained)
         right = jnp.argmax(logits, -1) == losses.class_of(batch["labels"])
         right = jnp.mean(right.astype(jnp.float32), axis=1)  # [V]
+        if axis is not None:
+            right = jax.lax.pmean(right, axis)
         stats = running(variables["stats"], mixtures, stats)
         stats["errors"] = {
             view.name: drawn_error(variables, view, drawn, 1 - right[v])

@@ -70,7 +70,57 @@ CASES = {
     ),
     "unknown attack among several": (
         [DIGITS + ":eat", "--config.views.attacked.attack=linf,l3"],
-        "unknown config.views.attacked.attack 'l3'; there are: linf, l2, l1",
+        "unknown config.views.attacked.attack 'l3'; there are: l1, l2, linf",
+    ),
+    "an attack twice": (
+        [DIGITS + ":eat", "--config.views.attacked.attack=linf,linf"],
+        "config.views.attacked.attack names one twice",
+    ),
+    "predictions without an attack": (
+        [DIGITS, "--config.views.clean.attack_against=predictions"],
+        "config.views.clean has no attack",
+    ),
+    "a reference that nothing compares with": (
+        [DIGITS, "--config.views.linf.reference=clean"],
+        "config.views.linf.losses has no paired loss",
+    ),
+    "a norm that an attack has not": (
+        [DIGITS + ":n_fgsm", "--config.attacks.single.norm=l2"],
+        "config.attacks.single: n_fgsm has norm linf only, got 'l2'",
+    ),
+    "weight perturbation of scanned blocks": (
+        [DIGITS + ":awp", "--config.model.scan=True"],
+        "config.weight_perturbation goes by layer",
+    ),
+    "freezing everything": ([DIGITS + ":nominal", "--config.trained=()"], "freeze every"),
+    "nothing of a pattern trained": (
+        [DIGITS, '--config.trained=("lora/.*",)'],
+        "config.trained: pattern 'lora/.*' matches no parameter",
+    ),
+    "a LoRA target that is no layer": (
+        [
+            DIGITS,
+            '--config.model.added={"x": {"kind": "lora", "targets": ("class_token",), '
+            '"rank": 2, "scale": 1.0}}',
+        ],
+        "config.model.added.x.targets are dense or convolutional layers",
+    ),
+    "a rank above the kernel": (
+        [
+            DIGITS,
+            '--config.model.added={"x": {"kind": "lora", "targets": (".*/fc1",), '
+            '"rank": 64, "scale": 1.0}}',
+        ],
+        "config.model.added.x.rank=64 is not below the kernel of blocks_0/mlp/fc1",
+    ),
+    "half a LoRA of each domain": (
+        [
+            DIGITS,
+            '--config.model.added={"x": {"kind": "lnlora", "targets": (".*/fc1",), '
+            '"rank": 2, "scale": 1.0}}',
+            '--config.adapters=(".*_x/a", ".*_x/b")',
+        ],
+        "a, b are domain-specific and bias, scale are not; choose blocks_0/mlp/fc1_x/.*",
     ),
     "alarm without held-out images": (
         [DIGITS + ":n_fgsm", "--config.validate_every=0"],

@@ -1,7 +1,11 @@
 """`advadapters study` and runs that start from others, on the real digits."""
 
 import json
+import os
 import pathlib
+import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -82,6 +86,8 @@ def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
     for argv_, message in (
         (["--config.start.mixture={'l2': 1.0}"], "must name domains of"),
         (["--config.start.mixture={}"], "must name domains of"),
+        (["--config.start.mixture={'clean': 0.5}"], "must sum to 1"),
+        (["--config.start.step=best"], "has no checkpoint 'best'; there are: 11"),
         (["--config.start.step=7"], "has no checkpoint '7'; there are: 11"),
         (["--config.model.size=16x1x48x2"], "fc1/kernel is [16, 48] here and [16, 32]"),
         (["--config.model.size=16x2x32x2"], "here and missing there"),
@@ -91,6 +97,42 @@ def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
         err = capsys.readouterr().err
         assert message in err and err.count("\n") == 1 and "Traceback" not in err, err
         assert not (tmp_path / "other").exists()
+
+
+def test_a_checkpoint_of_eight_devices_is_read_on_one(studied):
+    folder = studied[0] / "nothing-seed0"
+    code = (
+        "from advadapters.checkpoints import Checkpoints\n"
+        f"with Checkpoints({str(folder / 'checkpoints')!r}, read_only=True) as c:\n"
+        "    print(c.restore_raw(c.latest())['ema']['shared']['head']['bias'].shape)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.strip() == "(10,)", done.stderr
+
+
+def test_a_damaged_checkpoint_is_one_line(studied, tmp_path, capsys):
+    folder = tmp_path / "damaged"
+    shutil.copytree(studied[0] / "nothing-seed0", folder)
+    shutil.rmtree(folder / "checkpoints" / "11" / "default")
+    argv = [
+        *QUICK, f"--workdir={tmp_path}/new", f"--config.start.workdir={folder}",
+        "--config.start.mixture={'clean': 1.0}",
+    ]  # fmt: skip
+    assert main(["train", *argv]) == 2
+    err = capsys.readouterr().err
+    assert "cannot read checkpoint 11" in err and err.count("\n") == 1, err
+
+
+def test_single_step_training_is_watched(tmp_path, capsys):
+    quick = [QUICK[0] + ":fgsm_rs", *QUICK[1:]]
+    assert main(["train", *quick, f"--workdir={tmp_path}/run"]) == 0
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    (told,) = [row for row in rows if "validation/linf" in row]
+    assert 0 <= told["validation/linf/alarm"] <= told["validation/linf"] + 0.05
 
 
 def result(values, suite="pgd20_linf"):

@@ -20,7 +20,7 @@ make = functools.partial(
 
 @pytest.mark.parametrize(
     "channels, groups",
-    [(1, 1), (2, 1), (3, 1), (9, 1), (8, 4), (32, 16), (48, 8), (64, 32), (320, 32)],
+    [(1, 1), (2, 1), (3, 1), (9, 3), (8, 4), (32, 16), (48, 24), (64, 32), (160, 32)],
 )
 def test_groups_have_more_than_one_channel(channels, groups):
     assert make("group", channels).num_groups == groups

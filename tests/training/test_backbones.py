@@ -96,7 +96,7 @@ def test_modes_and_soups_are_ordinary_networks(name, adapter):
     )
 
 
-def make(mesh, name, adapter, *, separate=False, seen=SEEN, **fields):
+def make(mesh, name, adapter, *, separate=False, seen=SEEN, tx=SGD, accumulate=1, **fields):
     """(step, first state) with the gentlest augmentation."""
     augment = make_augment(
         5, flip_horizontal=False, pad=0, mixup_alpha=0.0, cutmix_alpha=0.0,
@@ -104,9 +104,9 @@ def make(mesh, name, adapter, *, separate=False, seen=SEEN, **fields):
     )  # fmt: skip
     loss = views.views_loss(network(name, **fields), seen, pooled=not separate, axis="data")
     function = step.make_step(
-        loss, augment, SGD, seed=3, ema_decay=0.9, accumulate=1, mesh=mesh
+        loss, augment, tx, seed=3, ema_decay=0.9, accumulate=accumulate, mesh=mesh
     )
-    first = state.create(variables(name, adapter, separate, **fields), SGD)
+    first = state.create(variables(name, adapter, separate, **fields), tx)
     first = jax.tree.map(jnp.copy, first)  # the step donates what others still use
     return function, jax.device_put(first, meshes.replicated(mesh))
 
@@ -206,6 +206,71 @@ def test_several_views_of_one_domain_move_its_statistics_by_their_mean():
     found = views.running(stats, mixtures, seen)
     np.testing.assert_allclose(found["shared"]["a"], [3.0])
     np.testing.assert_allclose(found["adapters"]["b"], [[1.5], [6.0]])
+
+
+def test_statistics_run_through_the_parts_of_a_batch(one_device):
+    """With a rate of zero, two parts of a batch are two steps on its halves."""
+    still = optax.apply_if_finite(optax.sgd(0.0), 5)
+    seen = [SEEN[0], views.View("other", (0.0, 1.0), 0.5)]
+    settings = dict(separate=True, seen=seen, tx=still)
+    raw = tiny.raw_batch(16)
+    function, whole = make(one_device, "resnet", "norms", accumulate=2, **settings)
+    whole, _ = function(whole, meshes.global_batch(one_device, raw))
+    function, halves = make(one_device, "resnet", "norms", **settings)
+    for part in (0, 1):
+        half = {name: rows[part::2] for name, rows in raw.items()}
+        halves, _ = function(halves, meshes.global_batch(one_device, half))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        whole.variables["stats"], halves.variables["stats"],
+    )  # fmt: skip
+
+
+def test_statistics_are_averaged_and_survive_a_bad_batch(one_device):
+    def bad(logits_fn, images, labels, keys):
+        return images * jnp.nan
+
+    function, current = make(one_device, "resnet", "norms", separate=True)
+    before = jax.device_get(current.variables["stats"])
+    current, _ = function(current, meshes.global_batch(one_device, tiny.raw_batch(16)))
+    after = jax.device_get(current.variables["stats"])
+    # The average's first decay is 1 / 10.
+    for name in ("mean", "var"):
+        old, new, ema = (
+            tree["adapters"]["norm"][name]
+            for tree in (before, after, jax.device_get(current.ema["stats"]))
+        )
+        np.testing.assert_allclose(ema, 0.1 * old + 0.9 * new, rtol=1e-4, atol=1e-6)
+    seen = [SEEN[0], SEEN[1]._replace(attacks=(bad,))]
+    function, current = make(one_device, "resnet", "norms", separate=True, seen=seen)
+    current, metrics = function(
+        current, meshes.global_batch(one_device, tiny.raw_batch(16))
+    )
+    assert metrics["nonfinite"] == 1
+    found = jax.device_get(current.variables["stats"])
+    jax.tree.map(np.testing.assert_array_equal, found, before)
+
+
+def test_frozen_parameters_stay_bitwise_and_cost_no_memory(one_device):
+    trained = ("head/.*",)
+    plain = jax.device_get(plain_network("resnet"))
+    tree = state.branches(plain, ("head/bias",), 2, trained=trained)
+    assert set(trees.flatten(tree["shared"])) == {"head/kernel"}
+    assert len(trees.flatten(tree["frozen"])) == len(trees.flatten(plain["params"])) - 2
+    function, _ = make(one_device, "resnet", "norms")
+    current = jax.tree.map(jnp.copy, state.create(tree, SGD))
+    assert "frozen" not in current.ema
+    for i in range(3):
+        batch = meshes.global_batch(one_device, tiny.raw_batch(16, seed=i))
+        current, _ = function(current, batch)
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.device_get(current.variables["frozen"]),
+        jax.device_get(tree["frozen"]),
+    )  # fmt: skip
+    moved = current.variables["shared"]["head"]["kernel"] - tree["shared"]["head"]["kernel"]
+    assert np.abs(moved).max() > 1e-4
+    full = state.averaged(current)
+    assert set(full) == {"shared", "adapters", "frozen", "stats"}
 
 
 def test_a_conv_net_on_a_mesh_costs_what_it_should(mesh, one_device):

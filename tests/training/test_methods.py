@@ -79,6 +79,23 @@ def test_trades_is_cross_entropy_and_kl_between_the_two_images():
     assert metrics["loss/linf"] == pytest.approx(6 * kl, rel=1e-4)
 
 
+def test_trades_gradient_flows_through_both_images():
+    batch, tree = tiny.batch(), linear_variables()
+    seen, key = build_views("trades", shift), jax.random.key(0)
+
+    def by_hand(kernel):
+        flat = batch["images"].reshape(8, -1)
+        clean, moved = flat @ kernel, jnp.clip(flat + 0.1, 0, 1) @ kernel
+        old, new = jax.nn.log_softmax(clean), jax.nn.log_softmax(moved)
+        kl = jnp.sum(jnp.exp(old) * (old - new), axis=1)
+        return jnp.mean(losses.cross_entropy(clean, batch["labels"]) + 6 * kl)
+
+    loss = views.views_loss(Linear(), seen)
+    found, _, _ = jax.jit(step.differentiated(loss))(tree, batch, key)
+    expected = jax.grad(by_hand)(tree["shared"]["kernel"])
+    np.testing.assert_allclose(found["shared"]["kernel"], expected, atol=1e-4)
+
+
 def build_views(variant, attack=None):
     """The views of digits.py's variant over one domain, with another attack."""
     run = build.build(config(variant), meshes.make())
@@ -118,9 +135,7 @@ def test_mart_looks_at_clean_images_without_a_loss_on_them():
     seen = build_views("mart", shift)
     tree, batch = linear_variables(), tiny.batch()
     plain = trees.plain(tree, (1.0,))
-    clean, moved = (
-        Linear().apply(plain, x) for x in (batch["images"], batch["images"] + 0)
-    )
+    clean = Linear().apply(plain, batch["images"])
     moved = Linear().apply(plain, jnp.clip(batch["images"] + 0.1, 0, 1))
     expected = losses.boosted_cross_entropy(moved, batch["labels"])
     expected += 6 * losses.weighted_kl(moved, clean, batch["labels"])
@@ -149,6 +164,25 @@ def test_weight_perturbation_is_the_gradient_at_the_worst_nearby_weights():
     assert value(seen, tree, perturbation=size)[0] == pytest.approx(
         float(plain_loss(worse)), rel=1e-5
     )
+
+
+def test_weight_perturbation_of_adapters_goes_by_domain():
+    draw = np.random.default_rng(0).normal(size=(2, 2, 3, 4)).astype(np.float32)
+    weight, slope = draw * np.array([1, 5]).reshape(1, 2, 1, 1)
+    tree = {"shared": {"bias": jnp.ones(3)}, "adapters": {"kernel": jnp.asarray(weight)}}
+
+    def objective(tree):
+        return jnp.sum(tree["adapters"]["kernel"] * slope) + jnp.sum(
+            tree["shared"]["bias"]
+        ), None
+
+    found = views.perturbed(objective, tree, 0.1, None)
+    for k in (0, 1):
+        move = 0.1 * np.linalg.norm(weight[k]) * slope[k] / np.linalg.norm(slope[k])
+        np.testing.assert_allclose(
+            found["adapters"]["kernel"][k], weight[k] + move, rtol=1e-5
+        )
+    np.testing.assert_array_equal(found["shared"]["bias"], jnp.ones(3))
 
 
 def test_weight_perturbation_on_eight_devices(mesh, one_device):
@@ -190,12 +224,33 @@ def test_eat_draws_norms_by_their_running_errors():
     assert counts[0] / counts.sum() == pytest.approx(0.75, abs=0.12)
 
 
-def test_eat_starts_even_and_trains(mesh):
+def test_eat_starts_even(mesh):
     run = build.build(config("eat"), mesh)
     (view,) = run.views
     assert [attack.keywords["norm"] for attack in view.attacks] == ["linf", "l2", "l1"]
-    first = jax.eval_shape(lambda: build.initial_state(run))
-    assert first.variables["stats"]["errors"]["attacked"].shape == (3,)
+    first = jax.jit(lambda: build.initial_state(run))().variables
+    np.testing.assert_array_equal(first["stats"]["errors"]["attacked"], jnp.ones(3))
+
+
+def test_eat_on_eight_devices_in_parts(mesh, one_device):
+    """All devices and parts use the one attack that is drawn for the batch."""
+    marks = [lambda f, x, y, k, n=n: x * 0 + n / 4 for n in range(4)]
+    seen = [views.View("attacked", (1.0,), 1.0, tuple(marks))]
+    tree = linear_variables()
+    errors = jnp.array([0.6, 0.5, 0.2, 0.4])
+    tree = tree | {"stats": tree["stats"] | {"errors": {"attacked": errors}}}
+    loss = views.views_loss(Linear(), seen, axis="data")
+    found = []
+    for m, parts in ((mesh, 2), (one_device, 1), (one_device, 4)):
+        gradient = step.accumulated(step.differentiated(loss), parts)
+        run = jax.jit(step.over_devices(gradient, m))
+        found.append([run(tree, tiny.batch(16), jax.random.key(n)) for n in range(5)])
+    for other in found[1:]:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found[0], other
+        )
+    moved = jnp.abs(found[0][0][1]["errors"]["attacked"] - errors) > 1e-4
+    assert moved.sum() == 1
 
 
 def test_advprop_attacks_its_own_norms_towards_a_random_class(mesh):

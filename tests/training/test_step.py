@@ -32,10 +32,7 @@ TX = optim.make(
 SGD = optax.apply_if_finite(optax.sgd(0.1), 5)
 
 
-def make(
-    mesh, *, accumulate=1, tx=TX, mixing=0.0, seen=SEEN, net=None, ema=0.9,
-    patterns=("class_token",), pooled=True, perturbation=0.0,
-):  # fmt: skip
+def make(mesh, *, accumulate=1, tx=TX, mixing=0.0, seen=SEEN, net=None, ema=0.9):
     """(step function, first state) on a mesh."""
     net = net or tiny.network()
     augment = make_augment(
@@ -43,13 +40,11 @@ def make(
         label_smoothing=0.1,
     )  # fmt: skip
 
-    loss = views.views_loss(
-        net, seen, pooled=pooled, perturbation=perturbation, axis="data"
-    )
+    loss = views.views_loss(net, seen, axis="data")
     function = step.make_step(
         loss, augment, tx, seed=3, ema_decay=ema, accumulate=accumulate, mesh=mesh
     )
-    first = state.branches(tiny.plain(net), patterns, 2, separate=not pooled)
+    first = state.branches(tiny.plain(net), ("class_token",), 2)
     return function, jax.device_put(state.create(first, tx), meshes.replicated(mesh))
 
 
