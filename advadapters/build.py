@@ -139,33 +139,15 @@ def build(config, mesh):
         seen = read_views(c.sections("views"), domains, attacks)
         with evaluated:
             evaluation = read_evaluation(evaluated, len(domains), mesh)
-        patterns = adapters.patterns(c.take("adapters", tuple, of=str))
-        separate = read_statistics(c, network)
-        start = read_start(c.section("start"))
-        fresh = start.fresh if start else ()
-        trained = c.take("trained", tuple, of=str)
-        chosen |= {
-            "config.adapters": patterns,
-            "config.trained": trained,
-            "config.start.fresh": fresh,
-        }
-        check_patterns(network, chosen)
-        if not patterns and not trained:
-            raise UsageError(
-                "config.trained=() and config.adapters=() freeze every parameter: name "
-                "patterns of those to train, like '.*_lora/.*' and 'head/.*'"
-            )
+        parameters = read_parameters(c, network, chosen)
         run = Run(
             seed=c.take("seed", int, low=0, high=2**32 - 1),
             steps=steps,
             batch_size=batch_size,
             accumulate=accumulate,
             domains=domains,
-            patterns=patterns,
-            trained=trained,
-            separate=separate,
+            **parameters,
             perturbation=c.take("weight_perturbation", float, low=0.0, high=1.0),
-            start=start,
             ema_decay=c.take("ema_decay", float, low=0.0, high=1.0),
             keep=c.take("keep_checkpoints", int, low=1),
             max_nonfinite=max_nonfinite,
@@ -181,17 +163,41 @@ def build(config, mesh):
             tx=tx,
             evaluation=evaluation,
         )
-    check_validation(run)
-    if run.perturbation and config["model"].get("scan"):
+    check_run(run, scanned=config["model"].get("scan", False))
+    return run
+
+
+def read_parameters(c, network, chosen):
+    """The keys about which parameters are what, as fields of Run.
+
+    chosen: further {key: patterns} to check against the network.
+    """
+    patterns = adapters.patterns(c.take("adapters", tuple, of=str))
+    trained = c.take("trained", tuple, of=str)
+    start = read_start(c.section("start"))
+    fresh = start.fresh if start else ()
+    where = {
+        "config.adapters": patterns,
+        "config.trained": trained,
+        "config.start.fresh": fresh,
+    }
+    check_patterns(network, chosen | where)
+    if not patterns and not trained:
+        raise UsageError(
+            "config.trained=() and config.adapters=() freeze every parameter: name "
+            "patterns of those to train, like '.*_lora/.*' and 'head/.*'"
+        )
+    separate = read_statistics(c, network)
+    return dict(patterns=patterns, trained=trained, start=start, separate=separate)
+
+
+def check_run(run, scanned):
+    """Raises UsageError for parts that do not go together."""
+    if run.perturbation and scanned:
         raise UsageError(
             "config.weight_perturbation goes by layer, and with config.model.scan=True all "
             "blocks are one: set scan=False"
         )
-    return run
-
-
-def check_validation(run):
-    """Raises UsageError where something is to be judged on images that nobody held out."""
     if run.every.validate and not len(run.data.validation):
         raise UsageError(
             "config.validate_every needs held-out images: set config.data.validation "

@@ -42,11 +42,12 @@ def load(path, variables):
     shapes, or cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         told = json.loads(str(arrays.pop("")))["fingerprint"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"cannot read adapters from {path}: {error}") from None
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"cannot read adapters from {path}: {reason}") from None
     if told != fingerprint(variables):
         raise UsageError(
             f"{path} was trained on another backbone: its frozen parameters differ from "
