@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from absl import logging
+
 from advadapters.errors import UsageError
 
 VERBS = {
@@ -34,6 +36,7 @@ def main(argv=None):
             file=sys.stderr,
         )
         return 2
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is asked for
     command = importlib.import_module(f"advadapters.commands.{verb}")
     if {"--help", "-h"} & set(argv[1:]):
         print(command.__doc__.strip())
