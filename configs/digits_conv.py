@@ -10,16 +10,18 @@ Command: advadapters train --config=configs/digits_conv.py --workdir=runs/digits
 Variants: cotrain (default, the same as batch_dual_affine), batch_shared (pooled
   statistics, one scale and offset), batch_dual_affine (pooled statistics, scale and
   offset of each domain), batch_dual (statistics of each domain too, as in AdvProp),
-  layer_shared, layer_dual, group_shared, group_dual.
+  layer_shared, layer_dual, group_shared, group_dual; and with batch norm the methods
+  nominal, adversarial, four, advprop, pyramid, trades, mart, awp, eat, fgsm_rs, n_fgsm
+  (see `defaults.METHODS`), each view with its own batch statistics.
 Cost: a minute on 2 CPU cores. Expected: the table in README.md (measured there).
 """
 
 from advadapters import defaults
 from advadapters.config import variant
 
-EPS = 0.12
+EPS = {"linf": 0.12, "l2": 0.7, "l1": 2.5}
 # norm, adapters, statistics
-VARIANTS = {
+NORMS = {
     "cotrain": ("batch", ("norms",), "pooled"),
     "batch_shared": ("batch", (), "pooled"),
     "batch_dual_affine": ("batch", ("norms",), "pooled"),
@@ -29,10 +31,13 @@ VARIANTS = {
     "group_shared": ("group", (), "pooled"),
     "group_dual": ("group", ("norms",), "pooled"),
 }
+VARIANTS = tuple(NORMS | defaults.METHODS)
 
 
 def get_config(name=""):
-    norm, adapters, statistics = VARIANTS[variant(name, VARIANTS)]
+    name = variant(name, VARIANTS)
+    dual = ("norms",) if name in ("four", "advprop") else ()
+    norm, adapters, statistics = NORMS.get(name, ("batch", dual, "separate"))
     config = defaults.config()
     config.epochs = 30.0
     config.ema_decay = 0.99
@@ -46,10 +51,15 @@ def get_config(name=""):
     config.optimizer.base_lr = 4e-3
     config.optimizer.clip_norm = 1.0
     config.evaluation.batch_size = 120
-    config.update(defaults.method("cotrain", {"linf": defaults.pgd("linf", EPS, steps=3)}))
+    attacks = {norm: defaults.pgd(norm, eps, steps=3) for norm, eps in EPS.items()}
+    config.update(defaults.method("cotrain" if name in NORMS else name, attacks))
     config.adapters = adapters
     config.statistics = statistics
     config.evaluation.suites = {
-        "pgd20_linf": defaults.evaluation_pgd("linf", EPS, steps=20)
+        f"pgd20_{norm}": defaults.evaluation_pgd(norm, EPS[norm], steps=20)
+        for norm in (EPS if name in ("four", "eat") else ["linf"])
     }
+    if name in ("fgsm_rs", "n_fgsm"):  # watched on images held out
+        config.validate_every = 100
+        config.data.validation = 0.1
     return config
