@@ -260,7 +260,7 @@ def autoattack(opened, split, step, mixtures, *, version, norm, eps):
             resume=opened.folder
             / "autoattack"
             / journal_name(mixture, step, norm, eps, version, len(images)),
-            progress=functools.partial(show_cascade, {"": time.monotonic()}),
+            progress=functools.partial(show_cascade, {}),
         )
         rows += report_rows(report, weights, f"autoattack_{norm}_{eps:g}", step)
         if run.network.coarse:
@@ -281,14 +281,19 @@ def journal_name(mixture, step, norm, eps, version, count):
 
 
 def show_cascade(starts, *, stage, round, rounds, done, total, robust):
-    """A progress line after a batch of AutoAttack; starts: {stage: when it began}."""
-    began = starts.setdefault(stage, starts[""])
-    starts[""] = time.monotonic()
+    """A progress line after a batch of AutoAttack.
+
+    starts: {stage: (time, share) of its first news}; a resumed stage does not begin at 0.
+    """
+    now = time.monotonic()
     share = (round - 1 + done / max(total, 1)) / rounds
-    left = (starts[""] - began) * (1 - share) / share
+    began, first = starts.setdefault(stage, (now, share))
+    left = ""
+    if share > first:
+        left = f", ETA at most {(now - began) * (1 - share) / (share - first):.0f} s"
     print(
         f"{stage} {round}/{rounds}: {done}/{total} images, robust {100 * robust:.1f}%, "
-        f"{100 * share:.0f}% of this attack, ETA at most {left:.0f} s",
+        f"{100 * share:.0f}% of this attack{left}",
         file=sys.stderr,
         flush=True,
     )
