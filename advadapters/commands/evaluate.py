@@ -38,6 +38,9 @@ def main(argv):
     """Returns the exit code."""
     _, flags = configs.parse(argv, FLAGS, with_config=False)
     cascade = flags["suite"] in AUTOATTACK
+    asked = flags["suite"].split(",") if flags["suite"] else []
+    if not cascade and set(asked) & AUTOATTACK.keys():
+        raise UsageError("--suite: AutoAttack runs alone, without other suites")
     if (flags["norm"] or flags["eps"]) and not cascade:
         raise UsageError(
             "--norm and --eps are for --suite=autoattack; other suites have theirs in "
@@ -62,11 +65,9 @@ def main(argv):
             eps=eps,
         )
     else:
-        names = flags["suite"].split(",") if flags["suite"] else run.evaluation.suites
         known = run.evaluation.suites | dict.fromkeys(AUTOATTACK)
+        names = asked or run.evaluation.suites
         suites = {name: pick(known, name, "suite") for name in names}
-        if None in suites.values():
-            raise UsageError("--suite: AutoAttack runs alone, without other suites")
         variables, step = runs.restore_variables(opened, flags["step"])
         rows = runs.evaluate(opened, variables, test, step, mixtures, suites)
     file = opened.folder / "evaluation.json"

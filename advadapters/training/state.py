@@ -98,11 +98,11 @@ def create(variables, tx):
 
 
 def average(ema, variables, step, decay):
-    """The moving average after `step` updates, of parameters and statistics alike.
+    """The moving average after `step` updates, of trees of parameters and statistics.
 
     The average starts as a copy of the first parameters; so that it forgets them,
     the decay grows as (1 + step) / (10 + step) until it reaches `decay`.
     """
     step = step.astype(jnp.float32)
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return optax.incremental_update(moving(variables), ema, 1 - decay)
+    return optax.incremental_update(variables, ema, 1 - decay)

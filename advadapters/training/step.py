@@ -42,7 +42,7 @@ def make_step(loss, augment, tx, *, seed, ema_decay, accumulate, mesh):
         return states.State(
             step=state.step + 1,
             variables=variables,
-            ema=states.average(state.ema, variables, state.step, ema_decay),
+            ema=states.average(state.ema, states.moving(variables), state.step, ema_decay),
             optimizer=optimizer,
         ), metrics
 
