@@ -19,13 +19,20 @@ def make_step(loss, augment, tx, *, seed, ema_decay, accumulate, mesh):
 
     All randomness comes from (seed, state.step), so that a resumed run goes on as
     if it had not stopped. With accumulate > 1 the batch is worked off in that many
-    parts one after the other, and the mean gradient makes one update.
+    parts one after the other, and the mean gradient makes one update. In the loss's
+    batch, "step" int32 [B] holds state.step in every row.
+
+    To the loss's metrics it adds two global L2 norms over the trained parameters, those
+    of all domains' adapters included: gradient_norm, of the mean gradient before any
+    clipping, and weight_norm, of the parameters that the gradient was taken at; and
+    nonfinite, how many updates in a row were skipped.
     """
     gradients = over_devices(accumulated(differentiated(loss), accumulate), mesh)
 
     def step(state, batch):
         key = rng.fold(jax.random.key(seed), "train", state.step)
         batch = augment(batch, rng.fold(key, "augment"))
+        batch["step"] = jnp.full_like(batch["index"], state.step)
         batch = meshes.keep_batched(mesh, batch)
         slopes, stats, metrics = gradients(state.variables, batch, rng.fold(key, "loss"))
         trained = states.trained(state.variables)
@@ -38,6 +45,7 @@ def make_step(loss, augment, tx, *, seed, ema_decay, accumulate, mesh):
         )
         variables = state.variables | variables | {"stats": stats}
         metrics["gradient_norm"] = optax.tree.norm(slopes)
+        metrics["weight_norm"] = optax.tree.norm(trained)
         metrics["nonfinite"] = optim.nonfinite(optimizer)
         return states.State(
             step=state.step + 1,

@@ -90,6 +90,7 @@ def test_what_is_written(trained):
     assert {"loss/clean", "loss/linf", "images_per_second", "learning_rate"} <= logged[
         0
     ].keys()
+    assert all(row["gradient_norm"] > 0 and row["weight_norm"] > 0 for row in logged)
     assert any("validation/linf" in row for row in metrics)
     assert "class_token" in (workdir / "parameters.txt").read_text()
     assert json.loads((workdir / "config.json").read_text())["epochs"] == 2.0

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from advadapters import mesh as meshes
+from advadapters import trees
 from advadapters.attacks.pgd import pgd
 from advadapters.data.augment import make_augment
 from advadapters.training import optim, state, step, views
@@ -131,6 +132,27 @@ def test_nonfinite_updates_are_skipped_and_counted(one_device):
     chex.assert_trees_all_equal(jax.device_get(current.variables), before)
     chex.assert_tree_all_finite(current.ema)
     assert current.step == 3
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_norms_of_gradient_and_weights(accumulate, one_device):
+    """By hand from the parameters before the step and, with a rate of 1, after it."""
+    plain_sgd = optax.apply_if_finite(optax.sgd(1.0), 5)
+    function, current = make(one_device, tx=plain_sgd, accumulate=accumulate)
+    before = jax.device_get(state.trained(current.variables))
+    assert trees.count(before["adapters"]) == 2 * 16
+    batch = meshes.global_batch(one_device, tiny.raw_batch(16))
+    current, metrics = function(current, batch)
+    after = jax.device_get(state.trained(current.variables))
+
+    def norm(tree):
+        squares = [np.sum(np.square(leaf, dtype=float)) for leaf in jax.tree.leaves(tree)]
+        return np.sqrt(np.sum(squares))
+
+    moved = jax.tree.map(np.subtract, before, after)
+    np.testing.assert_allclose(metrics["weight_norm"], norm(before), rtol=1e-5)
+    np.testing.assert_allclose(metrics["gradient_norm"], norm(moved), rtol=1e-3)
+    assert norm(moved) > 0.1
 
 
 def test_average_forgets_its_start_and_then_decays():
