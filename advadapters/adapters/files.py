@@ -1,12 +1,13 @@
 """Files of what was trained beside a frozen backbone: kilobytes instead of the network.
 
-An .npz of the trained leaves with a fingerprint of the frozen ones. Nothing in it is
-pickled.
+An .npz of the trained leaves with a fingerprint of the frozen ones and the settings that
+no array shows, like a LoRA's scale. Nothing in it is pickled.
 """
 
 import hashlib
 import json
 import zipfile
+import zlib
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from advadapters import trees
 from advadapters.errors import UsageError
 
+BROKEN = (zipfile.BadZipFile, zlib.error)  # what a damaged file raises besides
 BRANCHES = ("shared", "adapters", "stats")
 
 
@@ -27,35 +29,46 @@ def fingerprint(variables):
     return digest.hexdigest()
 
 
-def save(file, variables):
-    """Writes all but the frozen branch of the variables to an open file."""
+def save(file, variables, settings=None):
+    """Writes all but the frozen branch of the variables to an open file.
+
+    settings: {name: plain value} that must be the same where the file is used.
+    """
     moving = trees.flatten({branch: variables[branch] for branch in BRANCHES})
     arrays = {path: np.asarray(jax.device_get(leaf)) for path, leaf in moving.items()}
-    told = json.dumps({"fingerprint": fingerprint(variables)})
-    np.savez(file, **arrays, **{"": np.array(told)})
+    told = {"fingerprint": fingerprint(variables), "settings": settings or {}}
+    np.savez(file, **arrays, **{"": np.array(json.dumps(told))})
 
 
-def load(path, variables):
+def load(path, variables, settings=None):
     """The variables with what a file holds, on the backbone that they have.
 
-    Raises UsageError if the file was made on another backbone, has other leaves or
-    shapes, or cannot be read.
+    Raises UsageError if the file was made on another backbone or with other settings, has
+    other leaves, shapes or types, or cannot be read.
     """
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        told = json.loads(str(arrays.pop("")))["fingerprint"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        told = json.loads(str(arrays.pop("")))
+        backbone, made = told["fingerprint"], dict(told["settings"])
+    except (OSError, ValueError, LookupError, TypeError, EOFError, *BROKEN) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"cannot read adapters from {path}: {reason}") from None
-    if told != fingerprint(variables):
+    if backbone != fingerprint(variables):
         raise UsageError(
             f"{path} was trained on another backbone: its frozen parameters differ from "
             "those of this network"
         )
+    here = json.loads(json.dumps(settings or {}))
+    for key in sorted(here.keys() | made.keys()):
+        if here.get(key) != made.get(key):
+            raise UsageError(
+                f"{path} was trained with {key} {made.get(key)}, this network has "
+                f"{here.get(key)}: use it with a run of the same model and domains"
+            )
     own = trees.flatten({branch: variables[branch] for branch in BRANCHES})
-    shapes = {name: np.shape(leaf) for name, leaf in own.items()}
-    found = {name: array.shape for name, array in arrays.items()}
+    shapes = {name: (np.shape(leaf), leaf.dtype) for name, leaf in own.items()}
+    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     if shapes != found:
         differ = sorted(shapes.items() ^ found.items())[:2]
         raise UsageError(f"{path} holds other adapters than this network has: {differ}")

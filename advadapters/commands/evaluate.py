@@ -10,12 +10,16 @@ through itself, on the test images.
   --norm=linf --eps=8/255        AutoAttack's threat model (linf, if no norm is given)
   --examples=1000                only so many test images, a fixed random draw
   --step=4000                    a checkpoint's step, "best" or "latest" (default)
+  --adapters=FILE                an adapters.npz of another run with the same frozen
+                                 backbone, instead of this run's own adapters
 
 Prints a table and writes the rows to DIR/evaluation.json. AutoAttack records every
 batch under DIR/autoattack and goes on from there when it is started again.
 """
 
+import hashlib
 import json
+import os
 from fractions import Fraction
 
 from advadapters import config as configs
@@ -30,6 +34,7 @@ FLAGS = {
     "eps": "",
     "examples": "",
     "step": "latest",
+    "adapters": "",
 }
 AUTOATTACK = {"autoattack": "standard", "autoattack-plus": "plus"}
 
@@ -53,28 +58,39 @@ def main(argv):
     run = opened.run
     mixtures = read_mixtures(flags["mixture"], run.domains)
     test = runs.sample(run.data.test, read_number("examples", flags["examples"]))
+    eps = read_eps(flags["eps"]) if cascade else None
+    known = run.evaluation.suites | dict.fromkeys(AUTOATTACK)
+    suites = {name: pick(known, name, "suite") for name in asked or run.evaluation.suites}
+    adapters = os.path.expanduser(flags["adapters"])
+    variables, step = runs.restore_variables(opened, flags["step"], adapters)
     if cascade:
-        eps = read_eps(flags["eps"])
         rows = runs.autoattack(
             opened,
+            variables,
             test,
-            flags["step"],
+            step,
             mixtures or run.evaluation.mixtures,
             version=AUTOATTACK[flags["suite"]],
             norm=flags["norm"] or "linf",
             eps=eps,
+            adapters=f"-adapters-{digest(adapters)}" if adapters else "",
         )
     else:
-        known = run.evaluation.suites | dict.fromkeys(AUTOATTACK)
-        names = asked or run.evaluation.suites
-        suites = {name: pick(known, name, "suite") for name in names}
-        variables, step = runs.restore_variables(opened, flags["step"])
         rows = runs.evaluate(opened, variables, test, step, mixtures, suites)
+    if adapters:
+        rows = [row | {"adapters": os.path.abspath(adapters)} for row in rows]
+        print(f"with the adapters of {adapters}")
     file = opened.folder / "evaluation.json"
     workdir.write_text(file, json.dumps(rows, indent=1) + "\n")
     print(tables.markdown(rows))
     print(f"written to {file}")
     return 0
+
+
+def digest(path):
+    """Eight letters for the content of a file."""
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()[:8]
 
 
 def read_mixtures(text, domains):

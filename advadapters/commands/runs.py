@@ -10,11 +10,16 @@ import numpy as np
 
 from advadapters import attacks, build, checkpoints, trees
 from advadapters import mesh as meshes
+from advadapters.adapters import files
 from advadapters.commands import starting, workdir
 from advadapters.data.sources import Subset
+from advadapters.errors import UsageError
 from advadapters.evaluation import accuracy, tables
 from advadapters.training import loop, views
 from advadapters.training import state as states
+
+# Keys of config.model that change no result of evaluation.
+TRAINING_ONLY = ("drop_path", "dropout", "dtype", "remat")
 
 
 class OpenRun(NamedTuple):
@@ -76,11 +81,32 @@ def train(opened):
         state = saved.restore(abstract, start) if start else first_state(opened)
         if start < run.steps:
             state = train_steps(opened, saved, state, start)
-    rows = evaluate(opened, states.averaged(state), run.data.test, run.steps)
+    variables = states.averaged(state)
+    rows = evaluate(opened, variables, run.data.test, run.steps)
+    told = write_adapters(opened, variables) if jax.tree.leaves(variables["frozen"]) else ""
     workdir.write_results(folder, rows)
     print(tables.markdown(rows))
-    print(f"written to {folder}: results.json, results.md, tradeoff.png")
+    print(f"written to {folder}: results.json, results.md, tradeoff.png{told}")
     return 0
+
+
+def write_adapters(opened, variables):
+    """Writes adapters.npz, what is trained of the variables; tells its size."""
+    file = opened.folder / "adapters.npz"
+    save = functools.partial(files.save, settings=adapter_settings(opened))
+    workdir.write_whole(file, lambda raw: save(raw, variables))
+    size, whole = file.stat().length, 4 * trees.count(variables)
+    return f", adapters.npz ({size / 1e3:,.0f} kB; the network has {whole / 1e3:,.0f} kB)"
+
+
+def adapter_settings(opened):
+    """What a file of adapters must share with a run besides the backbone's values.
+
+    The domains and the model, without what is of training alone.
+    """
+    model = workdir.read_config(opened.folder)["model"]
+    kept = {f"model.{k}": v for k, v in model.items() if k not in TRAINING_ONLY}
+    return {"domains": opened.run.domains} | kept
 
 
 def train_steps(opened, saved, state, start):
@@ -228,10 +254,12 @@ def evaluate(opened, variables, split, step, mixtures=None, suites=None):
     return rows
 
 
-def autoattack(opened, split, step, mixtures, *, version, norm, eps):
-    """Result rows: AutoAttack on each mixture alone, clean and after the cascade."""
+def autoattack(opened, variables, split, step, mixtures, *, version, norm, eps, adapters):
+    """Result rows: AutoAttack on each mixture alone, clean and after the cascade.
+
+    adapters: a name of the file of adapters in the variables, "" for the run's own.
+    """
     run = opened.run
-    variables, step = restore_variables(opened, step)
     batches = list(build.eval_batches(run, split))
     mask = np.concatenate([batch["mask"] for batch in batches])
     stack = {
@@ -259,7 +287,7 @@ def autoattack(opened, split, step, mixtures, *, version, norm, eps):
             mesh=opened.mesh if opened.mesh.size > 1 else None,
             resume=opened.folder
             / "autoattack"
-            / journal_name(mixture, step, norm, eps, version, len(images)),
+            / (journal_name(mixture, step, norm, eps, version, len(images)) + adapters),
             progress=functools.partial(show_cascade, {}),
         )
         rows += report_rows(report, weights, f"autoattack_{norm}_{eps:g}", step)
@@ -391,12 +419,25 @@ def parameter_table(variables, patterns, domains):
     return "\n".join(lines)
 
 
-def restore_variables(opened, step):
-    """(averaged variables, step) of a checkpoint: "latest", "best" or a number."""
+def restore_variables(opened, step, adapters=""):
+    """(averaged variables, step) of a checkpoint: "latest", "best" or a number.
+
+    adapters: a file whose adapters replace those of the checkpoint.
+    """
     abstract = abstract_state(opened)
+    if adapters and not jax.tree.leaves(abstract.variables["frozen"]):
+        raise UsageError(
+            f"--adapters={adapters}: nothing is frozen in {opened.folder}, so it has no "
+            "backbone for them; name the workdir of a run whose config.trained leaves "
+            "something out"
+        )
     with open_checkpoints(opened, read_only=True) as saved:
         found = saved.find(step, opened.folder)
-        return states.averaged(saved.restore(abstract, found)), found
+        variables = states.averaged(saved.restore(abstract, found))
+    if adapters:
+        variables = files.load(adapters, variables, adapter_settings(opened))
+        variables = jax.device_put(variables, meshes.replicated(opened.mesh))
+    return variables, found
 
 
 def sample(split, count):

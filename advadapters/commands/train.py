@@ -6,11 +6,16 @@ beyond them, and writes to DIR:
   config.json     the config; a second run on DIR resumes, and refuses another config
   parameters.txt  every parameter: shape and size, shared and adapters
   checkpoints/    the newest states, and the best one where images are held out
-  metrics.jsonl   a line per logged step
+  metrics.jsonl   a line per logged step: means since the last line of loss, loss/VIEW,
+                  accuracy/VIEW, gradient_norm and weight_norm (L2, of what is trained),
+                  nonfinite (skipped updates in a row), learning_rate,
+                  images_per_second, seconds_left; lines of their own: validation/VIEW
   events.out.*    the same for TensorBoard
   results.json    accuracy of every mixture, with counts and 95% intervals
   results.md      the same as a table
   tradeoff.png    robust against clean accuracy
+  adapters.npz    where something is frozen: what was trained, kilobytes, to be used by
+                  `advadapters evaluate --adapters` on any run with the same backbone
 
 Any value of the config can be overridden: --config.optimizer.base_lr=1e-3; numbers
 may be fractions: --config.attacks.linf.eps=8/255. Exit code 2 means bad input.

@@ -121,8 +121,14 @@ def line(row):
 
 def write_text(file, text):
     """Writes a file whole or not at all."""
+    write_whole(file, lambda raw: raw.write(text.encode()))
+
+
+def write_whole(file, write):
+    """Has `write` fill an open binary file, which takes its name when all is there."""
     part = file.with_name(file.name + ".part")
-    part.write_text(text)
+    with part.open("wb") as raw:
+        write(raw)
     part.replace(file)
 
 
