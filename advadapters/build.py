@@ -270,6 +270,7 @@ MODEL_SETTINGS = {
     "norm": lambda c: c.choice("norm", layers.NORMS),
     "added": lambda c: read_added(c.sections("added")),
     "prompts": lambda c: c.take("prompts", int, low=0),
+    "resize": lambda c: c.take("resize", int, low=0),
     "activation": lambda c: c.choice("activation", layers.ACTIVATIONS),
     "remat": lambda c: c.take("remat", bool),
     "scan": lambda c: c.take("scan", bool),
@@ -283,12 +284,11 @@ def read_model(c, data, classes, exact):
     module = MODELS[name]
     fields = module.__dataclass_fields__
     settings = {name: read(c) for name, read in MODEL_SETTINGS.items() if name in fields}
-    patch = settings.get("patch", 1)
-    if data.image_size % patch:
-        raise UsageError(
-            f"config.model.patch={patch} does not divide "
-            f"config.data.image_size={data.image_size}"
-        )
+    patch, resize = settings.get("patch", 1), settings["resize"]
+    if (resize or data.image_size) % patch:
+        side = f"data.image_size={data.image_size}"
+        side = f"model.resize={resize}" if resize else side
+        raise UsageError(f"config.model.patch={patch} does not divide config.{side}")
     model = module(
         size=READ_SIZE[name](c.take("size", str)),
         classes=classes,

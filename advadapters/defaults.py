@@ -70,6 +70,7 @@ def model(name, size, **more):
         std=(0.5, 0.5, 0.5),
         norm="batch",  # or "group", "layer"
         added={},  # {name: added(...)}: LoRA and others
+        resize=0,  # side that images get inside, unseen by attacks; 0: as they are
         dtype="float32",  # of matrix products; or "bfloat16"
     )
     own = {

@@ -4,6 +4,7 @@ Every convolutional network has the layout of one `Layers` and the block names o
 `stages`: stem, stage1_block1/{norm1,conv1,...}, norm, head.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -138,9 +139,37 @@ def stages(width, depths):
             yield f"stage{stage + 1}_block{block + 1}", width * 2**stage, stride
 
 
-def standardize(images, mean, std):
-    """Images [B, H, W, C] in [0, 1], less the mean [C], over the deviation [C]."""
-    return (images - jnp.array(mean)) / jnp.array(std)
+def standardize(images, mean, std, side=0):
+    """Images [B, H, W, C] in [0, 1], less the mean [C], over the deviation [C].
+
+    side: that of the square which they are then resized to, see `resize`; 0 for none.
+    """
+    return resize((images - jnp.array(mean)) / jnp.array(std), side)
+
+
+def resize(images, side):
+    """Images [B, H, W, C] -> [B, side, side, C] by nearest neighbours; as they are for 0.
+
+    Row i is row floor(i H / side), columns likewise: the corner convention of torch's
+    interpolate(mode="nearest"), where `jax.image.resize` takes the pixels' centres.
+    (torch takes H / side in float32, which for about 2% of all pairs of sizes moves some
+    row by one; 28, 32, 64 or 96 to 224 are not among them.) Written as repeating and
+    skipping, without a gather, so that the gradient is a sum in a fixed order.
+    """
+    for axis in (1, 2) if side else ():
+        images = nearest(images, axis, side)
+    return images
+
+
+def nearest(x, axis, size):
+    """`resize` along one axis: with g = gcd, each entry size / g times, every (n / g)th."""
+    n = x.shape[axis]
+    common = math.gcd(n, size)
+    repeats, skip = size // common, n // common
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    x = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), (*before, n, repeats, *after))
+    x = x.reshape(*before, n * repeats, *after)
+    return jax.lax.slice_in_dim(x, 0, n * repeats, skip, axis)
 
 
 def logits(x, classes, added):

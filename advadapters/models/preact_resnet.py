@@ -70,6 +70,8 @@ class PreActResNet(nn.Module):
 
     dropout: rate between the convolutions of a block; in training it needs the random
       stream "dropout".
+    resize: side in pixels that images are resized to inside, see `layers.resize`; 0 for
+      none.
     norm, activation, stats_axes, added, dtype: see `layers.Layers`.
     index: int [B], numbers of the examples, from which their masks are drawn; 0, 1, ...
       by default.
@@ -82,6 +84,7 @@ class PreActResNet(nn.Module):
     dropout: float = 0.0
     norm: str = "batch"
     activation: str = "relu"
+    resize: int = 0
     stats_axes: tuple[str, ...] = ()
     added: tuple[Added, ...] = ()
     dtype: Any = jnp.float32
@@ -92,8 +95,8 @@ class PreActResNet(nn.Module):
             self.norm, self.activation, self.stats_axes, self.dtype, train, self.added
         )
         index = layers.numbered(index, images)
-        x = layers.standardize(images, self.mean, self.std).astype(self.dtype)
-        x = make.conv(x, self.size.stem, 3, "stem")
+        x = layers.standardize(images, self.mean, self.std, self.resize)
+        x = make.conv(x.astype(self.dtype), self.size.stem, 3, "stem")
         for name, width, stride in layers.stages(self.size.width, self.size.depths):
             x = Block(width, stride, self.dropout, make, name=name)(x, index)
         x = make.act(make.norm(x, "norm"))

@@ -82,6 +82,8 @@ class ResNet(nn.Module):
 
     stem: "cifar", a 3x3 convolution, or "imagenet", 7x7 of stride 2 and a 3x3 max-pool
       of stride 2.
+    resize: side in pixels that images are resized to inside, see `layers.resize`; 0 for
+      none.
     norm, activation, stats_axes, added, dtype: see `layers.Layers`.
     index: accepted as every model does; nothing here is random.
     """
@@ -93,6 +95,7 @@ class ResNet(nn.Module):
     stem: str = "cifar"
     norm: str = "batch"
     activation: str = "relu"
+    resize: int = 0
     stats_axes: tuple[str, ...] = ()
     added: tuple[Added, ...] = ()
     dtype: Any = jnp.float32
@@ -102,8 +105,8 @@ class ResNet(nn.Module):
         make = layers.Layers(
             self.norm, self.activation, self.stats_axes, self.dtype, train, self.added
         )
-        x = layers.standardize(images, self.mean, self.std).astype(self.dtype)
-        large = self.stem == "imagenet"
+        x = layers.standardize(images, self.mean, self.std, self.resize)
+        large, x = self.stem == "imagenet", x.astype(self.dtype)
         x = make.conv(x, self.size.width, 7 if large else 3, "stem", 2 if large else 1)
         x = make.act(make.norm(x, "norm"))
         if large:

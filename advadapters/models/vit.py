@@ -175,6 +175,8 @@ class ViT(nn.Module):
       image gets (Jia et al. 2022), after the class token.
     norm: in layers.NORMS, see `make_norm`. stats_axes: names of the mapped axes over
       which batch statistics are averaged.
+    resize: side in pixels that images are resized to inside, see `layers.resize`; 0 for
+      none.
     remat: recompute each block in the backward pass; scan: one compiled block for
       all (faster to compile, far more live memory without remat).
     index: int [B], numbers of the examples, from which drop path is drawn; 0, 1, ... by
@@ -191,6 +193,7 @@ class ViT(nn.Module):
     drop_path: float = 0.0
     remat: bool = False
     scan: bool = False
+    resize: int = 0
     norm: str = "layer"
     stats_axes: tuple[str, ...] = ()
     added: tuple[Added, ...] = ()
@@ -199,11 +202,9 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False, index=None):
-        if images.shape[1] % self.patch or images.shape[2] % self.patch:
-            raise ValueError(
-                f"patch {self.patch} does not divide images of {images.shape[1:3]}"
-            )
-        x = layers.standardize(images, self.mean, self.std)
+        x = layers.standardize(images, self.mean, self.std, self.resize)
+        if x.shape[1] % self.patch or x.shape[2] % self.patch:
+            raise ValueError(f"patch {self.patch} does not divide images of {x.shape[1:3]}")
         x = self.embed(x.astype(self.dtype))  # [B, N + 1, D]
         norm = functools.partial(
             make_norm,

@@ -142,6 +142,14 @@ CASES = {
         [DIGITS, "--config.model.patch=3"],
         "config.model.patch=3 does not divide config.data.image_size=8",
     ),
+    "patch does not divide the resized side": (
+        [DIGITS, "--config.model.resize=9"],
+        "config.model.patch=2 does not divide config.model.resize=9",
+    ),
+    "a negative side": (
+        [CONV, "--config.model.resize=-1"],
+        "config.model.resize must be at least 0",
+    ),
     "batch does not divide": (
         [DIGITS, "--config.batch_size=100"],
         "config.batch_size=100 is not divisible by 8 devices; the nearest that is: 96",
