@@ -18,6 +18,7 @@ from advadapters.data import pipeline, sources
 from advadapters.data.augment import make_augment
 from advadapters.errors import UsageError, pick
 from advadapters.models import MODELS, READ_SIZE, added, layers, resnet, vit
+from advadapters.networks import make_network
 from advadapters.training import optim, state, step, views
 from advadapters.training.loop import Every
 
@@ -25,29 +26,6 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 MODES = ("eval", "train")
 AGAINST = ("labels", "predictions")
 STATISTICS = ("pooled", "separate")
-
-
-class Network(NamedTuple):
-    """Pure functions of one model.
-
-    plain stands for {"params", "batch_stats"}, index for the numbers [B] of the images,
-    from which what is random about each is drawn.
-
-    init: key -> plain.
-    apply: (plain, images, key=None, index=None) -> logits [B, L]; a key asks for training
-      behaviour, but running statistics are never touched.
-    train: (plain, images, key, index, pooled) -> (logits, new batch_stats); to be called
-      under the mapped axes "views" and "data"; batch statistics are means over the
-      devices, and if `pooled` over the views too.
-    evaluate: (plain, images) -> logits, in the precision of evaluation.
-    coarse: whether apply works in another precision than that.
-    """
-
-    init: Callable
-    apply: Callable
-    train: Callable
-    evaluate: Callable
-    coarse: bool
 
 
 class Data(NamedTuple):
@@ -134,9 +112,11 @@ def build(config, mesh):
         steps = max(1, round(epochs * epoch))
         with c.section("optimizer") as section:
             max_nonfinite = section.take("max_nonfinite", int, low=1)
-            schedule, tx, chosen = read_optimizer(section, batch_size, epoch, steps)
+            drops = read_drops(section, epochs, epoch)
+            schedule, tx, chosen = read_optimizer(section, batch_size, epoch, steps, drops)
         attacks = read_attacks(c.sections("attacks"), "config.attacks")
-        seen = read_views(c.sections("views"), domains, attacks)
+        read = functools.partial(read_tricks, network=network, epoch=epoch)
+        seen = read_views(c.sections("views"), domains, attacks, read)
         with evaluated:
             evaluation = read_evaluation(evaluated, len(domains), mesh)
         parameters = read_parameters(c, network, chosen)
@@ -253,6 +233,7 @@ def read_data(c, classes):
             pad=c.take("pad", int, low=0),
             mixup_alpha=c.take("mixup", float, low=0.0),
             cutmix_alpha=c.take("cutmix", float, low=0.0),
+            mix_probability=c.take("mix_probability", float, low=0.0, high=1.0),
             label_smoothing=c.take("label_smoothing", float, low=0.0, high=1.0),
         ),
     )
@@ -336,42 +317,6 @@ def check_targets(model, network):
             ) from None
 
 
-def make_network(model, shape, exact=jnp.float32):
-    """A linen module as pure functions; shape: [H, W, C] of its images.
-
-    exact: the type of matrix products in evaluation. Around a pixel value bfloat16 has
-    steps as coarse as those of an attack.
-    """
-    precise = model.clone(dtype=exact)
-    own, all_views = (
-        model.clone(stats_axes=axes) for axes in (("data",), ("views", "data"))
-    )
-
-    def init(key):
-        made = model.init(key, jnp.zeros((1, *shape)))
-        return {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
-
-    def rngs(key):
-        return {"drop_path": rng.fold(key, "path"), "dropout": rng.fold(key, "dropout")}
-
-    def apply(plain, images, key=None, index=None):
-        if key is None:
-            return model.apply(plain, images)
-        logits, _ = train(plain, images, key, index, False)
-        return logits
-
-    def train(plain, images, key, index, pooled):
-        logits, changed = (all_views if pooled else own).apply(
-            plain, images, train=True, index=index, rngs=rngs(key), mutable="batch_stats"
-        )
-        return logits, changed.get("batch_stats", {})
-
-    def evaluate(plain, images):
-        return precise.apply(plain, images)
-
-    return Network(init, apply, train, evaluate, coarse=model.dtype != exact)
-
-
 def read_channels(c, key, channels):
     """A tuple of one float per channel."""
     values = c.take(key, tuple, of=float)
@@ -384,13 +329,41 @@ def read_channels(c, key, channels):
     return values
 
 
-def read_optimizer(c, batch_size, epoch, steps):
-    """config.optimizer -> (schedule, gradient transformation, {key: patterns})."""
+def read_drops(c, epochs, epoch):
+    """config.optimizer.drops -> ((step, factor), ...); epoch: steps of one, a float."""
+    where, drops = f"{c.name}.drops", c.take("drops", tuple, of=tuple)
+    numbers = [x for drop in drops for x in drop]
+    if not all(len(drop) == 2 for drop in drops) or not all(
+        type(x) in (int, float) and math.isfinite(x) for x in numbers
+    ):
+        raise UsageError(
+            f"{where} must hold pairs (epoch, factor) like ((35, 0.1), (38, 0.01)), got "
+            f"{drops!r}"
+        )
+    starts = [start for start, _ in drops]
+    if any(b <= a for a, b in zip([0, *starts], starts, strict=False)):
+        raise UsageError(f"{where}: epochs must be above 0 and increasing, got {drops!r}")
+    if starts and starts[-1] >= epochs:
+        raise UsageError(
+            f"{where}: epochs must be below config.epochs={epochs:g}, got {drops!r}: give "
+            "earlier ones, more epochs, or () for a cosine"
+        )
+    if not all(factor > 0 for _, factor in drops):
+        raise UsageError(f"{where}: factors must be above 0, got {drops!r}")
+    return tuple((round(start * epoch), factor) for start, factor in drops)
+
+
+def read_optimizer(c, batch_size, epoch, steps, drops):
+    """config.optimizer -> (schedule, gradient transformation, {key: patterns}).
+
+    drops: as `optim.schedule` takes them.
+    """
     schedule = optim.schedule(
         # The linear scaling rule: rates are given for a batch of 256.
         peak=c.take("base_lr", float, above=0, high=1e6) * batch_size / 256,
         steps=steps,
         warmup_steps=min(round(c.take("warmup_epochs", float, low=0.0) * epoch), steps - 1),
+        drops=drops,
     )
     decayed, layers_ = (c.take(key, tuple, of=str) for key in ("decayed", "layers"))
     settings = dict(
@@ -450,8 +423,11 @@ def read_attack(c):
     return functools.partial(function, norm=norm, eps=eps, **settings)
 
 
-def read_views(sections, domains, attacks):
-    """{name: settings} -> [View]; every domain must be in some view."""
+def read_views(sections, domains, attacks, read):
+    """{name: settings} -> [View]; every domain must be in some view.
+
+    read: (section, attacks of a view) -> the fields of View about its tricks.
+    """
     if not domains or len(set(domains)) != len(domains):
         raise UsageError(f"config.domains must be different names, got {domains}")
     if not sections:
@@ -459,7 +435,8 @@ def read_views(sections, domains, attacks):
     seen = []
     for name, c in sections.items():
         with c:
-            seen.append(read_view(name, c, domains, attacks, list(sections)))
+            view = read_view(name, c, domains, attacks, list(sections))
+            seen.append(view._replace(**read(c, view.attacks)))
     if not any(view.weight for view in seen):
         raise UsageError("config.views: every weight is 0, so nothing is trained")
     unused = [
@@ -507,6 +484,35 @@ def read_view(name, c, domains, attacks, names):
         reference=read_reference(c, terms, name, names),
         alarm=pick(attacks, alarm, f"{c.name}.alarm") if alarm else None,
     )
+
+
+def read_tricks(c, attacks, network, epoch):
+    """attack_tricks and attack_warmup of a view, as fields of View.
+
+    epoch: steps in one.
+    """
+    chosen = c.take("attack_tricks", tuple, of=str)
+    warmup = c.take("attack_warmup", float, low=0.0)
+    can = {"ard": network.gated, "prm": network.patch > 0}
+    for trick in chosen:
+        if not pick(can, trick, f"{c.name}.attack_tricks"):
+            raise UsageError(
+                f"{c.name}.attack_tricks has {trick!r}, which is for vision transformers: "
+                "set config.model.name='vit', or attack_tricks=()"
+            )
+    if bool(chosen) != bool(warmup):
+        raise UsageError(
+            f"{c.name} has attack_tricks={chosen!r} and attack_warmup={warmup:g} epochs: "
+            "tricks are on during the warm-up, so set both, or () and 0.0"
+        )
+    able = ["vary" in inspect.signature(one.func).parameters for one in attacks]
+    if chosen and not (able and all(able)):
+        raise UsageError(
+            f"{c.name}.attack_tricks={chosen!r} change each step of pgd, and "
+            f"{c.name}.attack is {'another' if able else 'none'}: name one that is pgd, or "
+            "set attack_tricks=()"
+        )
+    return dict(tricks=chosen, warmup=warmup * epoch)
 
 
 def read_losses(c):

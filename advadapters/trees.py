@@ -199,6 +199,21 @@ def plain(variables, weights):
     }
 
 
+def corner(tree, like):
+    """Every leaf cut to the leading entries that the shape of the same leaf in `like` has.
+
+    Of a network's parameters this makes those of a narrower one: slimmable networks (Yu
+    et al. 2019) are corners of one tree. Raises ValueError where a leaf is too small.
+    """
+
+    def cut(leaf, small):
+        if leaf.ndim != small.ndim or any(map(int.__lt__, leaf.shape, small.shape)):
+            raise ValueError(f"{leaf.shape} has no corner of the shape {small.shape}")
+        return leaf[tuple(slice(0, side) for side in small.shape)]
+
+    return jax.tree.map(cut, tree, like)
+
+
 def count(tree):
     """The number of parameters, an int."""
     return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(tree))

@@ -8,6 +8,7 @@ FLOORS = [
     {"errors", "intervals", "trees", "rng", "mesh", "defaults"},
     {"balls", "losses", "config"},
     {"models", "adapters", "attacks", "data", "soups"},
+    {"networks"},
     {"training", "evaluation", "checkpoints"},
     {"build"},
     {"commands"},

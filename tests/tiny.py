@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters import build
+from advadapters import networks
 from advadapters.models import vit
 
 
 def network(**changes):
     """A two-block ViT of width 16 for 8x8 gray images and 5 classes."""
     fields = dict(size=vit.Size(16, 2, 32, 2), classes=5, patch=4, mean=(0.5,), std=(0.25,))
-    return build.make_network(vit.ViT(**(fields | changes)), (8, 8, 1))
+    return networks.make_network(vit.ViT(**(fields | changes)), (8, 8, 1))
 
 
 def plain(net, seed=0):

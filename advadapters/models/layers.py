@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from advadapters import rng
-from advadapters.errors import pick
+from advadapters.errors import UsageError, pick
 from advadapters.models.added import Added, add
+from advadapters.models.film import Film, condition_of, filmed
 
 NORMS = ("batch", "group", "layer")
 ACTIVATIONS = {"relu": nn.relu, "silu": nn.silu}
@@ -32,7 +33,7 @@ class Layers(NamedTuple):
     which batch statistics are averaged. dtype: of the convolutions and of what the
     norms give. train: whether batch norms use, and update by, the batch's statistics.
     added: modules beside the convolutions, see `added`. path: of the module that the
-    layers are in.
+    layers are in. film, condition: what lambda does to the norms' results, see `film`.
     """
 
     kind: str
@@ -42,13 +43,19 @@ class Layers(NamedTuple):
     train: bool
     added: tuple[Added, ...] = ()
     path: tuple[str, ...] = ()
+    film: Film | None = None
+    condition: Any = None
 
     def within(self, module):
         """The same for the layers of a module inside."""
         return self._replace(path=module.path)
 
-    def norm(self, x, name):
-        """x [B, H, W, C] normalised, see `norm`."""
+    def conditioned(self, film, lam, batch):
+        """The same with the condition [B, E] that lambda makes, if there is a film."""
+        return self._replace(film=film, condition=condition_of(film, lam, batch))
+
+    def norm(self, x, name, conditioned=True):
+        """x [B, H, W, C] normalised, see `norm`, and then through FiLM if there is any."""
         make = norm(
             self.kind,
             x.shape[-1],
@@ -57,7 +64,7 @@ class Layers(NamedTuple):
             dtype=self.dtype,
             name=name,
         )
-        return make(x)
+        return filmed(self.film, make(x), self.condition if conditioned else None, name)
 
     def conv(self, x, channels, kernel, name, stride=1):
         """x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), channels]."""
@@ -127,6 +134,14 @@ def conv(channels, kernel, stride=1, *, dtype, name):
     )
 
 
+def scaled(channels, factor):
+    """Channels of a network of another width. Raises UsageError unless whole."""
+    found = channels * factor
+    if found < 1 or found != int(found):
+        raise UsageError(f"width {factor:g} leaves {found:g} of {channels} channels")
+    return int(found)
+
+
 def stages(width, depths):
     """(name, channels, stride) of every block.
 
@@ -188,6 +203,17 @@ def drop(x, rate, key, index, shape):
     keys = rng.by_index(key, index)
     keep = jax.vmap(lambda one: jax.random.bernoulli(one, 1 - rate, shape))(keys)
     return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0)
+
+
+def drop_gradient(x, keep, key, index):
+    """x [B, ...] as it is, but example b's gradient flows back with probability keep[b].
+
+    Else it is zero. The draw comes from the key folded with index[b]; whatever it is,
+    the values are the same bit for bit.
+    """
+    flows = jax.vmap(jax.random.bernoulli)(rng.by_index(key, index), keep)
+    flows = flows.reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.where(flows, x, jax.lax.stop_gradient(x))
 
 
 def numbered(index, images):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from advadapters.errors import UsageError
 from advadapters.models import layers
 from advadapters.models.added import Added
+from advadapters.models.film import Film
 
 
 class Size(NamedTuple):
@@ -22,6 +23,11 @@ class Size(NamedTuple):
     stem: int
     width: int
     depths: tuple[int, ...]
+
+    def scaled(self, factor):
+        """The same with all channels times a factor."""
+        stem, width = (layers.scaled(n, factor) for n in (self.stem, self.width))
+        return self._replace(stem=stem, width=width)
 
 
 SIZES = {"18": Size(64, 64, (2, 2, 2, 2))}
@@ -73,6 +79,8 @@ class PreActResNet(nn.Module):
     resize: side in pixels that images are resized to inside, see `layers.resize`; 0 for
       none.
     norm, activation, stats_axes, added, dtype: see `layers.Layers`.
+    film, lam: how the network is conditioned on lambda ([] or [B]), see `film`: after every
+      norm but the last.
     index: int [B], numbers of the examples, from which their masks are drawn; 0, 1, ...
       by default.
     """
@@ -87,17 +95,19 @@ class PreActResNet(nn.Module):
     resize: int = 0
     stats_axes: tuple[str, ...] = ()
     added: tuple[Added, ...] = ()
+    film: Film | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images, train=False, index=None):
+    def __call__(self, images, train=False, index=None, lam=None):
         make = layers.Layers(
             self.norm, self.activation, self.stats_axes, self.dtype, train, self.added
         )
+        make = make.conditioned(self.film, lam, images.shape[0])
         index = layers.numbered(index, images)
         x = layers.standardize(images, self.mean, self.std, self.resize)
         x = make.conv(x.astype(self.dtype), self.size.stem, 3, "stem")
         for name, width, stride in layers.stages(self.size.width, self.size.depths):
             x = Block(width, stride, self.dropout, make, name=name)(x, index)
-        x = make.act(make.norm(x, "norm"))
+        x = make.act(make.norm(x, "norm", conditioned=False))
         return layers.logits(x, self.classes, self.added)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from advadapters.errors import UsageError
 from advadapters.models import layers
 from advadapters.models.added import Added
+from advadapters.models.film import Film
 
 
 class Size(NamedTuple):
@@ -22,6 +23,10 @@ class Size(NamedTuple):
     width: int
     depths: tuple[int, ...]
     bottleneck: bool
+
+    def scaled(self, factor):
+        """The same with all channels times a factor."""
+        return self._replace(width=layers.scaled(self.width, factor))
 
 
 SIZES = {
@@ -73,7 +78,7 @@ class Block(nn.Module):
             branch = make.norm(branch, f"norm{i}")
         if x.shape != branch.shape:
             x = make.conv(x, branch.shape[-1], 1, "shortcut", stride)
-            x = make.norm(x, "shortcut_norm")
+            x = make.norm(x, "shortcut_norm", conditioned=False)
         return make.act(x + branch)
 
 
@@ -85,6 +90,8 @@ class ResNet(nn.Module):
     resize: side in pixels that images are resized to inside, see `layers.resize`; 0 for
       none.
     norm, activation, stats_axes, added, dtype: see `layers.Layers`.
+    film, lam: how the network is conditioned on lambda ([] or [B]), see `film`: after every
+      norm but those of shortcuts.
     index: accepted as every model does; nothing here is random.
     """
 
@@ -98,13 +105,15 @@ class ResNet(nn.Module):
     resize: int = 0
     stats_axes: tuple[str, ...] = ()
     added: tuple[Added, ...] = ()
+    film: Film | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images, train=False, index=None):
+    def __call__(self, images, train=False, index=None, lam=None):
         make = layers.Layers(
             self.norm, self.activation, self.stats_axes, self.dtype, train, self.added
         )
+        make = make.conditioned(self.film, lam, images.shape[0])
         x = layers.standardize(images, self.mean, self.std, self.resize)
         large, x = self.stem == "imagenet", x.astype(self.dtype)
         x = make.conv(x, self.size.width, 7 if large else 3, "stem", 2 if large else 1)

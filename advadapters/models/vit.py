@@ -18,6 +18,7 @@ import numpy as np
 from advadapters.errors import UsageError
 from advadapters.models import layers
 from advadapters.models.added import Added, add
+from advadapters.models.film import Film, condition_of, filmed
 
 
 class Size(NamedTuple):
@@ -139,24 +140,37 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)).
 
     make_norm: (name=) -> a norm module. index: numbers [B] of the examples, from which
-    drop path draws; None for no drop path.
+    drop path draws; None for no drop path. gate: None, or (keep [B], numbers [B]) of the
+    gradients that flow back through each of the two branches, see `layers.drop_gradient`.
     """
 
     size: Size
     dtype: Any
     make_norm: Callable
     added: tuple[Added, ...] = ()
+    film: Film | None = None
 
     @nn.compact
-    def __call__(self, x, drop_rate, index):
-        drop = functools.partial(self.drop, rate=drop_rate, index=index)
+    def __call__(self, x, drop_rate, index, gate=None, condition=None):
+        drop = functools.partial(self.drop, rate=drop_rate, index=index, gate=gate)
         attention = Attention(self.size.heads, self.dtype, self.added, name="attn")
-        x = x + drop(attention(self.make_norm(name="norm1")(x)))
+        norm = functools.partial(self.norm, condition=condition)
+        x = x + drop(attention(norm(x, "norm1")))
         mlp = Mlp(self.size.mlp, self.dtype, self.added, name="mlp")
-        return x + drop(mlp(self.make_norm(name="norm2")(x))), None
+        return x + drop(mlp(norm(x, "norm2"))), None
 
-    def drop(self, branch, rate, index):
-        """Drops a residual branch [B, N, D] for whole examples (Huang et al. 2016)."""
+    def norm(self, x, name, condition):
+        """Normalised, and through FiLM if there is a condition [B, E]."""
+        return filmed(self.film, self.make_norm(name=name)(x), condition, name)
+
+    def drop(self, branch, rate, index, gate):
+        """Drops a residual branch [B, N, D] for whole examples (Huang et al. 2016), or
+        its gradient alone (attention random dropping, Mo et al. 2022).
+        """
+        if gate is not None:
+            keep, numbers = gate
+            key = self.make_rng("gradient_drop")
+            branch = layers.drop_gradient(branch, keep, key, numbers)
         if index is None:
             return branch
         return layers.drop(branch, rate, self.make_rng("drop_path"), index, (1, 1))
@@ -181,6 +195,10 @@ class ViT(nn.Module):
       all (faster to compile, far more live memory without remat).
     index: int [B], numbers of the examples, from which drop path is drawn; 0, 1, ... by
       default.
+    film, lam: how the network is conditioned on lambda ([] or [B]), see `film`: after the
+      norms of the blocks.
+    gradient_keep: float [B], with what probability gradients flow back through each
+      residual branch (drawn from the random stream "gradient_drop"); None for always.
     """
 
     size: Size
@@ -198,10 +216,11 @@ class ViT(nn.Module):
     stats_axes: tuple[str, ...] = ()
     added: tuple[Added, ...] = ()
     prompts: int = 0
+    film: Film | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images, train=False, index=None):
+    def __call__(self, images, train=False, index=None, gradient_keep=None, lam=None):
         x = layers.standardize(images, self.mean, self.std, self.resize)
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(f"patch {self.patch} does not divide images of {x.shape[1:3]}")
@@ -213,9 +232,12 @@ class ViT(nn.Module):
             train=train,
             stats_axes=self.stats_axes,
         )
-        drops = train and self.drop_path > 0
+        drops, gates = train and self.drop_path > 0, gradient_keep is not None
+        gate = (gradient_keep, layers.numbered(index, images)) if gates else None
         index = layers.numbered(index, images) if drops else None
-        x = self.blocks(x, index, functools.partial(norm, dtype=self.dtype))
+        condition = condition_of(self.film, lam, images.shape[0])
+        norms = functools.partial(norm, dtype=self.dtype)
+        x = self.blocks(x, index, gate, condition, norms)
         last = norm(dtype=jnp.float32, name="norm")
         if self.pool == "tokens":
             patches = x[:, 1 + self.prompts :].astype(jnp.float32)
@@ -245,21 +267,28 @@ class ViT(nn.Module):
         prompt = jnp.broadcast_to(prompt, (x.shape[0], self.prompts, width))
         return jnp.concatenate([x[:, :1], prompt.astype(self.dtype), x[:, 1:]], axis=1)
 
-    def blocks(self, x, index, norm):
+    def blocks(self, x, index, gate, condition, norm):
         """The transformer blocks, unrolled or scanned."""
         depth = self.size.depth
         rates = jnp.linspace(0, self.drop_path, depth)
         block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
-        arguments = dict(size=self.size, dtype=self.dtype, make_norm=norm, added=self.added)
+        arguments = dict(
+            size=self.size,
+            dtype=self.dtype,
+            make_norm=norm,
+            added=self.added,
+            film=self.film,
+        )
         if self.scan:
             block = nn.scan(
                 block,
                 length=depth,
-                in_axes=(0, nn.broadcast),
+                in_axes=(0, *[nn.broadcast] * 3),
                 variable_axes={"params": 0, "batch_stats": 0},
-                split_rngs={"params": True, "drop_path": True},
+                split_rngs={"params": True, "drop_path": True, "gradient_drop": True},
             )
-            return block(**arguments, name="blocks")(x, rates, index)[0]
+            return block(**arguments, name="blocks")(x, rates, index, gate, condition)[0]
         for i in range(depth):
-            x, _ = block(**arguments, name=f"blocks_{i}")(x, rates[i], index)
+            make = block(**arguments, name=f"blocks_{i}")
+            x, _ = make(x, rates[i], index, gate, condition)
         return x

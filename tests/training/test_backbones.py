@@ -10,7 +10,7 @@ import pytest
 import tiny
 from models import small
 
-from advadapters import adapters, build, rng, trees
+from advadapters import adapters, networks, rng, trees
 from advadapters import mesh as meshes
 from advadapters.attacks.pgd import pgd
 from advadapters.data.augment import make_augment
@@ -37,7 +37,7 @@ SEEN = [
 
 @functools.cache
 def network(name, **fields):
-    return build.make_network(small.model(name, **fields), (8, 8, 1))
+    return networks.make_network(small.model(name, **fields), (8, 8, 1))
 
 
 @functools.cache

@@ -1,0 +1,119 @@
+"""A model as pure functions of one tree, and what is chosen of it after training."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from advadapters import rng, trees
+
+
+class Knob(NamedTuple):
+    """Which network is taken out of what was trained.
+
+    mixture: weights [K] of the domains. lam: the lambda that the network is conditioned
+    on ([] or [B]), None if it is not.
+    """
+
+    mixture: Any
+    lam: Any = None
+
+
+class Network(NamedTuple):
+    """Pure functions of one model.
+
+    plain stands for {"params", "batch_stats"}, and "lambda" ([] or [B]) if the model is
+    conditioned on it; index for the numbers [B] of the images, from which what is random
+    about each is drawn.
+
+    init: key -> plain, without lambda.
+    at: (variables, Knob) -> plain, of a network as wide as this one.
+    apply: (plain, images, key=None, index=None, gate=None) -> logits [B, L]; a key asks for
+      training behaviour, but running statistics are never touched. gate: (key, keep [B])
+      of gradients that are dropped, see `models.vit.ViT`, if the model is `gated`.
+    train: (plain, images, key, index, pooled) -> (logits, new batch_stats); to be called
+      under the mapped axes "views" and "data"; batch statistics are means over the
+      devices, and if `pooled` over the views too.
+    evaluate: (plain, images) -> logits, in the precision of evaluation.
+    coarse: whether apply works in another precision than that.
+    patch: side of the model's square patches in pixels, 0 if it has none.
+    gated: whether apply takes a gate.
+    """
+
+    init: Callable
+    at: Callable
+    apply: Callable
+    train: Callable
+    evaluate: Callable
+    coarse: bool
+    patch: int
+    gated: bool
+
+
+def make_network(model, shape, exact=jnp.float32, narrow=False):
+    """A linen module as pure functions; shape: [H, W, C] of its images.
+
+    exact: the type of matrix products in evaluation. Around a pixel value bfloat16 has
+    steps as coarse as those of an attack. narrow: whether the variables are those of a
+    wider network, of which this one is a corner.
+    """
+    precise = model.clone(dtype=exact)
+    own, all_views = (
+        model.clone(stats_axes=axes) for axes in (("data",), ("views", "data"))
+    )
+
+    def init(key):
+        lam = {"lam": 0.0} if model.film else {}
+        made = model.init(key, jnp.zeros((1, *shape)), **lam)
+        return {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
+
+    def at(variables, knob):
+        plain = trees.plain(variables, knob.mixture)
+        if narrow:
+            plain = trees.corner(plain, jax.eval_shape(init, jax.random.key(0)))
+        return plain if knob.lam is None else plain | {"lambda": knob.lam}
+
+    def given(plain):
+        tree = {branch: leaves for branch, leaves in plain.items() if branch != "lambda"}
+        return tree, {"lam": plain["lambda"]} if "lambda" in plain else {}
+
+    def draws(key, index, gate):
+        streams, gated = {}, {}
+        if key is not None:
+            streams["drop_path"] = rng.fold(key, "path")
+            streams["dropout"] = rng.fold(key, "dropout")
+        if gate is not None:
+            streams["gradient_drop"], gated["gradient_keep"] = gate
+        return dict(index=index, rngs=streams, **gated)
+
+    def apply(plain, images, key=None, index=None, gate=None):
+        if key is None:
+            tree, lam = given(plain)
+            return model.apply(tree, images, **lam, **draws(None, index, gate))
+        logits, _ = train(plain, images, key, index, False, gate)
+        return logits
+
+    def train(plain, images, key, index, pooled, gate=None):
+        tree, lam = given(plain)
+        random = draws(key, index, gate)
+        logits, changed = (all_views if pooled else own).apply(
+            tree, images, train=True, mutable="batch_stats", **lam, **random
+        )
+        return logits, changed.get("batch_stats", {})
+
+    def evaluate(plain, images):
+        tree, lam = given(plain)
+        return precise.apply(tree, images, **lam)
+
+    return Network(
+        init,
+        at,
+        apply,
+        train,
+        evaluate,
+        coarse=model.dtype != exact,
+        patch=getattr(model, "patch", 0),
+        gated="gradient_keep" in inspect.signature(model.__call__).parameters,
+    )
