@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from advadapters import adapters, losses, rng, soups, trees
+from advadapters import adapters, losses, soups, trees
 from advadapters.attacks import ATTACKS
 from advadapters.attacks.pgd import OPTIMIZERS, TARGETS
 from advadapters.balls import BALLS
@@ -18,7 +18,7 @@ from advadapters.data import pipeline, sources
 from advadapters.data.augment import make_augment
 from advadapters.errors import UsageError, pick
 from advadapters.models import MODELS, READ_SIZE, added, layers, resnet, vit
-from advadapters.networks import make_network
+from advadapters.networks import Network, make_network
 from advadapters.training import optim, state, step, views
 from advadapters.training.loop import Every
 
@@ -52,15 +52,19 @@ class Evaluation(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where the first parameters come from: a mixture of another run's checkpoint.
+    """Where the first parameters come from: a mixture of another run's checkpoint, or an
+    .npz of torch's weights.
 
     fresh: patterns of parameters that are initialised all the same (another head).
+    inputs: {"mean", "std"} of the model, which the weights must have been trained with.
     """
 
     workdir: str
     step: str
     mixture: dict
     fresh: tuple[str, ...]
+    weights: str
+    inputs: dict
 
 
 class Run(NamedTuple):
@@ -119,7 +123,8 @@ def build(config, mesh):
         seen = read_views(c.sections("views"), domains, attacks, read)
         with evaluated:
             evaluation = read_evaluation(evaluated, len(domains), mesh)
-        parameters = read_parameters(c, network, chosen)
+        inputs = {key: config["model"][key] for key in ("mean", "std")}
+        parameters = read_parameters(c, network, chosen, inputs)
         run = Run(
             seed=c.take("seed", int, low=0, high=2**32 - 1),
             steps=steps,
@@ -147,14 +152,14 @@ def build(config, mesh):
     return run
 
 
-def read_parameters(c, network, chosen):
+def read_parameters(c, network, chosen, inputs):
     """The keys about which parameters are what, as fields of Run.
 
-    chosen: further {key: patterns} to check against the network.
+    chosen: further {key: patterns} to check against the network. inputs: see Start.
     """
     patterns = adapters.patterns(c.take("adapters", tuple, of=str))
     trained = c.take("trained", tuple, of=str)
-    start = read_start(c.section("start"))
+    start = read_start(c.section("start"), inputs)
     fresh = start.fresh if start else ()
     where = {
         "config.adapters": patterns,
@@ -555,15 +560,22 @@ def read_statistics(c, network):
     return separate
 
 
-def read_start(c):
-    """config.start -> Start, or None to start afresh."""
+def read_start(c, inputs):
+    """config.start -> Start, or None to start afresh; inputs: see Start."""
     with c:
         workdir, step = c.take("workdir", str), c.take("step", str)
+        weights_file = c.take("weights", str)
         mixture = c.take("mixture", dict)
         weights = Section(c.name + ".mixture", mixture)
         mixture = {domain: weights.take(domain, float) for domain in mixture}
         fresh = c.take("fresh", tuple, of=str)
-    return Start(workdir, step, mixture, fresh) if workdir else None
+    if weights_file and (workdir or mixture):
+        raise UsageError(
+            f"config.start.weights={weights_file!r} takes the place of a run: leave "
+            "config.start.workdir at '' and config.start.mixture at {}"
+        )
+    start = Start(workdir, step, mixture, fresh, weights_file, inputs)
+    return start if workdir or weights_file else None
 
 
 def read_evaluation(c, count, mesh):

@@ -26,8 +26,9 @@ def config():
             weight_perturbation=0.0,  # size of adversarial weight perturbations (AWP)
             trained=(".*",),  # patterns; what neither these nor adapters match is frozen
             # Another run's checkpoint to start from, "" to start afresh. "latest" is
-            # looked up when training begins, a number stays what it is.
-            start=dict(workdir="", step="latest", mixture={}, fresh=()),
+            # looked up when training begins, a number stays what it is. Or weights: an .npz
+            # of a torch ResNet.
+            start=dict(workdir="", step="latest", mixture={}, fresh=(), weights=""),
             model=model("vit", ""),
             data=dict(
                 source="",
@@ -43,6 +44,7 @@ def config():
                 pad=0,  # pixels of zero padding before a random crop
                 mixup=0.0,  # alpha of the Beta distribution; 0 is off
                 cutmix=0.0,
+                mix_probability=1.0,  # share of batches that mixup and cutmix touch
                 label_smoothing=0.0,
             ),
             optimizer=adamw(),
@@ -117,6 +119,9 @@ def schedule_keys():
         base_lr=1e-3,  # for a batch of 256, scaled linearly
         decayed=(".*kernel",),
         warmup_epochs=5.0,
+        # ((epoch, factor of the base rate), ...): constant rates from these epochs on,
+        # before them the base rate; () is a cosine to 0.
+        drops=(),
         clip_norm=0.0,  # global norm; 0 is off
         max_nonfinite=10,  # updates in a row before the run stops
         # Layer-wise decay of the rate: patterns in the network's order, and the factor
@@ -170,6 +175,8 @@ def view(domain, weight, attack="", losses=None, **more):
         attack=attack,
         attack_mode="eval",  # or "train"
         attack_against="labels",  # or "predictions" on the clean images
+        attack_tricks=(),  # of "ard", "prm" (Mo et al. 2022; PGD and ViTs only) ...
+        attack_warmup=0.0,  # ... over so many first epochs; 10 in the paper's code
         losses=losses or {"cross_entropy": 1.0},
         reference="",  # the view that paired losses compare with
         alarm="",  # an attack of more steps, to see catastrophic overfitting

@@ -55,6 +55,15 @@ def inside(center, side, size):
     return (pixels >= low) & (pixels < high)
 
 
+def sometimes(key, mix, images, labels, probability):
+    """mix() with this probability, else the images and labels as they are."""
+    if probability == 1:
+        return mix()
+    return jax.lax.cond(
+        jax.random.bernoulli(key, probability), mix, lambda: (images, labels)
+    )
+
+
 def mix_batch(key, images, labels, mixup_alpha, cutmix_alpha):
     """Mixup or CutMix, each for half of the batches if both are on (as timm does)."""
     choose, draw = jax.random.split(key)
@@ -72,9 +81,19 @@ def mix_batch(key, images, labels, mixup_alpha, cutmix_alpha):
 
 
 def make_augment(
-    classes, *, flip_horizontal, pad, mixup_alpha, cutmix_alpha, label_smoothing
+    classes,
+    *,
+    flip_horizontal,
+    pad,
+    mixup_alpha,
+    cutmix_alpha,
+    label_smoothing,
+    mix_probability=1.0,
 ):
-    """(batch of uint8, key) -> {"images" in [0, 1], "labels" [B, L] float32, "index"}."""
+    """(batch of uint8, key) -> {"images" in [0, 1], "labels" [B, L] float32, "index"}.
+
+    mix_probability: the share of batches that mixup and CutMix touch (timm's `prob`).
+    """
 
     def augment(batch, key):
         images = to_float(batch["images"])
@@ -89,8 +108,13 @@ def make_augment(
         if pad:
             cut = jax.vmap(pad_crop, in_axes=(0, 0, None))
             images = cut(keys("pad_crop"), images, pad)
-        images, labels = mix_batch(
-            rng.fold(key, "mix"), images, labels, mixup_alpha, cutmix_alpha
+        own = (rng.fold(key, "mix"), images, labels, mixup_alpha, cutmix_alpha)
+        images, labels = sometimes(
+            rng.fold(key, "mix_or_not"),
+            lambda: mix_batch(*own),
+            images,
+            labels,
+            mix_probability if mixup_alpha or cutmix_alpha else 1,
         )
         return {"images": images, "labels": labels, "index": batch["index"]}
 

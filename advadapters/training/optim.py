@@ -1,9 +1,10 @@
-"""The optimizer: AdamW or SGD with warm-up, cosine decay, layer decay, clipping and a
-guard against NaN."""
+"""The optimizer: AdamW or SGD with warm-up, cosine or stepwise decay, layer decay, clipping
+and a guard against NaN."""
 
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from advadapters import trees
@@ -11,11 +12,30 @@ from advadapters import trees
 OPTIMIZERS = ("adamw", "sgd")
 
 
-def schedule(*, peak, steps, warmup_steps):
-    """Linear from 0 to `peak`, then half a cosine to 0 at `steps`."""
+def schedule(*, peak, steps, warmup_steps, drops=()):
+    """Linear from 0 to `peak`, then half a cosine to 0 at `steps`.
+
+    drops: ((step, factor), ...), steps increasing: instead of the cosine the rate stays at
+    `peak`, and from each such step on at `peak` times the factor.
+    """
+    if drops:
+        return stepwise(peak, warmup_steps, drops)
     return optax.schedules.warmup_cosine_decay_schedule(
         0.0, peak, warmup_steps, decay_steps=steps
     )
+
+
+def stepwise(peak, warmup_steps, drops):
+    """step -> the rate of warm-up times `peak` times the factor of the last drop."""
+    starts = jnp.array([0, *(step for step, _ in drops)])
+    factors = jnp.array([1.0, *(factor for _, factor in drops)])
+
+    def rate(step):
+        warm = jnp.minimum(1.0, step / warmup_steps) if warmup_steps else 1.0
+        factor = factors[jnp.searchsorted(starts, step, side="right") - 1]
+        return peak * warm * factor
+
+    return rate
 
 
 NEVER = 2**31 - 1

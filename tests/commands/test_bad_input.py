@@ -130,6 +130,30 @@ CASES = {
         [DIGITS, "--config.optimizer.name=lamb"],
         "unknown config.optimizer.name 'lamb'; there are: adamw, sgd",
     ),
+    "drops that are no pairs": (
+        [DIGITS, "--config.optimizer.drops=(30, 0.1)"],
+        "config.optimizer.drops must hold tuple, got (30, 0.1)",
+    ),
+    "drops of three": (
+        [DIGITS, "--config.optimizer.drops=((30, 0.1, 2),)"],
+        "config.optimizer.drops must hold pairs (epoch, factor)",
+    ),
+    "drops backwards": (
+        [DIGITS, "--config.optimizer.drops=((30, 0.1), (20, 0.01))"],
+        "config.optimizer.drops: epochs must be above 0 and increasing",
+    ),
+    "drops after the end": (
+        [DIGITS, "--config.optimizer.drops=((30, 0.1), (60, 0.01))"],
+        "config.optimizer.drops: epochs must be below config.epochs=60",
+    ),
+    "a drop to zero": (
+        [DIGITS, "--config.optimizer.drops=((30, 0.0),)"],
+        "config.optimizer.drops: factors must be above 0",
+    ),
+    "a probability above one": (
+        [DIGITS, "--config.data.mix_probability=3.0"],
+        "config.data.mix_probability must be at most 1.0",
+    ),
     "layer pattern without match": (
         [DIGITS, '--config.optimizer.layers=("stages_0/.*",)'],
         "config.optimizer.layers: pattern 'stages_0/.*' matches no parameter",

@@ -77,6 +77,25 @@ def test_cutmix_pastes_one_box_and_labels_follow_its_area():
     assert 0.15 < np.mean(shares) < 0.5 and np.std(shares) > 0.1
 
 
+@pytest.mark.parametrize("first, second", [(0.8, 0.0), (0.8, 1.0)])
+def test_mixing_touches_its_share_of_the_batches(first, second):
+    settings = dict(mixup_alpha=first, cutmix_alpha=second)
+    raw = tiny.raw_batch()
+    plain = make()(raw, jax.random.key(0))
+    always, never, some = (make(**settings, mix_probability=p) for p in (1.0, 0.0, 0.3))
+    mixed = 0
+    for i in range(200):
+        key = jax.random.key(i)
+        found = some(raw, key)
+        same = np.array_equal(found["labels"], plain["labels"])
+        expected = plain if same else always(raw, key)
+        for name in ("images", "labels"):
+            np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+        mixed += not same
+    assert abs(mixed / 200 - 0.3) < 0.1  # three standard deviations
+    jax.tree.map(np.testing.assert_array_equal, never(raw, jax.random.key(1)), plain)
+
+
 @pytest.mark.parametrize("first, second", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 def test_mixed_labels_stay_probabilities(first, second):
     function = make(mixup_alpha=first, cutmix_alpha=second, label_smoothing=0.1)

@@ -171,6 +171,13 @@ def test_schedule_and_decay_mask():
     np.testing.assert_allclose(
         [schedule(s) for s in (0, 5, 10, 60, 110)], [0, 1, 2, 1, 0], atol=1e-6
     )
+    drops = ((50, 0.1), (80, 0.02))
+    schedule = optim.schedule(peak=2.0, steps=110, warmup_steps=10, drops=drops)
+    steps = (0, 5, 10, 49, 50, 79, 80, 109)
+    expected = [0, 1, 2, 2, 0.2, 0.2, 0.04, 0.04]
+    np.testing.assert_allclose([schedule(s) for s in steps], expected, rtol=1e-6)
+    cold = optim.schedule(peak=2.0, steps=110, warmup_steps=0, drops=drops)
+    np.testing.assert_allclose([cold(s) for s in (0, 49, 50)], [2, 2, 0.2], rtol=1e-6)
     tree = state.branches(tiny.plain(tiny.network()), ("head/.*", "class_token"), 2)
     masked = optim.mask((".*kernel",))(state.trained(tree))
     assert masked["adapters"] == {
