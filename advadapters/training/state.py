@@ -5,7 +5,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 
 from advadapters import trees
 
@@ -101,8 +100,9 @@ def average(ema, variables, step, decay):
     """The moving average after `step` updates, of trees of parameters and statistics.
 
     The average starts as a copy of the first parameters; so that it forgets them,
-    the decay grows as (1 + step) / (10 + step) until it reaches `decay`.
+    the decay grows as (1 + step) / (10 + step) until it reaches `decay`. What does not
+    move is not rounded either.
     """
     step = step.astype(jnp.float32)
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return optax.incremental_update(variables, ema, 1 - decay)
+    return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, variables)
