@@ -9,7 +9,7 @@ FLOORS = [
     {"balls", "losses", "config"},
     {"models", "adapters", "attacks", "data", "soups"},
     {"networks"},
-    {"training", "evaluation", "checkpoints"},
+    {"training", "evaluation", "checkpoints", "interop"},
     {"build"},
     {"commands"},
     {"__main__"},

@@ -58,11 +58,11 @@ def abstract_state(opened):
 
 
 def first_state(opened):
-    """The state before the first step, from config.start if it names a run."""
+    """The state before the first step, from config.start if it names a run or a file."""
     run, place = opened.run, meshes.replicated(opened.mesh)
     plain = starting.read(run) if run.start else None
     if plain:
-        print(f"first parameters: {run.start.workdir}, checkpoint {run.start.step}")
+        print(f"first parameters: {starting.describe(run.start)}")
     return jax.jit(functools.partial(build.initial_state, run), out_shardings=place)(plain)
 
 

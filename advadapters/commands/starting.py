@@ -1,4 +1,4 @@
-"""The first parameters of a run that starts from another run's checkpoint."""
+"""The first parameters of a run that starts from another run, or from torch's weights."""
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +8,66 @@ from etils import epath
 from advadapters import checkpoints, trees
 from advadapters.commands import workdir
 from advadapters.errors import UsageError
+from advadapters.interop import torch_resnet
 
 
 def read(run):
     """{"params", "batch_stats"} on the host, as `run.start` says.
 
-    The averaged parameters of the checkpoint, mixed; leaves that `fresh` matches are
-    drawn from the run's seed. Raises UsageError if there is no such checkpoint or its
-    network has other leaves than this run's.
+    Leaves that `fresh` matches are drawn from the run's seed. Raises UsageError if there
+    is no such checkpoint or file, or its network has other leaves than this run's.
     """
     start = run.start
+    there = from_torch(start) if start.weights else from_run(start)
+    fresh = run.network.init(jax.random.fold_in(jax.random.key(run.seed), 0))
+    if start.weights:
+        refuse_more(there, fresh, start)
+    return {
+        "params": fit(there["params"], fresh["params"], start.fresh),
+        "batch_stats": fit(there["batch_stats"], fresh["batch_stats"], start.fresh),
+    }
+
+
+def describe(start):
+    """Where the first parameters come from, in a few words."""
+    return start.weights or f"{start.workdir}, checkpoint {start.step}"
+
+
+def from_torch(start):
+    """{"params", "batch_stats"} of the file of weights.
+
+    Raises UsageError too if the file says that it normalises images in another way.
+    """
+    arrays = torch_resnet.read(epath.Path(start.weights).expanduser())
+    for key, values in torch_resnet.inputs(arrays).items():
+        own = start.inputs[key]
+        if len(own) != len(values) or not np.allclose(own, values, atol=1e-4):
+            want = tuple(round(value, 4) for value in values)
+            raise UsageError(
+                f"{start.weights} was trained with {key} {want} of its images: set "
+                f"config.model.{key}={want}, which is {own}"
+            )
+    try:
+        return torch_resnet.convert(arrays)
+    except UsageError as error:
+        raise UsageError(f"{start.weights}: {error}") from None
+
+
+def refuse_more(there, fresh, start):
+    """Raises UsageError for a leaf that this run's network does not have."""
+    for branch, leaves in there.items():
+        own = trees.flatten(fresh[branch])
+        for path in trees.flatten(leaves):
+            known = any(trees.matches(pattern, path) for pattern in start.fresh)
+            if path not in own and not known:
+                raise UsageError(
+                    f"{start.weights} has {path}, which this network does not have: set "
+                    "config.model to the same resnet, with norm='batch'"
+                )
+
+
+def from_run(start):
+    """{"params", "batch_stats"}: a run's averaged parameters, mixed."""
     folder = epath.Path(start.workdir).expanduser().absolute()
     config = workdir.read_config(folder)
     domains = config.get("domains", ())
@@ -29,14 +79,9 @@ def read(run):
     # Empty branches are not kept in checkpoints.
     stats = {"shared": {}, "adapters": {}} | state["ema"].get("stats", {})
     empty = {"shared": {}, "adapters": {}, "frozen": {}}
-    there = trees.plain(
+    return trees.plain(
         empty | state["variables"] | state["ema"] | {"stats": stats}, weights
     )
-    fresh = run.network.init(jax.random.fold_in(jax.random.key(run.seed), 0))
-    return {
-        "params": fit(there["params"], fresh["params"], start.fresh),
-        "batch_stats": fit(there["batch_stats"], fresh["batch_stats"], start.fresh),
-    }
 
 
 def weights_of(start, domains):
