@@ -101,6 +101,38 @@ def added(kind, targets, rank, scale=1.0):
     return dict(kind=kind, targets=targets, rank=rank, scale=scale)
 
 
+# Ways to fine-tune a ViT: what is added to which layers, or patterns of what is trained.
+ATTENTION = (".*/q", ".*/k", ".*/v", ".*/proj")
+MLP = (".*/fc1", ".*/fc2")
+ADDED = {
+    "lnlora": ("lnlora", ATTENTION + MLP),  # Yuan et al. 2024, all linear maps
+    "lora": ("lora", ATTENTION + MLP),
+    "lora_qv": ("lora", (".*/q", ".*/v")),  # as LoRA was first used (Hu et al. 2021)
+    "lnlora_attention": ("lnlora", ATTENTION),
+    "lnlora_mlp": ("lnlora", MLP),
+    "bottleneck": ("bottleneck", (".*/proj", ".*/fc2")),
+    "scale_shift": ("scale_shift", (".*/qkv", ".*/proj", ".*/fc1", ".*/fc2")),
+}
+TRAINED = {"bitfit": (".*bias",), "linear_probe": ("head/.*",), "full": (".*",)}
+FINE_TUNING = (*ADDED, *TRAINED)
+
+
+def fine_tuning(name, rank, workdir):
+    """The keys of the config that a way of fine-tuning (in FINE_TUNING) sets.
+
+    What is added is named "lora" and trained together with the head. workdir: of the run
+    to start from.
+    """
+    if name in TRAINED:
+        return dict(start=dict(workdir=workdir), trained=TRAINED[name])
+    kind, targets = ADDED[name]
+    return dict(
+        model=dict(added={"lora": added(kind, targets, rank)}),
+        start=dict(workdir=workdir, fresh=(".*_lora/.*",)),
+        trained=(".*_lora/.*", "head/.*"),
+    )
+
+
 def adamw(**more):
     """The keys of config.optimizer for AdamW."""
     settings = dict(name="adamw", b1=0.9, b2=0.95, weight_decay=0.05)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from advadapters import build, defaults
+from advadapters import build, defaults, trees
 from advadapters import mesh as meshes
 from advadapters.errors import UsageError
 
@@ -29,12 +29,18 @@ def variants(path):
     return list(getattr(load(path, "")[1], "VARIANTS", defaults.METHODS))
 
 
-CASES = [(path, variant) for path in FILES for variant in variants(path)]
+def tried(path):
+    """The variants to try; of those that differ in the data set alone, a few."""
+    data = ("cifar100_", "imagenette_") if path.stem == "fulllora" else ()
+    return [name for name in variants(path) if not name.startswith(data)]
 
 
-def shrink(config, folder):
-    """The same experiment on 64 random images with a one-block network."""
-    size, channels = 2 * config["model"].get("patch", 4), config["data"]["channels"]
+CASES = [(path, variant) for path in FILES for variant in tried(path)]
+
+
+def on_random_images(config, folder, size):
+    """The same experiment on 64 random images of this size."""
+    channels = config["data"]["channels"]
     draw = np.random.default_rng(0)
     labels = draw.integers(config["model"]["classes"], size=64)
     images = draw.integers(0, 256, (64, size, size, channels)).astype(np.uint8)
@@ -42,8 +48,17 @@ def shrink(config, folder):
               (("images", images), ("labels", labels))}  # fmt: skip
     np.savez(folder / "data.npz", **arrays)
     config["data"] |= dict(source=f"npz:{folder}/data.npz", image_size=size, threads=1)
+    return config
+
+
+def shrink(config, folder):
+    """The same experiment on 64 random images with a one-block network."""
+    config = on_random_images(config, folder, 2 * config["model"].get("patch", 4))
     config["model"]["size"] = "16x1x32x2" if "patch" in config["model"] else "10-1"
     config["batch_size"] = config["evaluation"]["batch_size"] = 8
+    for one in config["model"]["added"].values():
+        one["rank"] = 2
+    config["optimizer"]["drops"] = ()
     config["epochs"] = 0.125
     return config
 
@@ -114,6 +129,20 @@ def test_missing_and_mistyped_keys(mesh):
     config["data"]["flip"] = 1
     with pytest.raises(UsageError, match="config.data.flip must be bool, got 1"):
         build.build(config, mesh)
+
+
+def test_fulllora_trains_five_percent_at_the_rates_of_its_docstring(tmp_path, mesh):
+    config, _ = load(FILES[0].with_name("fulllora.py"), "cifar10")
+    run = build.build(on_random_images(config, tmp_path, 32), mesh)
+    assert run.steps == 40  # a step an epoch on 64 images
+    rates = [float(run.schedule(step)) for step in (0, 34, 35, 37, 38, 39)]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5)
+    state = jax.eval_shape(lambda: build.initial_state(run)).variables
+    moving, frozen = (trees.count(state[b]) for b in ("shared", "frozen"))
+    # LNLoRA of rank 24 (see test_added.py) and the head, of ViT-B without them.
+    assert moving == pytest.approx(4.15e6 + 7690, rel=0.002)
+    assert moving / (frozen + 7690) == pytest.approx(0.049, abs=0.001)
+    assert frozen == pytest.approx(85.1e6, rel=0.002)
 
 
 def test_vit_b16_counts_flops_and_steps_of_the_recipe():
