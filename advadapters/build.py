@@ -502,8 +502,9 @@ def read_tricks(c, attacks, network, epoch):
     for trick in chosen:
         if not pick(can, trick, f"{c.name}.attack_tricks"):
             raise UsageError(
-                f"{c.name}.attack_tricks has {trick!r}, which is for vision transformers: "
-                "set config.model.name='vit', or attack_tricks=()"
+                f"{c.name}.attack_tricks has {trick!r}, which is for vision transformers, "
+                "and prm for patches of whole pixels (see config.model.resize): change "
+                "config.model, or set attack_tricks=()"
             )
     if bool(chosen) != bool(warmup):
         raise UsageError(
@@ -513,7 +514,7 @@ def read_tricks(c, attacks, network, epoch):
     able = ["vary" in inspect.signature(one.func).parameters for one in attacks]
     if chosen and not (able and all(able)):
         raise UsageError(
-            f"{c.name}.attack_tricks={chosen!r} change each step of pgd, and "
+            f"{c.name}.attack_tricks={chosen!r} change the steps of pgd, and "
             f"{c.name}.attack is {'another' if able else 'none'}: name one that is pgd, or "
             "set attack_tricks=()"
         )

@@ -38,7 +38,7 @@ class Network(NamedTuple):
       devices, and if `pooled` over the views too.
     evaluate: (plain, images) -> logits, in the precision of evaluation.
     coarse: whether apply works in another precision than that.
-    patch: side of the model's square patches in pixels, 0 if it has none.
+    patch: side in pixels of the images' square patches, 0 where there are none (whole).
     gated: whether apply takes a gate.
     """
 
@@ -114,6 +114,16 @@ def make_network(model, shape, exact=jnp.float32, narrow=False):
         train,
         evaluate,
         coarse=model.dtype != exact,
-        patch=getattr(model, "patch", 0),
+        patch=patch_of(model, shape[0]),
         gated="gradient_keep" in inspect.signature(model.__call__).parameters,
     )
+
+
+def patch_of(model, side):
+    """Side of a model's patches in pixels of square images of this side before resizing.
+
+    0 where it has no patches, or where resizing leaves none of whole pixels.
+    """
+    pixels = getattr(model, "patch", 0) * side
+    resized = model.resize or side
+    return 0 if pixels % resized else pixels // resized

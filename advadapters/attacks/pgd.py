@@ -1,5 +1,7 @@
 """Projected gradient descent (Madry et al. 2018); FGSM is one step from zero."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -42,6 +44,7 @@ def pgd(
     targets=None,
     keep="last",
     optimizer="steepest",
+    vary=None,
 ):
     """Adversarial images [B, H, W, C], inside the ball and [0, 1].
 
@@ -65,6 +68,9 @@ def pgd(
         "best" looks at the start and at every iterate, one forward pass more.
       optimizer: "steepest" steps of the ball, or "adam" (see `adam_rate`; step_size 0
         asks for 0.1 there).
+      vary: (points, turn) -> (points, logits_fn), called before each gradient, whose
+        number over all starts turn (int32 []) is: where it is taken, through what.
+        The points it returns must lie in the ball.
 
     No gradient flows through the result. One trace, whatever the number of steps.
     """
@@ -79,15 +85,18 @@ def pgd(
     else:
         function = lambda logits: losses.TARGETED[loss](logits, labels, targets)  # noqa: E731
 
-    def objective(points):
-        logits = logits_fn(points)
+    def objective(points, network):
+        logits = network(points)
         rows = function(logits)  # [B]
         wrong = losses.misclassified(logits, labels)
         return jnp.sum(rows), (rows, wrong)
 
-    def climb(step, carry):
+    def climb(restart, step, carry):
         points, best, memory = carry
-        (_, (rows, wrong)), slope = gradient(points)
+        network = logits_fn
+        if vary:
+            points, network = vary(points, restart * steps + step)
+        (_, (rows, wrong)), slope = gradient(points, network)
         best = better(best, (points, rows, wrong)) if keep_best else best
         points, memory = move(points, slope, step, memory)
         return ball.project(points, images, eps), best, memory
@@ -101,9 +110,10 @@ def pgd(
         if random_start:
             start = sample(ball, keys, restart, images.shape[1:], eps)
             points = ball.project(images + start, images, eps)
-        points, best, _ = jax.lax.fori_loop(0, steps, climb, (points, best, moments))
+        ascent = functools.partial(climb, restart)
+        points, best, _ = jax.lax.fori_loop(0, steps, ascent, (points, best, moments))
         if keep_best:
-            _, (rows, wrong) = objective(points)
+            _, (rows, wrong) = objective(points, logits_fn)
             return better(best, (points, rows, wrong)), None
         return (points, *best[1:]), None
 

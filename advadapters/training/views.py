@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from advadapters import losses, rng, trees
 from advadapters.training import state as states
+from advadapters.training import tricks
 
 ERROR_DECAY = 0.9  # of the running robust errors by which attacks are drawn
 
@@ -32,6 +33,8 @@ class View(NamedTuple):
     losses: ((name in TRAINING or PAIRED, factor), ...), summed.
     reference: number of the view whose logits the paired losses compare with.
     alarm: an attack of more steps, or None: see `commands.runs.validation`.
+    tricks: names in `tricks.TRICKS` that change the attack in the first `warmup` steps;
+      the batch then needs "step".
     """
 
     name: str
@@ -43,6 +46,8 @@ class View(NamedTuple):
     losses: tuple[tuple[str, float], ...] = (("cross_entropy", 1.0),)
     reference: int | None = None
     alarm: Callable | None = None
+    tricks: tuple[str, ...] = ()
+    warmup: float = 0.0
 
 
 def views_loss(network, views, *, pooled=True, perturbation=0.0, axis=None):
@@ -106,15 +111,22 @@ def show(network, view, variables, batch, key):
     plain = jax.lax.stop_gradient(trees.plain(variables, view.mixture))
     forward_key = rng.fold(key, "forward") if view.train_mode else None
 
-    def logits_fn(images):
-        return network.apply(plain, images, forward_key, batch["index"])
+    def logits_fn(images, **more):
+        return network.apply(plain, images, forward_key, batch["index"], **more)
 
     labels = batch["labels"]
     if view.against == "predictions":
         labels = jax.lax.stop_gradient(jax.nn.softmax(logits_fn(batch["images"])))
     keys = rng.by_index(rng.fold(key, "start"), batch["index"])
+    settings = {}
+    if view.tricks:
+        keep = tricks.keep(batch["step"], view.warmup)
+        settings["vary"] = tricks.vary(
+            view.tricks, logits_fn, batch, keep, rng.fold(key, "tricks"), network.patch
+        )
     runs = [
-        lambda images, run=run: run(logits_fn, images, labels, keys) for run in view.attacks
+        lambda images, run=run: run(logits_fn, images, labels, keys, **settings)
+        for run in view.attacks
     ]
     if len(runs) == 1:
         return runs[0](batch["images"]), 0
@@ -213,8 +225,12 @@ def describe(view, domains):
     mode = "train mode" if view.train_mode else "eval mode (no drop path, fixed statistics)"
     many = len(view.attacks) > 1
     drawn = f", one of {len(view.attacks)} drawn per batch" if many else ""
+    faded = ""
+    if view.tricks:
+        names = " and ".join(tricks.TRICKS[trick] for trick in view.tricks)
+        faded = f", with {names} fading out over the first {view.warmup:.0f} steps"
     target = (
-        f"attacks its own mixture in {mode} against the {view.against}{drawn}"
+        f"attacks its own mixture in {mode} against the {view.against}{drawn}{faded}"
         if view.attacks
         else "no attack"
     )

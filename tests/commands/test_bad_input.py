@@ -80,6 +80,40 @@ CASES = {
         [DIGITS, "--config.views.clean.attack_against=predictions"],
         "config.views.clean has no attack",
     ),
+    "an unknown trick": (
+        [DIGITS, "--config.views.linf.attack_tricks=('arp',)"],
+        "unknown config.views.linf.attack_tricks 'arp'; there are: ard, prm",
+    ),
+    "tricks without an attack": (
+        [
+            DIGITS,
+            *(
+                f"--config.views.clean.attack_{k}"
+                for k in ("tricks=('prm',)", "warmup=1.0")
+            ),
+        ],
+        "config.views.clean.attack_tricks=('prm',) change the steps of pgd, and "
+        "config.views.clean.attack is none",
+    ),
+    "tricks of an attack that takes no such steps": (
+        [
+            DIGITS + ":n_fgsm",
+            *(f"--config.views.linf.attack_{k}" for k in ("tricks=('prm',)", "warmup=1.0")),
+        ],
+        "config.views.linf.attack is another",
+    ),
+    "tricks without a warm-up": (
+        [DIGITS, "--config.views.linf.attack_tricks=('ard',)"],
+        "attack_tricks=('ard',) and attack_warmup=0 epochs: tricks are on",
+    ),
+    "a warm-up of nothing": (
+        [DIGITS, "--config.views.linf.attack_warmup=1.0"],
+        "attack_tricks=() and attack_warmup=1 epochs: tricks are on",
+    ),
+    "tricks for transformers on a conv net": (
+        [CONV, "--config.views.linf.attack_tricks=('ard',)"],
+        "attack_tricks has 'ard', which is for vision transformers",
+    ),
     "a reference that nothing compares with": (
         [DIGITS, "--config.views.linf.reference=clean"],
         "config.views.linf.losses has no paired loss",
