@@ -83,6 +83,19 @@ def test_one_step(path, variant, tmp_path, mesh):
     assert {f"loss/{view.name}" for view in run.views} <= metrics.keys()
 
 
+@pytest.mark.parametrize("variant", ["adversarial", "trades", "mart"])
+def test_tricks_of_attacks_on_transformers(variant, tmp_path, mesh):
+    config, _ = load(FILES[0].with_name("digits.py"), variant)
+    shrink(config, tmp_path)
+    config["batch_size"], config["accumulate"] = 16, 2
+    config["views"]["linf"] |= dict(attack_tricks=("ard", "prm"), attack_warmup=10.0)
+    run = build.build(config, mesh)
+    state = jax.eval_shape(lambda: build.initial_state(run))
+    batch = next(iter(build.train_batches(run, 0)))
+    new, _ = jax.eval_shape(build.train_step(run, mesh), state, batch)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_docstrings_say_what_a_user_must_know(path):
     text = load(path, "")[1].__doc__

@@ -10,8 +10,10 @@ import optax
 import pytest
 import tiny
 
+from advadapters import build
 from advadapters import mesh as meshes
 from advadapters.attacks.pgd import pgd
+from advadapters.config import Section
 from advadapters.models import layers, vit
 from advadapters.training import state, step, tricks, views
 
@@ -125,6 +127,18 @@ def test_after_the_warm_up_the_attack_is_bitwise_the_plain_one():
 def test_keep_grows_to_one():
     found = tricks.keep(jnp.array([0, 25, 99, 100, 101, 10**6]), 100.0)
     np.testing.assert_allclose(found, [0, 0.25, 0.99, 1, 1, 1], rtol=1e-6)
+
+
+def test_a_warm_up_is_told_in_steps():
+    keys = dict(attack_tricks=("ard", "prm"), attack_warmup=2.5)
+    attack = functools.partial(pgd, norm="linf", eps=0.1, steps=2)
+    read = build.read_tricks(Section("v", keys), (attack,), tiny.network(), epoch=40)
+    assert read == dict(tricks=BOTH, warmup=100.0)
+    view = views.View("v", (1.0,), 1.0, (attack,))
+    told = views.describe(view._replace(**read), ("all",))
+    words = "attention random dropping and perturbation random masking fading out over the "
+    assert told.endswith(f"labels, with {words}first 100 steps")
+    assert "fading" not in views.describe(view, ("all",))
 
 
 def test_patches_are_in_pixels_of_the_images():
