@@ -94,6 +94,7 @@ def get_config(name=""):
         )
     else:
         config.update(defaults.method("nominal", attacks))
+    config.evaluation.batch_size = 256
     suites = {
         "pgd20": defaults.evaluation_pgd("linf", EPS, steps=20),
         "pgd100": defaults.evaluation_pgd("linf", EPS, steps=100),
