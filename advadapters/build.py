@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from advadapters import adapters, losses, soups, trees
+from advadapters import adapters, losses, methods, soups, trees
 from advadapters.attacks import ATTACKS
 from advadapters.attacks.pgd import OPTIMIZERS, TARGETS
 from advadapters.balls import BALLS
@@ -17,9 +17,9 @@ from advadapters.config import Section
 from advadapters.data import pipeline, sources
 from advadapters.data.augment import make_augment
 from advadapters.errors import UsageError, pick
-from advadapters.models import MODELS, READ_SIZE, added, layers, resnet, vit
-from advadapters.networks import Network, make_network
-from advadapters.training import optim, state, step, views
+from advadapters.models import MODELS, READ_SIZE, added, film, layers, resnet, vit
+from advadapters.networks import Network, make_network, mixture_case
+from advadapters.training import oat, optim, state, step, views
 from advadapters.training.loop import Every
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -43,10 +43,10 @@ class Data(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """The mixtures and attacks of the final table; suites: {name: Attack}."""
+    """What the final table shows; cases: [networks.Case], suites: {name: Attack}."""
 
     batch_size: int
-    mixtures: list
+    cases: list
     at_once: int
     suites: dict
 
@@ -78,15 +78,16 @@ class Run(NamedTuple):
     patterns: tuple[str, ...]
     trained: tuple[str, ...]
     separate: bool  # batch statistics of each view and domain, not pooled
-    perturbation: float
     start: Start | None
     ema_decay: float
     keep: int
     max_nonfinite: int
     every: Every
     network: Network
+    networks: dict  # {width: Network}, the one above at 1
+    film: Any  # how the network is conditioned on lambda, or None
     data: Data
-    views: list
+    method: Any  # see training.method
     schedule: Callable
     tx: Any
     evaluation: Evaluation
@@ -99,7 +100,6 @@ def build(config, mesh):
     UsageError for anything that cannot work.
     """
     with Section("config", config) as c:
-        domains = c.take("domains", tuple, of=str)
         batch_size = c.take("batch_size", int, low=1)
         accumulate = c.take("accumulate", int, low=1)
         need_divisible("config.batch_size", batch_size, accumulate, mesh)
@@ -110,7 +110,7 @@ def build(config, mesh):
         evaluated = c.section("evaluation")
         with model:
             exact = evaluated.choice("dtype", DTYPES)
-            network = read_model(model, data, classes, exact)
+            widths = read_model(model, data, classes, exact)
         epochs = c.take("epochs", float, above=0)
         epoch = len(data.train) / batch_size
         steps = max(1, round(epochs * epoch))
@@ -118,13 +118,14 @@ def build(config, mesh):
             max_nonfinite = section.take("max_nonfinite", int, low=1)
             drops = read_drops(section, epochs, epoch)
             schedule, tx, chosen = read_optimizer(section, batch_size, epoch, steps, drops)
-        attacks = read_attacks(c.sections("attacks"), "config.attacks")
-        read = functools.partial(read_tricks, network=network, epoch=epoch)
-        seen = read_views(c.sections("views"), domains, attacks, read)
-        with evaluated:
-            evaluation = read_evaluation(evaluated, len(domains), mesh)
+        network = widths.make()
         inputs = {key: config["model"][key] for key in ("mean", "std")}
         parameters = read_parameters(c, network, chosen, inputs)
+        rows = batch_size // (mesh.size * accumulate)
+        method = read_method(c, widths, network, parameters | {"rows": rows}, epoch)
+        domains = method.domains()
+        with evaluated:
+            evaluation = read_evaluation(evaluated, method, mesh)
         run = Run(
             seed=c.take("seed", int, low=0, high=2**32 - 1),
             steps=steps,
@@ -132,7 +133,6 @@ def build(config, mesh):
             accumulate=accumulate,
             domains=domains,
             **parameters,
-            perturbation=c.take("weight_perturbation", float, low=0.0, high=1.0),
             ema_decay=c.take("ema_decay", float, low=0.0, high=1.0),
             keep=c.take("keep_checkpoints", int, low=1),
             max_nonfinite=max_nonfinite,
@@ -142,8 +142,10 @@ def build(config, mesh):
                 checkpoint=c.take("checkpoint_every", int, low=1),
             ),
             network=network,
+            networks=make_networks(widths, method),
+            film=widths.film,
             data=data,
-            views=seen,
+            method=method,
             schedule=schedule,
             tx=tx,
             evaluation=evaluation,
@@ -178,7 +180,8 @@ def read_parameters(c, network, chosen, inputs):
 
 def check_run(run, scanned):
     """Raises UsageError for parts that do not go together."""
-    if run.perturbation and scanned:
+    perturbed = isinstance(run.method, views.Views) and run.method.perturbation
+    if perturbed and scanned:
         raise UsageError(
             "config.weight_perturbation goes by layer, and with config.model.scan=True all "
             "blocks are one: set scan=False"
@@ -188,12 +191,40 @@ def check_run(run, scanned):
             "config.validate_every needs held-out images: set config.data.validation "
             "to the fraction of the training images to hold out, or validate_every=0"
         )
-    watched = [view.name for view in run.views if view.alarm]
+    watched = [check.name for check in run.method.checks() if check.alarm]
     if watched and not run.every.validate:
         raise UsageError(
             f"config.views.{watched[0]}.alarm looks at held-out images: set "
             "config.validate_every and config.data.validation, or alarm=''"
         )
+
+
+def read_method(c, widths, network, parameters, epoch):
+    """config.loss and what belongs to it -> a training method."""
+    kind = c.choice("loss", ("views", *methods.READ))
+    domains = c.take("domains", tuple, of=str)
+    attacks = read_attacks(c.sections("attacks"), "config.attacks")
+    perturbation = c.take("weight_perturbation", float, low=0.0, high=1.0)
+    seen = c.sections("views")
+    if kind == "views":
+        if widths.film:
+            raise UsageError(
+                "config.model.film conditions on lambda: set config.loss='oat'"
+            )
+        read = functools.partial(read_tricks, network=network, epoch=epoch)
+        seen = read_views(seen, domains, attacks, read)
+        return views.Views(domains, seen, not parameters["separate"], perturbation)
+    if domains:
+        raise UsageError(f"config.loss={kind!r} names its domains itself: set domains=()")
+    method = methods.read(kind, c.take(kind, dict), attacks, widths.film, views=seen)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    methods.check(method, shapes, parameters | {"perturbation": perturbation})
+    return method
+
+
+def make_networks(widths, method):
+    """{width: Network} for all widths of the method."""
+    return {width: widths.make(width) for width in getattr(method, "widths", (1.0,))}
 
 
 def need_divisible(name, size, accumulate, mesh):
@@ -256,6 +287,7 @@ MODEL_SETTINGS = {
     "norm": lambda c: c.choice("norm", layers.NORMS),
     "added": lambda c: read_added(c.sections("added")),
     "prompts": lambda c: c.take("prompts", int, low=0),
+    "film": lambda c: read_film(c.section("film")),
     "resize": lambda c: c.take("resize", int, low=0),
     "activation": lambda c: c.choice("activation", layers.ACTIVATIONS),
     "remat": lambda c: c.take("remat", bool),
@@ -283,9 +315,47 @@ def read_model(c, data, classes, exact):
         **settings,
     )
     shape = (data.image_size, data.image_size, data.channels)
-    network = make_network(model, shape, DTYPES[exact])
-    check_targets(model, network)
-    return network
+    widths = Widths(model, shape, DTYPES[exact])
+    check_targets(model, widths.make())
+    return widths
+
+
+class Widths(NamedTuple):
+    """A model of which narrower ones can be made; see `networks.make_network`."""
+
+    model: Any
+    shape: tuple[int, ...]
+    exact: Any
+
+    @property
+    def film(self):
+        """How the model is conditioned on lambda, or None."""
+        return self.model.film
+
+    def make(self, width=1.0):
+        """The network of a width; raises UsageError if it cannot be made narrower."""
+        if width == 1:
+            return make_network(self.model, self.shape, self.exact)
+        if not hasattr(self.model.size, "scaled"):
+            raise UsageError("config.oat.widths below 1 need a convolutional network")
+        model = self.model.clone(size=self.model.size.scaled(width))
+        return make_network(model, self.shape, self.exact, narrow=True)
+
+
+def read_film(c):
+    """config.model.film -> Film, or None if it is empty."""
+    if not c.left:
+        return None
+    with c:
+        lambdas = methods.read_lambdas(c, "lambdas")
+        size = c.take("size", int, low=1)
+        encoding = c.choice("encoding", film.ENCODINGS)
+        if encoding != "none" and size < len(lambdas):
+            raise UsageError(
+                f"{c.name}.size={size} is less than the {len(lambdas)} lambdas, which "
+                "need a row each"
+            )
+        return film.Film(lambdas, encoding, size, c.take("center", float))
 
 
 def read_added(sections):
@@ -579,20 +649,23 @@ def read_start(c, inputs):
     return start if workdir or weights_file else None
 
 
-def read_evaluation(c, count, mesh):
+def read_evaluation(c, method, mesh):
     """config.evaluation -> Evaluation."""
     batch_size = c.take("batch_size", int, low=1)
     need_divisible("config.evaluation.batch_size", batch_size, 1, mesh)
     weights = c.take("soup_weights", tuple, of=float)
     if not weights:
         raise UsageError(f"{c.name}.soup_weights is empty: give weights like (1.0, 0.0)")
-    mixtures = list(dict.fromkeys(soups.lines(count, weights)))
-    at_once = c.take("soups_at_once", int, low=1)
+    if isinstance(method, oat.OAT):
+        cases = [method.case(lam, w) for w in method.widths for lam in method.lambdas]
+    else:
+        names = method.domains()
+        mixtures = dict.fromkeys(soups.lines(len(names), weights))
+        cases = [mixture_case(names, mixture) for mixture in mixtures]
     return Evaluation(
         batch_size=batch_size,
-        mixtures=mixtures,
-        # Even groups, so that little is computed for nothing in the last.
-        at_once=math.ceil(len(mixtures) / math.ceil(len(mixtures) / at_once)),
+        cases=cases,
+        at_once=c.take("soups_at_once", int, low=1),
         suites=read_attacks(c.sections("suites"), f"{c.name}.suites"),
     )
 
@@ -616,28 +689,21 @@ def initial_state(run, plain=None):
     """
     if plain is None:
         plain = run.network.init(jax.random.fold_in(jax.random.key(run.seed), 0))
-    errors = {
-        view.name: jnp.ones(len(view.attacks))
-        for view in run.views
-        if len(view.attacks) > 1
-    }
     variables = state.branches(
-        plain, run.patterns, len(run.domains), run.separate, errors, run.trained
+        plain,
+        run.patterns,
+        len(run.domains),
+        run.separate,
+        run.method.running_errors(),
+        run.trained,
     )
     return state.create(variables, run.tx)
 
 
 def train_step(run, mesh):
     """The jitted training step of a run."""
-    loss = views.views_loss(
-        run.network,
-        run.views,
-        pooled=not run.separate,
-        perturbation=run.perturbation,
-        axis="data",
-    )
     return step.make_step(
-        loss,
+        run.method.loss(run.networks, "data"),
         run.data.augment,
         run.tx,
         seed=run.seed,

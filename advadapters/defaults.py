@@ -72,6 +72,7 @@ def model(name, size, **more):
         std=(0.5, 0.5, 0.5),
         norm="batch",  # or "group", "layer"
         added={},  # {name: added(...)}: LoRA and others
+        film={},  # or film(...): the network is conditioned on lambda
         resize=0,  # side that images get inside, unseen by attacks; 0: as they are
         dtype="float32",  # of matrix products; or "bfloat16"
     )
@@ -131,6 +132,11 @@ def fine_tuning(name, rank, workdir):
         start=dict(workdir=workdir, fresh=(".*_lora/.*",)),
         trained=(".*_lora/.*", "head/.*"),
     )
+
+
+def film(lambdas, encoding="random", size=128, center=0.0):
+    """The keys of config.model.film: see `advadapters.models.film.Film`."""
+    return dict(lambdas=lambdas, encoding=encoding, size=size, center=center)
 
 
 def adamw(**more):
@@ -217,14 +223,20 @@ def view(domain, weight, attack="", losses=None, **more):
 
 
 def method(name, attacks, alpha=0.5, beta=6.0):
-    """The keys of the config that a training method (a row of METHODS) sets.
+    """The keys of the config that a training method (of METHODS or SYSTEMS) sets.
 
     attacks: {norm: settings of PGD}; methods with one attack take the first. alpha:
     weight of the clean view in co-training. beta: factor of TRADES' and MART's KL.
     """
     first = next(iter(attacks))
-    own = dict(statistics="pooled", weight_perturbation=0.0, adapters=(), attacks=attacks)
-    return own | METHODS[name](first, attacks, alpha, beta)
+    own = dict(
+        loss="views",  # or "oat", "twins", which have a section of that name
+        statistics="pooled",
+        weight_perturbation=0.0,
+        adapters=(),
+        attacks=attacks,
+    )
+    return own | (METHODS | SYSTEMS)[name](first, attacks, alpha, beta)
 
 
 def plain_views(**views):
@@ -356,6 +368,67 @@ def n_fgsm(first, attacks, alpha, beta):
     return single_step(first, attacks, attack)
 
 
+LAMBDAS = (0.0, 0.1, 0.2, 0.3, 0.4, 1.0)
+
+
+def oat(first, attacks, alpha, beta):
+    """One network for every lambda (OAT, Wang et al. 2020), with dual batch norm.
+
+    The model has to be conditioned: config.model.film = film(LAMBDAS). All but its
+    encoding is trained.
+    """
+    settings = dict(
+        lambdas=LAMBDAS,
+        zeros=0.0,  # share of lambda 0; 0: an equal part
+        attack=first,
+        dual=True,  # norms of their own for lambda 0
+        widths=(1.0,),  # growing factors: OATS
+        mixed=False,  # no FiLM: lambda mixes the adapters of two domains
+    )
+    return dict(
+        loss="oat",
+        oat=settings,
+        domains=(),
+        views={},
+        adapters=("norms",),
+        statistics="separate",
+        trained=("(?!lambda_encoding/).*",),
+        attacks={first: attacks[first]},
+    )
+
+
+def oats(first, attacks, alpha, beta):
+    """OAT over three widths (OATS); the step over all of them is ours."""
+    whole = oat(first, attacks, alpha, beta)
+    return whole | dict(oat=whole["oat"] | dict(widths=(0.5, 0.75, 1.0)))
+
+
+def twins_at(first, attacks, alpha, beta):
+    """TWINS-AT (Liu et al. 2023), fine-tuning config.start with two wings."""
+    settings = dict(
+        weight=1.0,  # of the frozen wing
+        attack=first,
+        beta=0.0,  # of TWINS-TRADES
+        keep_norms=False,  # freeze scale and offset too: for networks without batch norm
+        gradient_norms=False,  # log each wing's
+    )
+    return dict(
+        loss="twins",
+        twins=settings,
+        domains=(),
+        views={},
+        adapters=("norms",),
+        statistics="separate",
+        attacks={first: attacks[first]},
+    )
+
+
+def twins_trades(first, attacks, alpha, beta):
+    """TWINS-TRADES, see `twins_at`."""
+    whole = twins_at(first, attacks, alpha, beta)
+    return whole | dict(twins=whole["twins"] | dict(beta=beta))
+
+
 METHODS = {
     function.__name__: function
     for function in (
@@ -363,3 +436,5 @@ METHODS = {
         fgsm_rs, n_fgsm,
     )
 }  # fmt: skip
+# These ask more of a config: a model conditioned on lambda, a network to start from.
+SYSTEMS = {function.__name__: function for function in (oat, oats, twins_at, twins_trades)}

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from advadapters import rng, trees
 
@@ -19,6 +20,24 @@ class Knob(NamedTuple):
 
     mixture: Any
     lam: Any = None
+
+
+class Case(NamedTuple):
+    """A network by the names that result rows give it.
+
+    told: {"mixture": {domain: weight}}, with "lambda" and "width" where there are several.
+    width: which of the networks; 1 is the full one.
+    """
+
+    told: dict
+    knob: Knob
+    width: float = 1.0
+
+
+def mixture_case(domains, mixture):
+    """The Case of weights [K] over the domains."""
+    weights = dict(zip(domains, map(float, mixture), strict=True))
+    return Case({"mixture": weights}, Knob(np.array(mixture, np.float32)))
 
 
 class Network(NamedTuple):

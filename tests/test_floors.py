@@ -10,6 +10,7 @@ FLOORS = [
     {"models", "adapters", "attacks", "data", "soups"},
     {"networks"},
     {"training", "evaluation", "checkpoints", "interop"},
+    {"methods"},
     {"build"},
     {"commands"},
     {"__main__"},

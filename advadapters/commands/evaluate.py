@@ -5,6 +5,8 @@ through itself, on the test images.
 
   --mixture=clean=0.9,linf=0.1   weights by domain; several separated by ";"
                                  (default: the soups that the config lists)
+  --lambda=0,0.3 --width=0.5     of a network conditioned on lambda (default: those that
+                                 it was trained with)
   --suite=pgd20_linf             suites of the config, separated by "," (default: all),
                                  or autoattack, autoattack-plus (one mixture at a time)
   --norm=linf --eps=8/255        AutoAttack's threat model (linf, if no norm is given)
@@ -29,6 +31,8 @@ from advadapters.errors import UsageError, pick
 FLAGS = {
     "workdir": None,
     "mixture": "",
+    "lambda": "",
+    "width": "",
     "suite": "",
     "norm": "",
     "eps": "",
@@ -56,7 +60,7 @@ def main(argv):
 
     opened = runs.open_run(workdir.read_config(flags["workdir"]), flags["workdir"])
     run = opened.run
-    mixtures = read_mixtures(flags["mixture"], run.domains)
+    cases = read_cases(run, flags)
     test = runs.sample(run.data.test, read_number("examples", flags["examples"]))
     eps = read_eps(flags["eps"]) if cascade else None
     known = run.evaluation.suites | dict.fromkeys(AUTOATTACK)
@@ -69,14 +73,14 @@ def main(argv):
             variables,
             test,
             step,
-            mixtures or run.evaluation.mixtures,
+            cases or run.evaluation.cases,
             version=AUTOATTACK[flags["suite"]],
             norm=flags["norm"] or "linf",
             eps=eps,
             adapters=f"-adapters-{digest(adapters)}" if adapters else "",
         )
     else:
-        rows = runs.evaluate(opened, variables, test, step, mixtures, suites)
+        rows = runs.evaluate(opened, variables, test, step, cases, suites)
     if adapters:
         rows = [row | {"adapters": os.path.abspath(adapters)} for row in rows]
         print(f"with the adapters of {adapters}")
@@ -93,12 +97,37 @@ def digest(path):
         return hashlib.sha256(file.read()).hexdigest()[:8]
 
 
-def read_mixtures(text, domains):
-    """ "a=1;a=0.5,b=0.5" -> mixtures, or None for none given."""
+def read_cases(run, flags):
+    """The networks that the flags ask for, or None for none given."""
+    from advadapters import methods, networks
+
+    asked = {key: flags[key] for key in ("lambda", "width") if flags[key]}
+    if isinstance(run.method, methods.oat.OAT):
+        if flags["mixture"]:
+            raise UsageError("--mixture: this network goes by --lambda=... and --width=...")
+        if not asked:
+            return None
+        numbers = {key: read_list(key, text) for key, text in asked.items()}
+        return methods.read_knobs(run.method, run.film, numbers)
+    if asked:
+        raise UsageError(
+            f"--{next(iter(asked))}: this network is not conditioned on lambda; choose by "
+            "--mixture=..."
+        )
+    parts = [part for part in flags["mixture"].split(";") if part]
     try:
-        return [soups.parse(part, domains) for part in text.split(";") if part] or None
+        mixtures = [soups.parse(part, run.domains) for part in parts]
     except ValueError as error:
         raise UsageError(f"--mixture: {error}") from None
+    return [networks.mixture_case(run.domains, mixture) for mixture in mixtures] or None
+
+
+def read_list(key, text):
+    """ "0,0.3" -> (0.0, 0.3)."""
+    try:
+        return tuple(float(Fraction(part)) for part in text.split(",") if part)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"--{key} must be numbers like 0,0.3, got {text!r}") from None
 
 
 def read_number(name, text):

@@ -15,7 +15,7 @@ from advadapters.commands import starting, workdir
 from advadapters.data.sources import Subset
 from advadapters.errors import UsageError
 from advadapters.evaluation import accuracy, tables
-from advadapters.training import loop, views
+from advadapters.training import loop
 from advadapters.training import state as states
 
 # Keys of config.model that change no result of evaluation.
@@ -83,7 +83,9 @@ def train(opened):
             state = train_steps(opened, saved, state, start)
     variables = states.averaged(state)
     rows = evaluate(opened, variables, run.data.test, run.steps)
-    told = write_adapters(opened, variables) if jax.tree.leaves(variables["frozen"]) else ""
+    # A few frozen numbers, like an encoding, are no backbone.
+    backbone = trees.count(variables["frozen"]) > trees.count(states.trained(variables))
+    told = write_adapters(opened, variables) if backbone else ""
     workdir.write_results(folder, rows)
     print(tables.markdown(rows))
     print(f"written to {folder}: results.json, results.md, tradeoff.png{told}")
@@ -174,30 +176,30 @@ def numbers(metrics):
 
 
 def validation(opened, variables):
-    """(score, metrics): accuracy of each view on held-out images, under its attack.
+    """(score, metrics): accuracy of the method's checks on held-out images.
 
-    The score is the mean with the views' weights; the best checkpoint has the highest.
+    The score is the mean with the checks' weights; the best checkpoint has the highest.
     """
-    run = opened.run
-    metrics, score = {}, 0.0
-    for view in run.views:
-        found = [held_out(opened, variables, view, a) for a in view.attacks or (None,)]
-        worst = metrics[f"validation/{view.name}"] = min(found)
-        score += view.weight * worst
-        if view.alarm:
-            many = held_out(opened, variables, view, view.alarm)
-            metrics[f"validation/{view.name}/alarm"] = many
-            warn_of_overfitting(view.name, worst, many)
-    return score / sum(view.weight for view in run.views), metrics
+    metrics, score, checks = {}, 0.0, opened.run.method.checks()
+    for check in checks:
+        attacks_ = check.attacks or (None,)
+        found = [held_out(opened, variables, check.case, attack) for attack in attacks_]
+        worst = metrics[f"validation/{check.name}"] = min(found)
+        score += check.weight * worst
+        if check.alarm:
+            many = held_out(opened, variables, check.case, check.alarm)
+            metrics[f"validation/{check.name}/alarm"] = many
+            warn_of_overfitting(check.name, worst, many)
+    return score / sum(check.weight for check in checks), metrics
 
 
-def held_out(opened, variables, view, attack):
-    """Accuracy of a view's mixture on the held-out images under an attack."""
+def held_out(opened, variables, case, attack):
+    """Accuracy of a network on the held-out images under an attack."""
     run = opened.run
     correct, examples = accuracy.accuracies(
-        counter_of(opened, attack),
+        counter_of(opened, attack, case.width),
         variables,
-        [view.mixture],
+        [case.knob],
         lambda: build.eval_batches(run, run.data.validation),
         mesh=opened.mesh,
         at_once=1,
@@ -220,42 +222,58 @@ def warn_of_overfitting(name, single, many):
         )
 
 
-def counter_of(opened, attack):
+def counter_of(opened, attack, width):
     """The jitted counter for an attack; made once a run, so that it is traced once."""
     run, made = opened.run, opened.counters
-    if attack not in made:
-        made[attack] = accuracy.make_counter(
-            run.network.evaluate, attack, seed=run.seed, mesh=opened.mesh
+    if (attack, width) not in made:
+        made[attack, width] = accuracy.make_counter(
+            run.networks[width], attack, seed=run.seed, mesh=opened.mesh
         )
-    return made[attack]
+    return made[attack, width]
 
 
-def evaluate(opened, variables, split, step, mixtures=None, suites=None):
-    """Result rows: every mixture, clean and under every suite."""
-    run, mesh = opened.run, opened.mesh
-    mixtures = run.evaluation.mixtures if mixtures is None else mixtures
+def evaluate(opened, variables, split, step, cases=None, suites=None):
+    """Result rows: every case, clean and under every suite."""
+    run = opened.run
+    cases = run.evaluation.cases if cases is None else cases
     suites = {"clean": None} | (run.evaluation.suites if suites is None else suites)
     rows = []
     for name, attack in suites.items():
         meter = Meter(name, len(split))
-        correct, examples = accuracy.accuracies(
-            counter_of(opened, attack),
-            variables,
-            mixtures,
-            lambda: build.eval_batches(run, split),
-            mesh=mesh,
-            at_once=min(run.evaluation.at_once, len(mixtures)),
-            progress=meter.show,
-        )
+        for width in dict.fromkeys(case.width for case in cases):
+            same = [case for case in cases if case.width == width]
+            correct, examples = accuracy.accuracies(
+                counter_of(opened, attack, width),
+                variables,
+                [case.knob for case in same],
+                lambda: build.eval_batches(run, split),
+                mesh=opened.mesh,
+                at_once=run.evaluation.at_once,
+                progress=meter.show,
+            )
+            for case, right in zip(same, correct, strict=True):
+                told = case.told | flops_of(run, case)
+                rows.append(accuracy.row(told, name, right, examples, step))
         meter.close()
-        for mixture, right in zip(mixtures, correct, strict=True):
-            weights = dict(zip(run.domains, map(float, mixture), strict=True))
-            rows.append(accuracy.row(weights, name, right, examples, step))
     return rows
 
 
-def autoattack(opened, variables, split, step, mixtures, *, version, norm, eps, adapters):
-    """Result rows: AutoAttack on each mixture alone, clean and after the cascade.
+def flops_of(run, case):
+    """{"flops": of one image's forward pass} where there are several widths."""
+    if len(run.networks) == 1:
+        return {}
+    network, data = run.networks[case.width], run.data
+    plain = jax.eval_shape(network.init, jax.random.key(0))
+    if case.knob.lam is not None:
+        plain["lambda"] = jax.ShapeDtypeStruct((), np.float32)
+    shape = (1, data.image_size, data.image_size, data.channels)
+    images = jax.ShapeDtypeStruct(shape, np.float32)
+    lowered = jax.jit(network.evaluate).lower(plain, images)
+    return {"flops": lowered.cost_analysis()["flops"]}
+
+
+def autoattack(opened, variables, split, step, cases, *, version, norm, eps, adapters):
+    """Result rows: AutoAttack on each case alone, clean and after the cascade.
 
     adapters: a name of the file of adapters in the variables, "" for the run's own.
     """
@@ -268,13 +286,10 @@ def autoattack(opened, variables, split, step, mixtures, *, version, norm, eps, 
     }
     images = stack["images"].astype(np.float32) / np.float32(255)
     rows = []
-    for mixture in mixtures:
-        weights = dict(zip(run.domains, map(float, mixture), strict=True))
-        name = tables.name_of(weights)
+    for case in cases:
+        name, width = tables.name_of(case.told), run.networks[case.width]
         print(f"{name}: AutoAttack {version}, {norm} {eps:g}, {len(images)} images")
-        network = jax.tree_util.Partial(
-            run.network.evaluate, trees.plain(variables, mixture)
-        )
+        network = jax.tree_util.Partial(width.evaluate, width.at(variables, case.knob))
         report = attacks.autoattack(
             network,
             images,
@@ -287,12 +302,12 @@ def autoattack(opened, variables, split, step, mixtures, *, version, norm, eps, 
             mesh=opened.mesh if opened.mesh.size > 1 else None,
             resume=opened.folder
             / "autoattack"
-            / (journal_name(mixture, step, norm, eps, version, len(images)) + adapters),
+            / (journal_name(case, step, norm, eps, version, len(images)) + adapters),
             progress=functools.partial(show_cascade, {}),
         )
-        rows += report_rows(report, weights, f"autoattack_{norm}_{eps:g}", step)
-        if run.network.coarse:
-            trained = jax.tree_util.Partial(run.network.apply, *network.args)
+        rows += report_rows(report, case.told, f"autoattack_{norm}_{eps:g}", step)
+        if width.coarse:
+            trained = jax.tree_util.Partial(width.apply, *network.args)
             sample = slice(None, attacks.checks.SAMPLE)
             share = attacks.checks.sign_agreement(
                 trained, network, images[sample], stack["labels"][sample]
@@ -302,9 +317,11 @@ def autoattack(opened, variables, split, step, mixtures, *, version, norm, eps, 
     return rows
 
 
-def journal_name(mixture, step, norm, eps, version, count):
+def journal_name(case, step, norm, eps, version, count):
     """A folder name for one cascade."""
-    weights = "_".join(f"{weight:g}" for weight in mixture)
+    told = case.told
+    weights = "_".join(f"{weight:g}" for weight in told["mixture"].values())
+    weights += "".join(f"-{key}{told[key]:g}" for key in ("lambda", "width") if key in told)
     return f"{version}-{norm}-{eps:.6g}-step{step}-{weights}-n{count}"
 
 
@@ -327,15 +344,15 @@ def show_cascade(starts, *, stage, round, rounds, done, total, robust):
     )
 
 
-def report_rows(report, mixture, suite, step):
+def report_rows(report, told, suite, step):
     """The rows of one AutoAttack report: clean, and robust with all that was found."""
     count = len(report.robust)
     clean = accuracy.row(
-        mixture, "clean", int((report.broken_by != "clean").sum()), count, step
+        told, "clean", int((report.broken_by != "clean").sum()), count, step
     )
-    robust = accuracy.row(mixture, suite, int(report.robust.sum()), count, step)
-    for told in report.warnings:
-        print(f"warning: {told['message']}")
+    robust = accuracy.row(told, suite, int(report.robust.sum()), count, step)
+    for warning in report.warnings:
+        print(f"warning: {warning['message']}")
     stages = ", ".join(f"{name} {100 * v:.1f}%" for name, v in report.stages.items())
     print(f"accuracy after each stage: {stages}")
     return [
@@ -386,8 +403,7 @@ def print_head(opened, abstract, start):
     if jax.tree.leaves([stats["shared"], stats["adapters"]]):
         kind = "of each view and domain" if run.separate else "pooled over the views"
         print(f"batch statistics: {kind}")
-    for view in run.views:
-        print(views.describe(view, run.domains))
+    print("\n".join(run.method.describe()))
     print(
         f"{'resuming at' if start else 'starting at'} step {start} of {run.steps}, "
         f"batch {run.batch_size}, {len(run.data.train)} training images",

@@ -1,5 +1,7 @@
 """Clean and robust accuracy of many mixtures at once, counted exactly."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,8 @@ from advadapters.data.augment import to_float
 from advadapters.intervals import wilson
 
 
-def make_counter(apply, attack, *, seed, mesh):
-    """jit: (variables, mixtures [S, K], batch) -> correct predictions int32 [S].
+def make_counter(network, attack, *, seed, mesh):
+    """jit: (variables, knobs [S, ...], batch) -> correct predictions int32 [S].
 
     Each soup is attacked through itself. With an attack, an image counts only if
     the network is right before and after it; logits that are not finite are wrong.
@@ -20,25 +22,25 @@ def make_counter(apply, attack, *, seed, mesh):
     devices.
     """
 
-    def count(variables, mixtures, batch):
+    def count(variables, knobs, batch):
         images, labels = to_float(batch["images"]), batch["labels"]
         keys = rng.by_index(rng.fold(jax.random.key(seed), "evaluation"), batch["index"])
 
-        def one(mixture):
-            plain = trees.plain(variables, mixture)
+        def one(knob):
+            plain = network.at(variables, knob)
 
             def right(images):
-                logits = apply(plain, images)
+                logits = network.evaluate(plain, images)
                 finite = jnp.all(jnp.isfinite(logits), axis=-1)
                 return finite & (jnp.argmax(logits, axis=-1) == labels)
 
             correct = right(images) & batch["mask"]
             if attack is not None:
-                logits_fn = lambda images: apply(plain, images)  # noqa: E731
+                logits_fn = lambda images: network.evaluate(plain, images)  # noqa: E731
                 correct &= right(attack(logits_fn, images, labels, keys))
             return jnp.sum(correct.astype(jnp.int32))
 
-        return jax.lax.psum(jax.vmap(one)(mixtures), "data")
+        return jax.lax.psum(jax.vmap(one)(knobs), "data")
 
     # By hand, for the reason given in training.step: every device counts its own rows.
     local = jax.shard_map(
@@ -50,20 +52,23 @@ def make_counter(apply, attack, *, seed, mesh):
     )
 
 
-def accuracies(counter, variables, mixtures, batches, *, mesh, at_once, progress):
-    """(correct int [S], examples int): the whole split, `at_once` soups a call.
+def accuracies(counter, variables, knobs, batches, *, mesh, at_once, progress):
+    """(correct int [S], examples int): the whole split, about `at_once` soups a call.
 
+    knobs: a list of S `networks.Knob`, all of one network, their leaves arrays.
     batches: makes an iterator over evaluation batches; it is called once for each
     group of soups. progress(done, total) is called after each batch.
     """
-    groups = [mixtures[i : i + at_once] for i in range(0, len(mixtures), at_once)]
+    # Even groups, so that little is computed for nothing in the last.
+    at_once = math.ceil(len(knobs) / math.ceil(len(knobs) / at_once))
+    groups = [knobs[i : i + at_once] for i in range(0, len(knobs), at_once)]
     correct, examples = [], 0
     for number, group in enumerate(groups):
         padded = list(group) + [group[-1]] * (at_once - len(group))
         counts, examples = np.zeros(len(padded), np.int64), 0
         for batch in batches():
             placed = meshes.global_batch(mesh, batch)
-            found = counter(variables, jnp.array(padded, jnp.float32), placed)
+            found = counter(variables, trees.stack(padded), placed)
             counts += jax.device_get(found)
             examples += int(jnp.sum(placed["mask"]))
             progress(number, len(groups), examples)
@@ -71,11 +76,10 @@ def accuracies(counter, variables, mixtures, batches, *, mesh, at_once, progress
     return correct, examples
 
 
-def row(mixture, suite, correct, examples, step):
-    """One row of results.json."""
+def row(told, suite, correct, examples, step):
+    """One row of results.json; told: the names of the network, see `networks.Case`."""
     low, high = wilson(correct, examples)
-    return {
-        "mixture": mixture,
+    return told | {
         "suite": suite,
         "metric": "accuracy" if suite == "clean" else "robust_accuracy",
         "value": correct / examples if examples else 0.0,

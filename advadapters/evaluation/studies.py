@@ -3,24 +3,31 @@
 import numpy as np
 from scipy import stats
 
+from advadapters.evaluation.tables import name_of
+
 
 def rows(case, parameters, results):
-    """One row per suite of a case.
+    """One row per suite of a case; of a network conditioned on lambda, of each lambda.
 
     results: the result rows of each seed's run. Clean accuracy is that of the first
     domain's mode; robust accuracy that of the mode named like the end of the suite
     ("pgd20_linf": linf) or else of the last. The interval is Student's over the seeds;
     one seed alone has none.
     """
-    found = []
-    for suite in dict.fromkeys(row["suite"] for row in results[0]):
-        mode = mode_of(suite, list(results[0][0]["mixture"]))
+    found, first = [], results[0][0]
+    suites = dict.fromkeys(row["suite"] for row in results[0])
+    if "lambda" in first:
+        names = dict.fromkeys(name_of(row) for row in results[0])
+        cases = [(f"{case}, {name}", name, suite) for name in names for suite in suites]
+    else:
+        cases = [(case, mode_of(s, list(first["mixture"])) + " mode", s) for s in suites]
+    for label, mode, suite in cases:
         values = [value_of(seed, suite, mode) for seed in results]
         mean = float(np.mean(values))
         half = half_width(values)
         found.append(
             {
-                "case": case,
+                "case": label,
                 "parameters_per_domain": parameters,
                 "suite": suite,
                 "mode": mode,
@@ -41,9 +48,9 @@ def mode_of(suite, domains):
 
 
 def value_of(result, suite, mode):
-    """The accuracy of one run in one mode."""
+    """The accuracy of one run's network of this name."""
     for row in result:
-        if row["suite"] == suite and row["mixture"][mode] == 1.0:
+        if row["suite"] == suite and name_of(row) == mode:
             return row["value"]
     raise ValueError(f"no row for suite {suite} in mode {mode}")
 
@@ -86,7 +93,7 @@ def markdown(rows):
 def cell(row):
     """ "98.7 ± 0.4 (clean mode)"."""
     half = "" if row["low"] is None else f" ± {100 * (row['high'] - row['mean']):.1f}"
-    return f"{100 * row['mean']:.1f}{half} ({row['mode']} mode)"
+    return f"{100 * row['mean']:.1f}{half} ({row['mode']})"
 
 
 def draw(rows, file):

@@ -1,35 +1,46 @@
 """Tables and pictures made from result rows (see `accuracy.row`)."""
 
 
-def name_of(mixture):
-    """{"clean": 0.9, "linf": 0.1} -> "0.9 clean + 0.1 linf"; one-hot -> "clean mode"."""
-    parts = {name: weight for name, weight in mixture.items() if weight}
+def name_of(told):
+    """What a row's network is called: "0.9 clean + 0.1 linf", "clean mode" if one-hot, or
+    "lambda 0.1", "lambda 0.1, width 0.5"; told: a row, or what `networks.Case` tells.
+    """
+    if "lambda" in told:
+        return ", ".join(f"{k} {told[k]:g}" for k in ("lambda", "width") if k in told)
+    parts = {name: weight for name, weight in told["mixture"].items() if weight}
     if len(parts) == 1 and set(parts.values()) == {1.0}:
         return f"{next(iter(parts))} mode"
     return " + ".join(f"{round(weight, 4):g} {name}" for name, weight in parts.items())
 
 
-def by_mixture(rows):
-    """[(mixture, {suite: row}), ...] in the order of the rows."""
+def by_name(rows):
+    """[(name, {suite: row}), ...] in the order of the rows."""
     table = {}
     for row in rows:
-        key = tuple(row["mixture"].items())
-        table.setdefault(key, (row["mixture"], {}))[1][row["suite"]] = row
-    return list(table.values())
+        table.setdefault(name_of(row), {})[row["suite"]] = row
+    return list(table.items())
 
 
 def markdown(rows):
-    """A markdown table: a line per mixture, a column per suite, percent with interval."""
-    table = by_mixture(rows)
+    """A markdown table: a line per network, a column per suite, percent with interval.
+
+    Where networks cost differently, their MFLOP per image are the last column.
+    """
+    table = by_name(rows)
     suites = list(dict.fromkeys(row["suite"] for row in rows))
     titles = [f"{s} accuracy, %" if s == "clean" else f"{s} robust, %" for s in suites]
+    costs = any("flops" in row for row in rows)
+    titles += ["MFLOP per image"] * costs
+    kind = "lambda" if any("lambda" in row for row in rows) else "mixture"
     lines = [
-        "| mixture | " + " | ".join(titles) + " |",
-        "| --- |" + " --- |" * len(suites),
+        f"| {kind} | " + " | ".join(titles) + " |",
+        "| --- |" + " --- |" * len(titles),
     ]
-    for mixture, found in table:
+    for name, found in table:
         cells = [percent(found[suite]) if suite in found else "" for suite in suites]
-        lines.append(f"| {name_of(mixture)} | " + " | ".join(cells) + " |")
+        if costs:
+            cells.append(f"{next(iter(found.values()))['flops'] / 1e6:.1f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -40,9 +51,9 @@ def percent(row):
 
 
 def draw_tradeoff(rows, path):
-    """Writes a picture: accuracies along the mixtures, then robust against clean.
+    """Writes a picture: accuracies along the networks, then robust against clean.
 
-    The first panel shows every suite over the mixtures in the order of the rows, the
+    The first panel shows every suite over the networks in the order of the rows, the
     others one suite each against clean accuracy; bars are 95% intervals.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -54,9 +65,11 @@ def draw_tradeoff(rows, path):
     figure = Figure(figsize=(1 + 4.8 * columns, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, columns, squeeze=False)[0]
-    draw_along(panels[0], by_mixture(rows), suites)
+    draw_along(panels[0], by_name(rows), suites)
     for axes, suite in zip(panels[1:], robust, strict=True):
-        draw_against(axes, by_mixture(rows), suite)
+        for number, width in enumerate(dict.fromkeys(row.get("width") for row in rows)):
+            same = [row for row in rows if row.get("width") == width]
+            draw_against(axes, by_name(same), suite, f"C{number}")
     figure.savefig(path, dpi=120)
 
 
@@ -69,7 +82,7 @@ def bars(rows):
 
 
 def draw_along(axes, table, suites):
-    """Accuracy under every suite, a place on the axis for each mixture."""
+    """Accuracy under every suite, a place on the axis for each network."""
     for number, suite in enumerate(suites):
         found = [(x, r[suite]) for x, (_, r) in enumerate(table) if suite in r]
         places, rows = zip(*found, strict=True)
@@ -78,24 +91,24 @@ def draw_along(axes, table, suites):
             places, values, spread, fmt="o-", ms=4, lw=1.5, elinewidth=0.7,
             color=f"C{number}", label=suite,
         )  # fmt: skip
-    names = [name_of(mixture) for mixture, _ in table]
+    names = [name for name, _ in table]
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
     axes.set_ylabel("accuracy, %")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
 
 
-def draw_against(axes, table, suite):
-    """One suite against clean accuracy; the modes are marked and named."""
-    found = [(m, r["clean"], r[suite]) for m, r in table if {"clean", suite} <= r.keys()]
-    mixtures, clean, robust = zip(*found, strict=True) if found else ((), (), ())
+def draw_against(axes, table, suite, color):
+    """One suite against clean accuracy; modes and lambdas are marked and named."""
+    found = [(n, r["clean"], r[suite]) for n, r in table if {"clean", suite} <= r.keys()]
+    names, clean, robust = zip(*found, strict=True) if found else ((), (), ())
     (x, _), (y, spread) = bars(clean), bars(robust)
-    axes.errorbar(x, y, spread, fmt="o-", color="C0", ecolor="0.85", ms=4)
-    for px, py, mixture in zip(x, y, mixtures, strict=True):
-        if name_of(mixture).endswith("mode"):
+    axes.errorbar(x, y, spread, fmt="o-", color=color, ecolor="0.85", ms=4)
+    for px, py, name in zip(x, y, names, strict=True):
+        if name.endswith("mode") or name.startswith("lambda"):
             axes.plot([px], [py], "o", ms=9, mfc="none", color="C3")
             axes.annotate(
-                name_of(mixture), (px, py), xytext=(8, -12),
+                name, (px, py), xytext=(8, -12), fontsize=7,
                 textcoords="offset points", color="C3",
             )  # fmt: skip
     axes.set_xlabel("clean accuracy, %")

@@ -19,6 +19,7 @@ import numpy as np
 from advadapters import losses, rng
 from advadapters import networks as nets
 from advadapters.soups import one_hot
+from advadapters.training.method import Check
 
 
 class OAT(NamedTuple):
@@ -59,11 +60,32 @@ class OAT(NamedTuple):
         """The method's loss(variables, batch, key), see `oat_loss`."""
         return oat_loss(networks, self)
 
+    def case(self, lam, width=1.0):
+        """The same with its names, see `networks.Case`."""
+        knob = self.knob(lam, width)
+        weights = dict(zip(self.domains(), map(float, knob.mixture), strict=True))
+        told = {"mixture": weights, "lambda": lam}
+        if len(self.widths) > 1:
+            told["width"] = width
+        return nets.Case(told, knob, width)
+
     def running_errors(self):
         """No attacks to draw from."""
         return {}
 
-    def describe(self, domains):
+    def checks(self):
+        """Every lambda and width, clean and attacked, with their weights in the loss."""
+        return [
+            Check(name(lam, width, kind), share, self.case(lam, width), attacks)
+            for width in self.widths
+            for lam in self.lambdas
+            for kind, share, attacks in (
+                ("clean", 1 - lam, ()),
+                ("attacked", lam, (self.attack,)),
+            )
+        ]
+
+    def describe(self):
         """What is trained, in words."""
         told = ", ".join(f"{lam:g}" for lam in self.lambdas)
         sets = "two sets of norms" if self.dual else "one set of norms"
@@ -73,6 +95,11 @@ class OAT(NamedTuple):
             "(no drop path, fixed statistics) where lambda is above 0",
             "widths: " + ", ".join(f"{width:g}" for width in self.widths),
         ]
+
+
+def name(lam, width, kind):
+    """ "lambda0.1/width0.5/clean", of a check."""
+    return f"lambda{lam:g}/width{width:g}/{kind}"
 
 
 def oat_loss(networks, method):

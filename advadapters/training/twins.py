@@ -16,6 +16,7 @@ import optax
 from advadapters import losses, rng
 from advadapters import networks as nets
 from advadapters.training import state as states
+from advadapters.training.method import Check
 from advadapters.training.oat import accuracy, written
 
 DOMAINS = ("frozen", "adaptive")
@@ -52,7 +53,15 @@ class TWINS(NamedTuple):
         """No attacks to draw from."""
         return {}
 
-    def describe(self, domains):
+    def checks(self):
+        """The adaptive wing, clean and attacked; the attacked one counts."""
+        case = nets.mixture_case(DOMAINS, (0.0, 1.0))
+        return [
+            Check("clean", 0.0, case),
+            Check("attacked", 1.0, case, (self.attack,)),
+        ]
+
+    def describe(self):
         """What is trained, in words."""
         kind = f"TWINS-TRADES, beta {self.beta:g}" if self.beta else "TWINS-AT"
         return [

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from advadapters import losses, rng, trees
+from advadapters.networks import mixture_case
 from advadapters.training import state as states
 from advadapters.training import tricks
+from advadapters.training.method import Check
 
 ERROR_DECAY = 0.9  # of the running robust errors by which attacks are drawn
 
@@ -48,6 +50,51 @@ class View(NamedTuple):
     alarm: Callable | None = None
     tricks: tuple[str, ...] = ()
     warmup: float = 0.0
+
+
+class Views(NamedTuple):
+    """A list of views as a method (see `method`); names: of the domains."""
+
+    names: tuple[str, ...]
+    views: list[View]
+    pooled: bool
+    perturbation: float
+
+    def domains(self):
+        """As the config names them."""
+        return self.names
+
+    def loss(self, networks, axis=None):
+        """See `views_loss`."""
+        return views_loss(
+            networks[1.0],
+            self.views,
+            pooled=self.pooled,
+            perturbation=self.perturbation,
+            axis=axis,
+        )
+
+    def running_errors(self):
+        """Ones, for views that draw their attack."""
+        many = [view for view in self.views if len(view.attacks) > 1]
+        return {view.name: jnp.ones(len(view.attacks)) for view in many}
+
+    def checks(self):
+        """Each view under its attacks."""
+        return [
+            Check(
+                view.name,
+                view.weight,
+                mixture_case(self.names, view.mixture),
+                view.attacks,
+                view.alarm,
+            )
+            for view in self.views
+        ]
+
+    def describe(self):
+        """A line per view."""
+        return [describe(view, self.names) for view in self.views]
 
 
 def views_loss(network, views, *, pooled=True, perturbation=0.0, axis=None):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from advadapters import losses, rng, trees
+from advadapters import losses, networks, rng, trees
 from advadapters.attacks.pgd import pgd
 from advadapters.data import pipeline
 from advadapters.data.sources import ArraySplit
@@ -36,9 +36,9 @@ def setup(count=21):
 
 def count_all(mesh, attack, at_once, batch_size=8):
     split, variables = setup()
-    counter = accuracy.make_counter(NET.apply, attack, seed=0, mesh=mesh)
+    counter = accuracy.make_counter(NET, attack, seed=0, mesh=mesh)
     return accuracy.accuracies(
-        counter, variables, MIXTURES,
+        counter, variables, [networks.Knob(np.array(m)) for m in MIXTURES],
         lambda: pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=batch_size),
         mesh=mesh, at_once=at_once, progress=lambda *_: None,
     )  # fmt: skip
@@ -73,12 +73,12 @@ def test_an_image_wrong_before_the_attack_is_never_robust(mesh):
     def apply(params, images, key=None):
         return jax.nn.one_hot(jnp.round(images[:, 0, 0, 0] * 5).astype(int), 5)
 
-    clean = accuracy.make_counter(apply, None, seed=0, mesh=mesh)
-    robust = accuracy.make_counter(apply, helpful, seed=0, mesh=mesh)
+    clean = accuracy.make_counter(NET._replace(evaluate=apply), None, seed=0, mesh=mesh)
+    robust = accuracy.make_counter(NET._replace(evaluate=apply), helpful, seed=0, mesh=mesh)
     _, variables = setup(16)
     split = ArraySplit(*(tiny.raw_batch(16)[name] for name in ("images", "labels")))
     batch = next(pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=16))
-    weights = jnp.array([[1.0, 0.0]])
+    weights = networks.Knob(jnp.array([[1.0, 0.0]]))
     assert robust(variables, weights, batch) == clean(variables, weights, batch) < 16
 
 
@@ -93,8 +93,10 @@ def test_nan_is_never_right(mesh):
     split = ArraySplit(tiny.raw_batch(8)["images"], np.zeros(8, np.int32))
     batch = next(pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=8))
     for apply, attack in ((broken, None), (NET.evaluate, poison)):
-        counter = accuracy.make_counter(apply, attack, seed=0, mesh=mesh)
-        assert counter(variables, jnp.array([[1.0, 0.0]]), batch) == 0
+        counter = accuracy.make_counter(
+            NET._replace(evaluate=apply), attack, seed=0, mesh=mesh
+        )
+        assert counter(variables, networks.Knob(jnp.array([[1.0, 0.0]])), batch) == 0
 
 
 def test_wilson_interval():
@@ -108,7 +110,9 @@ def test_wilson_interval():
 
 def example_rows():
     return [
-        accuracy.row(dict(clean=w, linf=round(1 - w, 1)), suite, correct, 100, 7)
+        accuracy.row(
+            {"mixture": dict(clean=w, linf=round(1 - w, 1))}, suite, correct, 100, 7
+        )
         for suite, base in (("clean", 90), ("pgd20_linf", 40))
         for w, correct in ((1.0, base), (0.9, base + 1), (0.0, base + 2))
     ]

@@ -310,12 +310,10 @@ def test_evaluation_counts_by_device(mesh, one_device):
 
     tree = variables("wide_resnet", "norms", separate=True)
     batch = tiny.raw_batch(64) | {"mask": np.ones(64, bool)}
-    mixtures = jnp.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
+    mixtures = networks.Knob(jnp.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]))
 
     def count(mesh):
-        counter = accuracy.make_counter(
-            network("wide_resnet").evaluate, attack, seed=0, mesh=mesh
-        )
+        counter = accuracy.make_counter(network("wide_resnet"), attack, seed=0, mesh=mesh)
         placed = meshes.global_batch(mesh, batch)
         compiled = counter.lower(tree, mixtures, placed).compile()
         return counter(tree, mixtures, placed), compiled.cost_analysis()["flops"]

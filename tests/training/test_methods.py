@@ -100,7 +100,7 @@ def build_views(variant, attack=None):
     """The views of digits.py's variant over one domain, with another attack."""
     run = build.build(config(variant), meshes.make())
     swap = dict(attacks=(attack,)) if attack else {}
-    return [view._replace(**swap) if view.attacks else view for view in run.views]
+    return [view._replace(**swap) if view.attacks else view for view in run.method.views]
 
 
 def test_trades_attacks_the_clean_predictions_and_not_the_labels():
@@ -226,7 +226,7 @@ def test_eat_draws_norms_by_their_running_errors():
 
 def test_eat_starts_even(mesh):
     run = build.build(config("eat"), mesh)
-    (view,) = run.views
+    (view,) = run.method.views
     assert [attack.keywords["norm"] for attack in view.attacks] == ["linf", "l2", "l1"]
     first = jax.jit(lambda: build.initial_state(run))().variables
     np.testing.assert_array_equal(first["stats"]["errors"]["attacked"], jnp.ones(3))
@@ -255,7 +255,7 @@ def test_eat_on_eight_devices_in_parts(mesh, one_device):
 
 def test_advprop_attacks_its_own_norms_towards_a_random_class(mesh):
     run = build.build(config("advprop"), mesh)
-    clean, attacked = run.views
+    clean, attacked = run.method.views
     assert clean.mixture == (1.0, 0.0) and attacked.mixture == (0.0, 1.0)
     assert attacked.attacks[0].keywords["target"] == "random"
     tree = state.branches(tiny.plain(NET), run.patterns, 2)
@@ -315,7 +315,7 @@ def test_n_fgsm_is_one_step_from_its_noise():
 
 def test_fgsm_rs_is_one_clipped_step(mesh):
     run = build.build(config("fgsm_rs"), mesh)
-    (view,) = run.views
+    (view,) = run.method.views
     settings = view.attacks[0].keywords
     assert settings["steps"] == 1 and settings["random_start"]
     assert settings["step_size"] == pytest.approx(1.25 * settings["eps"])

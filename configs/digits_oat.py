@@ -1,0 +1,79 @@
+"""Once-for-all adversarial training on digits: one network, every lambda, every width.
+
+Paper: Wang, Chen, Gui, Hu, Liu and Wang, "Once-for-All Adversarial Training: In-Situ
+  Tradeoff between Robustness and Accuracy for Free" (NeurIPS 2020): OAT, and OATS over
+  widths. Lambdas, encoding, dual batch norm and loss are the paper's code's; network,
+  schedule, radius and optimizer are ours, and so is OATS' step over all widths.
+Command: advadapters train --config=configs/digits_oat.py --workdir=runs/oat
+  then, at any time: advadapters evaluate --workdir=runs/oat --lambda=0,0.2,1
+Variants: oat (default), oats (widths 0.5, 0.75, 1), oat_single (one set of norms),
+  oat_none (lambda itself instead of a random code: any lambda at test time), fixed_0,
+  fixed_10, fixed_20, fixed_30, fixed_40, fixed_100 (a network of its own for one lambda,
+  in percent: the baseline), vit (FiLM on the layer norms of a ViT: ours), vit_tokens (no
+  FiLM: lambda mixes two class tokens: ours).
+Cost: 2 minutes on 2 CPU cores, oats 4. Expected: the table in README.md (measured there).
+"""
+
+from advadapters import defaults
+from advadapters.config import variant
+
+EPS = 0.12
+FIXED = {f"fixed_{100 * lam:g}": lam for lam in defaults.LAMBDAS}
+VARIANTS = (
+    "oat", "oats", "oat_single", "oat_none", *FIXED, "vit", "vit_tokens"
+)  # fmt: skip
+
+
+def get_config(name=""):
+    name = variant(name, VARIANTS)
+    config = defaults.config()
+    config.epochs = 30.0
+    config.ema_decay = 0.99
+    config.checkpoint_every = 200
+    if name.startswith("vit"):
+        config.model.update(patch=2, size="32x3x128x4")
+    else:
+        config.model = defaults.model("wide_resnet", "10-1")
+    config.model.mean = config.model.std = (0.5,)
+    config.data.source = "digits"
+    config.data.image_size = 8
+    config.data.channels = 1
+    config.data.flip = False
+    config.optimizer.base_lr = 4e-3
+    config.optimizer.clip_norm = 1.0
+    config.evaluation.batch_size = 120
+    attacks = {"linf": defaults.pgd("linf", EPS, steps=7)}
+    config.evaluation.suites = {
+        "pgd20_linf": defaults.evaluation_pgd("linf", EPS, steps=20)
+    }
+    if name in FIXED:
+        fix(config, FIXED[name], attacks)
+        return config
+    config.update(defaults.method("oats" if name == "oats" else "oat", attacks))
+    if name != "vit_tokens":
+        config.model.film = defaults.film(
+            defaults.LAMBDAS,
+            encoding="none" if name == "oat_none" else "random",
+            center=float(name == "vit"),
+        )
+    if name in ("oat_single", "vit"):
+        config.oat.dual = False
+        config.adapters = ()
+    if name == "vit_tokens":
+        config.oat.mixed = True
+        config.adapters = ("class_token",)
+        config.trained = (".*",)
+    if name.startswith("vit"):
+        config.statistics = "pooled"
+    return config
+
+
+def fix(config, lam, attacks):
+    """Views of clean and attacked images with the weights of one lambda."""
+    if lam in (0.0, 1.0):
+        config.update(defaults.method("adversarial" if lam else "nominal", attacks))
+    else:
+        config.update(defaults.method("cotrain", attacks, alpha=1 - lam))
+        config.adapters = ()
+        config.statistics = "separate"
+    config.evaluation.soup_weights = (1.0,) if lam < 1 else (0.0,)
