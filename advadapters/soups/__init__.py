@@ -4,6 +4,39 @@ A mixture is a tuple of weights [K] that sum to 1; `trees.mix` applies it. Only
 numpy and jax are needed, so that soups run in a bare notebook.
 """
 
+from advadapters.soups.ingredients import mix_by_path, mix_files, stack, write_leaves
+from advadapters.soups.learned import Learned, cross_entropy, learn
 from advadapters.soups.mixtures import average, line, lines, one_hot, parse, simplex
+from advadapters.soups.sanity import Barrier, ancestor_warning, barrier, relative_distances
+from advadapters.soups.scoring import entropy, make_scorer, right
+from advadapters.soups.search import Found, halving
+from advadapters.soups.selection import Choice, greedy, lowest_entropy, select
 
-__all__ = ["average", "line", "lines", "one_hot", "parse", "simplex"]
+__all__ = [
+    "Barrier",
+    "Choice",
+    "Found",
+    "Learned",
+    "ancestor_warning",
+    "average",
+    "barrier",
+    "cross_entropy",
+    "entropy",
+    "greedy",
+    "halving",
+    "learn",
+    "line",
+    "lines",
+    "lowest_entropy",
+    "make_scorer",
+    "mix_by_path",
+    "mix_files",
+    "one_hot",
+    "parse",
+    "relative_distances",
+    "right",
+    "select",
+    "simplex",
+    "stack",
+    "write_leaves",
+]

@@ -1,0 +1,56 @@
+"""What mixtures make of images: whole tables, batched over the mixtures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def right(logits, labels):
+    """Whether each prediction [N] is right; logits that are not finite are wrong."""
+    finite = jnp.all(jnp.isfinite(logits), axis=-1)
+    return finite & (jnp.argmax(logits, axis=-1) == labels)
+
+
+def entropy(logits, labels):
+    """The entropy [N] of each prediction, in nats; the labels are not looked at."""
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+
+def make_scorer(apply, at, ingredients, *, at_once=8, batch=128, measure=right):
+    """score: (mixtures [S, K], images, labels [N], mask [N] or None) -> table [S, N].
+
+    at: (ingredients, weights [K]) -> plain, `trees.mix` for K whole networks stacked in one
+    tree, `trees.plain` for shared parameters and adapters. apply: (plain, images) -> logits
+    [N, L]. measure: (logits, labels) -> [N]; 0 where the mask is False.
+
+    Compiled once: `at_once` soups on `batch` images a call, padded where there are fewer.
+    That many soups are mixed on the device at once.
+    """
+
+    @jax.jit
+    def block(ingredients, weights, images, labels):
+        soup = lambda w: measure(apply(at(ingredients, w), images), labels)  # noqa: E731
+        return jax.vmap(soup)(weights)
+
+    def score(mixtures, images, labels, mask=None):
+        mixtures = np.asarray(mixtures, np.float32)
+        images, labels = np.asarray(images), np.asarray(labels)
+        groups = list(padded(at_once, mixtures))
+        columns = [
+            [block(ingredients, *group, *part) for group in groups]
+            for part in padded(batch, images, labels)
+        ]
+        table = np.concatenate([np.concatenate(column) for column in columns], axis=1)
+        table = table[: len(mixtures), : len(images)]
+        return table if mask is None else np.where(mask, table, table.dtype.type(0))
+
+    return score
+
+
+def padded(size, *arrays):
+    """Parts of `size` rows of all arrays, the last one filled with its first row."""
+    for start in range(0, len(arrays[0]), size):
+        parts = [array[start : start + size] for array in arrays]
+        short = size - len(parts[0])
+        yield [np.concatenate([part, np.repeat(part[:1], short, 0)]) for part in parts]
