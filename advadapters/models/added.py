@@ -56,11 +56,17 @@ class LoRA(nn.Module):
         leaves = self.leaves(sides, features)
         for m in range(leaves["b"].shape[0]):
             own = {name: leaf[m] for name, leaf in leaves.items()}
-            inner = normalised(x, own["scale"], own["bias"]) if self.norm else x
-            inner, a = inner.astype(self.dtype), own["a"].astype(self.dtype)
-            inner = convolved(inner, a, kernel, stride) if kernel else inner @ a
-            y = y + self.scale * (inner @ own["b"].astype(self.dtype)).astype(y.dtype)
+            inner = self.down(x, own, kernel, stride) @ own["b"].astype(self.dtype)
+            y = y + self.scale * inner.astype(y.dtype)
         return y
+
+    def down(self, x, own, kernel, stride):
+        """x A_m or LN_m(x) A_m, [..., r]."""
+        if self.norm and not kernel:
+            return normalised_product(x, own, self.dtype)
+        inner = normalised(x, own["scale"], own["bias"]) if self.norm else x
+        inner, a = inner.astype(self.dtype), own["a"].astype(self.dtype)
+        return convolved(inner, a, kernel, stride) if kernel else inner @ a
 
     def leaves(self, sides, features):
         """The parameters; only those that are drawn here have to have one component."""
@@ -81,9 +87,27 @@ class LoRA(nn.Module):
 
 def normalised(x, scale, bias):
     """Layer norm over the last axis, in float32."""
+    centred, inverse = standardised(x)
+    return centred * inverse * scale + bias
+
+
+def standardised(x):
+    """(x - mean, 1 / deviation [..., 1]) over the last axis, in float32."""
     x = x.astype(jnp.float32)
-    mean, variance = jnp.mean(x, -1, keepdims=True), jnp.var(x, -1, keepdims=True)
-    return (x - mean) * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * scale + bias
+    centred = x - jnp.mean(x, -1, keepdims=True)
+    variance = jnp.mean(centred**2, -1, keepdims=True)
+    return centred, jax.lax.rsqrt(variance + LAYER_NORM_EPS)
+
+
+def normalised_product(x, own, dtype):
+    """LN(x) A as (x - mean) (scale A) / deviation + bias A.
+
+    The same without LN(x): the backward pass would keep it for each of q, k and v.
+    """
+    centred, inverse = standardised(x)
+    scaled = (own["scale"][:, None] * own["a"]).astype(dtype)
+    product = (centred.astype(dtype) @ scaled).astype(jnp.float32) * inverse
+    return (product + own["bias"] @ own["a"]).astype(dtype)
 
 
 def convolved(x, a, kernel, stride):
