@@ -10,6 +10,7 @@ from advadapters.errors import UsageError
 VERBS = {
     "train": "train a network, evaluate its modes and the soups between them",
     "evaluate": "clean and robust accuracy of mixtures of a trained network",
+    "extract": "one network out of a run, as a run of its own",
     "study": "train one config with different adapters or methods, and compare",
 }
 

@@ -307,8 +307,11 @@ def read_model(c, data, classes, exact):
         side = f"data.image_size={data.image_size}"
         side = f"model.resize={resize}" if resize else side
         raise UsageError(f"config.model.patch={patch} does not divide config.{side}")
+    size = READ_SIZE[name](c.take("size", str))
+    if hasattr(size, "scaled"):
+        size = size.scaled(c.take("width", float, above=0, high=1.0))
     model = module(
-        size=READ_SIZE[name](c.take("size", str)),
+        size=size,
         classes=classes,
         mean=read_channels(c, "mean", data.channels),
         std=read_channels(c, "std", data.channels),

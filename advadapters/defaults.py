@@ -87,9 +87,11 @@ def model(name, size, **more):
             remat=False,
             scan=False,
         ),
-        "resnet": dict(activation="relu", stem="cifar"),  # or "silu", "imagenet"
-        "preact_resnet": dict(activation="relu", dropout=0.0),
-        "wide_resnet": dict(activation="relu", dropout=0.0),
+        # width: factor of all channels, at most 1; activation: or "silu"; stem: or
+        # "imagenet".
+        "resnet": dict(width=1.0, activation="relu", stem="cifar"),
+        "preact_resnet": dict(width=1.0, activation="relu", dropout=0.0),
+        "wide_resnet": dict(width=1.0, activation="relu", dropout=0.0),
     }[name]
     return common | own | more
 

@@ -1,0 +1,108 @@
+"""usage: advadapters extract --workdir=DIR --output=NEW [--mixture=... | --width=...]
+
+Takes one network out of a trained run and makes it an ordinary run of its own, which
+`evaluate` and `config.start.workdir` take like any other:
+
+  --mixture=clean=0.9,linf=0.1   a mode or soup, as a network with one domain
+  --width=0.5                    a width of an OATS network, as a smaller OAT network
+
+  --step=4000                    a checkpoint's step, "best" or "latest" (default)
+
+Writes config.json and checkpoints/ to the new folder NEW; nothing is trained.
+"""
+
+from advadapters import config as configs
+from advadapters import soups
+from advadapters.errors import UsageError
+
+FLAGS = {"workdir": None, "output": None, "mixture": "", "width": "", "step": "latest"}
+
+
+def main(argv):
+    """Returns the exit code."""
+    _, flags = configs.parse(argv, FLAGS, with_config=False)
+    if bool(flags["mixture"]) == bool(flags["width"]):
+        raise UsageError("give either --mixture=... or --width=...")
+    from advadapters import checkpoints
+    from advadapters.commands import runs, workdir
+    from advadapters.training import state as states
+
+    config = workdir.read_config(flags["workdir"])
+    opened = runs.open_run(config, flags["workdir"])
+    take = narrow if flags["width"] else soup
+    changed, make = take(opened.run, config, flags)
+    variables, step = runs.restore_variables(opened, flags["step"])
+    if workdir.holds_run(flags["output"]):
+        raise UsageError(f"{flags['output']} holds a run already: name a new folder")
+    new = runs.open_run(changed, flags["output"])
+    state = states.create(make(variables, runs.abstract_state(new).variables), new.run.tx)
+    with checkpoints.Checkpoints(new.folder / "checkpoints") as saved:
+        saved.save(new.run.steps, state.replace(step=state.step + new.run.steps))
+    print(f"step {step} of {opened.folder} -> {new.folder}")
+    return 0
+
+
+def soup(run, config, flags):
+    """(config of a network with one domain, variables -> its variables)."""
+    from advadapters import defaults, networks, trees
+    from advadapters.training import state as states
+
+    if run.film:
+        raise UsageError("--mixture: this network goes by lambda; take out a --width")
+    try:
+        mixture = soups.parse(flags["mixture"], run.domains)
+    except ValueError as error:
+        raise UsageError(f"--mixture: {error}") from None
+    case = networks.mixture_case(run.domains, mixture)
+
+    def make(variables, like):
+        made = states.branches(run.network.at(variables, case.knob), (), 1)
+        if trees.flatten(like).keys() != trees.flatten(made).keys() or any(
+            leaf.shape != trees.flatten(made)[path].shape
+            for path, leaf in trees.flatten(like).items()
+        ):
+            raise UsageError(
+                "--mixture: the LoRAs of several domains side by side are no ordinary "
+                "network; merge them into the kernels (advadapters.adapters.lora)"
+            )
+        return made
+
+    nominal = defaults.method("nominal", {"": {}}) | dict(trained=(".*",))
+    return plain_config(config, nominal), make
+
+
+def narrow(run, config, flags):
+    """(config of a smaller OAT network, variables -> its variables)."""
+    import jax
+
+    from advadapters import methods, trees
+    from advadapters.commands.evaluate import read_list
+
+    if not isinstance(run.method, methods.oat.OAT):
+        raise UsageError("--width: this network has one width; take out a --mixture")
+    (width,) = read_list("width", flags["width"]) or (1.0,)
+    case = methods.read_knobs(run.method, run.film, {"width": (width,)})[0]
+    count = 1 + run.method.dual
+    first = run.method.widths.index(case.width) * count
+
+    def make(variables, like):
+        def rows(tree):
+            return jax.tree.map(lambda leaf: leaf[first : first + count], tree)
+
+        stats = variables["stats"]
+        own = variables | {
+            "adapters": rows(variables["adapters"]),
+            "stats": stats | {"adapters": rows(stats["adapters"])},
+        }
+        return trees.corner(own, like)
+
+    changed = plain_config(config, {"oat": config["oat"] | {"widths": (1.0,)}})
+    factor = config["model"]["width"] * width
+    return changed | {"model": config["model"] | {"width": factor}}, make
+
+
+def plain_config(config, changes):
+    """A config that starts from nothing, with changes."""
+    start = config["start"] | dict(workdir="", weights="", mixture={}, fresh=())
+    changed = {key: x for key, x in config.items() if key not in ("oat", "twins")}
+    return changed | {"start": start} | changes
