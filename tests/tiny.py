@@ -30,6 +30,17 @@ def plain(net, seed=0):
     return made | {"params": jax.tree.unflatten(structure, noisy)}
 
 
+def relatives(net, count, spread=0.1):
+    """[count, ...]: networks that are one plus normal noise of this size in every leaf."""
+    draw = np.random.default_rng(0)
+
+    def apart(leaf):
+        noise = spread * draw.normal(size=(count, *leaf.shape))
+        return jnp.asarray(leaf + noise, leaf.dtype)
+
+    return jax.tree.map(apart, plain(net))
+
+
 def batch(size=8, seed=0):
     """{"images" [B, 8, 8, 1] in [0, 1], "labels" [B], "index" [B]}."""
     draw = np.random.default_rng(seed)

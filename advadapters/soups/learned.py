@@ -5,6 +5,7 @@ are forward passes whose tangents are differences of the ingredients: no backwar
 stored activations.
 """
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -39,23 +40,20 @@ def tangents(count):
     return np.linalg.svd(np.ones((1, count)))[2][1:].T
 
 
-def expansion(loss):
-    """(weights [K], *operands) -> value, gradient [K - 1], Hessian [K - 1, K - 1].
+@functools.partial(jax.jit, static_argnums=0)
+def expansion(loss, weights, *operands):
+    """(value, gradient [K - 1], Hessian [K - 1, K - 1]) of `loss(weights, *operands)`.
 
-    Of `loss(weights, *operands)`, along the `tangents`.
+    Along the `tangents`.
     """
+    basis = jnp.asarray(tangents(len(weights)), weights.dtype)
 
-    def expand(weights, *operands):
-        basis = jnp.asarray(tangents(len(weights)), weights.dtype)
+    def along(move):
+        return loss(weights + jnp.sum(basis * move, axis=1), *operands)
 
-        def along(move):
-            return loss(weights + jnp.sum(basis * move, axis=1), *operands)
-
-        here = jnp.zeros(basis.shape[1], weights.dtype)
-        slope = jax.jacfwd(along)
-        return along(here), slope(here), jax.jacfwd(slope)(here)
-
-    return expand
+    here = jnp.zeros(basis.shape[1], weights.dtype)
+    slope = jax.jacfwd(along)
+    return along(here), slope(here), jax.jacfwd(slope)(here)
 
 
 def bounded_minimum(weights, gradient, hessian, low, high):
@@ -96,10 +94,12 @@ def learn(loss, start, *operands, low=0.0, high=1.0, steps=20, tolerance=1e-4):
     weights = np.asarray(start, np.float64)
     if abs(weights.sum() - 1) > 1e-6 or weights.min() < low or weights.max() > high:
         raise ValueError(f"start {start} does not sum to 1 in bounds [{low}, {high}]")
-    expand, value_at = jax.jit(expansion(loss)), jax.jit(loss)
+    value_at = jax.jit(loss)
     basis, losses = tangents(len(weights)), []
     for _ in range(steps if len(weights) > 1 else 0):
-        value, gradient, hessian = jax.device_get(expand(single(weights), *operands))
+        value, gradient, hessian = jax.device_get(
+            expansion(loss, single(weights), *operands)
+        )
         losses.append(float(value))
         curvature, axes = np.linalg.eigh(hessian.astype(np.float64))
         curvature, axes = np.abs(curvature), basis @ axes
