@@ -370,6 +370,15 @@ def n_fgsm(first, attacks, alpha, beta):
     return single_step(first, attacks, attack)
 
 
+def fixed(first, attacks, alpha, beta):
+    """alpha of the clean loss and 1 - alpha of the attacked one, all shared: the baseline
+    of OAT, its code's PGDAT; statistics="separate" takes each pass's own, as there.
+    """
+    return plain_views(
+        clean=view("all", alpha), **{first: view("all", 1 - alpha, first)}
+    ) | dict(attacks={first: attacks[first]})
+
+
 LAMBDAS = (0.0, 0.1, 0.2, 0.3, 0.4, 1.0)
 
 
@@ -439,4 +448,6 @@ METHODS = {
     )
 }  # fmt: skip
 # These ask more of a config: a model conditioned on lambda, a network to start from.
-SYSTEMS = {function.__name__: function for function in (oat, oats, twins_at, twins_trades)}
+SYSTEMS = {
+    function.__name__: function for function in (fixed, oat, oats, twins_at, twins_trades)
+}

@@ -69,11 +69,9 @@ def get_config(name=""):
 
 
 def fix(config, lam, attacks):
-    """Views of clean and attacked images with the weights of one lambda."""
+    """One network for clean and attacked images, with the weights of one lambda."""
     if lam in (0.0, 1.0):
         config.update(defaults.method("adversarial" if lam else "nominal", attacks))
     else:
-        config.update(defaults.method("cotrain", attacks, alpha=1 - lam))
-        config.adapters = ()
-        config.statistics = "separate"
-    config.evaluation.soup_weights = (1.0,) if lam < 1 else (0.0,)
+        config.update(defaults.method("fixed", attacks, alpha=1 - lam))
+    config.statistics = "separate"  # of each pass; there is one running set

@@ -46,10 +46,8 @@ def get_config(name=""):
     )
     attack = defaults.pgd("linf", EPS, steps=7, step_size=10 / 255 / 7)
     if kind == "fixed":
-        config.update(defaults.method("cotrain", {"linf": attack}, alpha=0.5))
-        config.adapters = ()
+        config.update(defaults.method("fixed", {"linf": attack}, alpha=0.5))
         config.statistics = "separate"
-        config.evaluation.soup_weights = (1.0,)
     else:
         method = "oats" if kind == "oats" else "oat"
         config.update(defaults.method(method, {"linf": attack}))

@@ -11,7 +11,74 @@ DIGITS = "--config=" + str(pathlib.Path(__file__).parents[2] / "configs" / "digi
 
 CONV = DIGITS.replace("digits.py", "digits_conv.py")
 
+OAT = DIGITS.replace("digits.py", "digits_oat.py")
+TWINS = DIGITS.replace("digits.py", "digits_twins.py")
+
 CASES = {
+    "lambda above 1": (
+        [OAT, "--config.oat.lambdas=(0.0,1.5)"],
+        "config.oat.lambdas must be growing numbers from 0 to 1, not only 0, got (0.0, 1.5",
+    ),
+    "a lambda that the encoding does not know": (
+        [OAT, "--config.oat.lambdas=(0.0,0.15)"],
+        "the random encoding has no row for [0.15]; it has (0.0, 0.1",
+    ),
+    "a share of lambda 0 without it": (
+        [OAT, "--config.oat.lambdas=(0.1,1.0)", "--config.oat.zeros=0.2"],
+        "config.oat.zeros=0.2 is the share of lambda 0, which is not in",
+    ),
+    "widths without the full one": (
+        [OAT + ":oats", "--config.oat.widths=(0.5,0.75)"],
+        "config.oat.widths must be factors above 0, growing to 1.0, got (0.5, 0.75)",
+    ),
+    "a width that leaves no whole channels": (
+        [OAT + ":oats", "--config.oat.widths=(0.3,1.0)"],
+        "width 0.3 leaves 4.8 of 16 channels",
+    ),
+    "widths of a transformer": (
+        [OAT + ":vit", "--config.oat.widths=(0.5,1.0)", '--config.adapters=("norms",)'],
+        "config.oat.widths below 1 need a convolutional network",
+    ),
+    "lambda without FiLM": (
+        [OAT + ":vit_tokens", "--config.oat.mixed=False"],
+        "config.oat.mixed=False: lambda mixes adapters or goes through FiLM",
+    ),
+    "domains of one's own": (
+        [OAT, '--config.domains=("clean",)'],
+        "config.loss='oat' names its domains itself: set domains=()",
+    ),
+    "pooled statistics of OAT": (
+        [OAT, "--config.statistics=pooled"],
+        "OAT keeps the batch statistics of its domains apart: set",
+    ),
+    "dual norms that are shared": (
+        [OAT, "--config.adapters=()"],
+        "OAT has 2 domains, which differ in config.adapters: name some",
+    ),
+    "no image left to attack": (
+        [OAT, "--config.batch_size=8"],
+        "config.batch_size gives 1 images to each device and part; OAT needs more",
+    ),
+    "a code too short": (
+        [OAT, "--config.model.film.size=4"],
+        "config.model.film.size=4 is less than the 6 lambdas, which need a row each",
+    ),
+    "TWINS from scratch": (
+        [TWINS, "--config.start.workdir="],
+        "TWINS fine-tunes a robust network: name it in config.start.workdir or",
+    ),
+    "TWINS without statistics": (
+        [TWINS, "--config.model.norm=group", "--config.statistics=pooled"],
+        "TWINS freezes batch statistics, and this network has none",
+    ),
+    "TWINS with an odd batch": (
+        [TWINS, "--config.batch_size=8"],
+        "TWINS needs an even number, half for each wing",
+    ),
+    "TWINS with weight perturbations": (
+        [TWINS, "--config.weight_perturbation=0.01"],
+        "config.weight_perturbation is for views; TWINS has none",
+    ),
     "no config": ([], "--config=... is missing"),
     "unknown config file": (["--config=no/such.py"], "no config file"),
     "unknown variant": (

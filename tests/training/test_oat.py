@@ -5,15 +5,18 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 from models import small
 from scipy.fft import dct
 
 from advadapters import losses, networks, trees
+from advadapters import mesh as meshes
 from advadapters.attacks.pgd import pgd
+from advadapters.data.augment import make_augment
 from advadapters.models import film
-from advadapters.training import oat, state
+from advadapters.training import oat, state, step
 
 LAMBDAS = (0.0, 0.1, 0.4, 1.0)
 FILM = film.Film(LAMBDAS, "random", 8, 0.0)
@@ -404,3 +407,29 @@ def test_lambda_as_a_mixture_of_class_tokens():
             bad = ATTACK(lambda x: net.apply(one, x), image, label, keys[row : row + 1])  # noqa: B023
             expected += value * float(losses.cross_entropy(net.apply(one, bad), label)[0])
     np.testing.assert_allclose(total, expected / 8, rtol=1e-4)
+
+
+def train(devices, accumulate=1):
+    """The variables after a step on so many devices."""
+    mesh = meshes.make(jax.devices()[:devices])
+    method, net = METHOD._replace(zeros=0.5), network()
+    tx = optax.apply_if_finite(optax.sgd(0.1), 5)
+    run = step.make_step(
+        method.loss({1.0: net}, "data"),
+        make_augment(
+            5, flip_horizontal=False, pad=0, mixup_alpha=0.0, cutmix_alpha=0.0,
+            label_smoothing=0.0, mix_probability=1.0,
+        ),
+        tx, seed=0, ema_decay=0.9, accumulate=accumulate, mesh=mesh,
+    )  # fmt: skip
+    now = jax.device_put(state.create(variables(net), tx), meshes.replicated(mesh))
+    now, _ = run(now, meshes.global_batch(mesh, tiny.raw_batch(16)))
+    return now.variables
+
+
+def test_eight_devices_are_one_device():
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4),
+        train(1),
+        train(8),
+    )
