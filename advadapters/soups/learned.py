@@ -1,8 +1,8 @@
 """Mixture weights learned from labelled images, by forward-mode derivatives.
 
-K weights that sum to 1 can move in K - 1 directions. The derivatives of a loss along them
-are forward passes whose tangents are differences of the ingredients: no backward pass, no
-stored activations.
+K weights that sum to 1 can move in K - 1 directions. The derivatives of the logits along
+them are forward passes whose tangents are differences of the ingredients: no backward pass,
+no stored activations.
 """
 
 import functools
@@ -21,18 +21,10 @@ class Learned(NamedTuple):
     losses: list
 
 
-def cross_entropy(apply, at):
-    """loss(weights [K], ingredients, images, labels) -> mean cross-entropy, for `learn`.
-
-    at: (ingredients, weights) -> plain; apply: (plain, images) -> logits [N, L].
-    """
-
-    def loss(weights, ingredients, images, labels):
-        logits = apply(at(ingredients, weights), images).astype(jnp.float32)
-        log_p = jax.nn.log_softmax(logits)
-        return -jnp.mean(jnp.take_along_axis(log_p, labels[:, None], axis=1))
-
-    return loss
+def cross_entropy(logits, labels):
+    """The cross-entropy [N] of logits [N, L] with labels [N]."""
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return -jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
 
 
 def tangents(count):
@@ -40,20 +32,29 @@ def tangents(count):
     return np.linalg.svd(np.ones((1, count)))[2][1:].T
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def expansion(loss, weights, *operands):
-    """(value, gradient [K - 1], Hessian [K - 1, K - 1]) of `loss(weights, *operands)`.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def expansion(apply, at, loss, weights, ingredients, images, labels):
+    """(mean loss, gradient [K - 1], curvature [K - 1, K - 1]) along the `tangents`.
 
-    Along the `tangents`.
+    The curvature is the Gauss-Newton one, J^T H J with the logits' derivatives J and the
+    Hessian H of the loss in the logits; for a loss convex in these it is never negative.
     """
     basis = jnp.asarray(tangents(len(weights)), weights.dtype)
 
-    def along(move):
-        return loss(weights + jnp.sum(basis * move, axis=1), *operands)
+    def outputs(weights):
+        return apply(at(ingredients, weights), images)
 
-    here = jnp.zeros(basis.shape[1], weights.dtype)
-    slope = jax.jacfwd(along)
-    return along(here), slope(here), jax.jacfwd(slope)(here)
+    def mean(logits):
+        return jnp.mean(loss(logits, labels))
+
+    logits, jacobian = jax.vmap(
+        lambda move: jax.jvp(outputs, (weights,), (move,)), out_axes=(None, 0)
+    )(basis.T)
+    slope = jax.grad(mean)
+    bend = jax.vmap(lambda move: jax.jvp(slope, (logits,), (move,))[1])(jacobian)
+    dot = functools.partial(jnp.einsum, precision="highest")
+    gradient = dot("knl,nl->k", jacobian, slope(logits))
+    return mean(logits), gradient, dot("knl,jnl->kj", jacobian, bend)
 
 
 def bounded_minimum(weights, gradient, hessian, low, high):
@@ -81,37 +82,46 @@ def bounded_minimum(weights, gradient, hessian, low, high):
     return best
 
 
-def learn(loss, start, *operands, low=0.0, high=1.0, steps=20, tolerance=1e-4):
-    """Learned weights [K] in [low, high] of least `loss(weights, *operands)`.
+def learn(
+    apply, at, ingredients, images, labels, start, *,
+    loss=cross_entropy, low=0.0, high=1.0, steps=20, tolerance=1e-4,
+):  # fmt: skip
+    """Learned weights [K] in [low, high] of least mean loss on labelled images.
 
-    Newton's method from `start`: each step minimises the quadratic model in the bounds,
-    with the curvature's absolute value where the loss is not convex, and is halved until
-    the loss falls; the end is where it moves by less than `tolerance` or does not fall.
-    low below 0 and high above 1 let it extrapolate; -inf and inf are no bounds.
-    operands: what the loss needs besides, as the ingredients [K, ...], images and labels of
-    `cross_entropy`. A step costs about as much as K**2 forward passes.
+    Gauss-Newton from `start` [K]: each step minimises the quadratic model in the bounds
+    and is halved until the loss falls; the end is where it moves by less than `tolerance`
+    or the loss does not fall. low below 0 and high above 1 let it extrapolate; -inf and
+    inf are no bounds. apply, at, ingredients: as for `make_scorer`; loss: (logits [N, L],
+    labels) -> [N]. All images are taken at once, with K - 1 tangents each.
     """
     weights = np.asarray(start, np.float64)
     if abs(weights.sum() - 1) > 1e-6 or weights.min() < low or weights.max() > high:
         raise ValueError(f"start {start} does not sum to 1 in bounds [{low}, {high}]")
-    value_at = jax.jit(loss)
+    given = ingredients, images, labels
     basis, losses = tangents(len(weights)), []
+    value_at = lambda w: float(mean_loss(apply, at, loss, single(w), *given))  # noqa: E731
     for _ in range(steps if len(weights) > 1 else 0):
-        value, gradient, hessian = jax.device_get(
-            expansion(loss, single(weights), *operands)
+        value, gradient, curvature = jax.device_get(
+            expansion(apply, at, loss, single(weights), *given)
         )
         losses.append(float(value))
-        curvature, axes = np.linalg.eigh(hessian.astype(np.float64))
-        curvature, axes = np.abs(curvature), basis @ axes
-        curvature = np.maximum(curvature, 1e-3 * curvature.max() + 1e-12)
-        convex = axes * curvature @ axes.T
-        move = bounded_minimum(weights, basis @ gradient, convex, low, high) - weights
+        # A floor under the curvature, where moving hardly changes the logits.
+        sizes, axes = np.linalg.eigh(curvature.astype(np.float64))
+        sizes, axes = np.maximum(sizes, 1e-4 * sizes.max() + 1e-12), basis @ axes
+        hessian = axes * sizes @ axes.T
+        move = bounded_minimum(weights, basis @ gradient, hessian, low, high) - weights
         tries = (weights + move * 0.5**halved for halved in range(10))
-        better = (w for w in tries if value_at(single(w), *operands) < value)
-        before, weights = weights, next(better, weights)
+        before = weights
+        weights = next((w for w in tries if value_at(w) < value), before)
         if np.abs(weights - before).max() < tolerance:
             break
-    return Learned(weights, [*losses, float(value_at(single(weights), *operands))])
+    return Learned(weights, [*losses, value_at(weights)])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def mean_loss(apply, at, loss, weights, ingredients, images, labels):
+    """The mean loss of one soup."""
+    return jnp.mean(loss(apply(at(ingredients, weights), images), labels))
 
 
 def single(weights):

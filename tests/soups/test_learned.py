@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from advadapters import soups, trees
-from advadapters.soups.learned import bounded_minimum, expansion, tangents
+from advadapters.soups.learned import bounded_minimum, expansion, mean_loss, tangents
 
 
 def linear(seed=0, count=4):
@@ -16,11 +16,17 @@ def linear(seed=0, count=4):
     return {"kernel": make(count, 6, 2)}, make(50, 6), make(50, 2)
 
 
-def squares(weights, ingredients, images, targets):
-    """Mean squared error of the soup, which is a linear model."""
-    return jnp.mean(
-        jnp.square(images @ trees.mix(ingredients, weights)["kernel"] - targets)
-    )
+def linear_model(plain, images):
+    return images @ plain["kernel"]
+
+
+def squares(outputs, targets):
+    """The squared error [N]: of a linear model's soup, a quadratic in the weights."""
+    return jnp.sum(jnp.square(outputs - targets), axis=1)
+
+
+def learn(problem, start, **how):
+    return soups.learn(linear_model, trees.mix, *problem, start, loss=squares, **how)
 
 
 def closed_form(ingredients, images, targets):
@@ -36,9 +42,8 @@ def closed_form(ingredients, images, targets):
 def test_linear_model_reaches_its_closed_form(count):
     problem = linear(count=count)
     expected = closed_form(*problem)
-    found = soups.learn(
-        squares, soups.average(count, range(count)), *problem, low=-np.inf, high=np.inf
-    )
+    start = soups.average(count, range(count))
+    found = learn(problem, start, low=-np.inf, high=np.inf)
     np.testing.assert_allclose(found.weights, expected, atol=1e-4)
     assert found.losses == sorted(found.losses, reverse=True)
     # A quadratic takes one step, and one to see that it was the last.
@@ -46,16 +51,18 @@ def test_linear_model_reaches_its_closed_form(count):
 
 
 def test_bounds_hold_and_the_best_inside_is_found():
+    how = linear_model, trees.mix, squares
     for seed in range(3):
         problem = linear(seed, count=3)
         for low, high in [(0.0, 1.0), (-0.2, 0.9)]:
-            found = soups.learn(squares, (0.4, 0.3, 0.3), *problem, low=low, high=high)
+            found = learn(problem, (0.4, 0.3, 0.3), low=low, high=high)
             assert found.weights.min() >= low and found.weights.max() <= high
             assert found.weights.sum() == pytest.approx(1)
             grid = np.array(soups.simplex(3, 0.02, -low))
             grid = grid[(grid <= high + 1e-9).all(axis=1)]
-            value = jax.vmap(lambda w, problem=problem: squares(w, *problem))
-            assert found.losses[-1] <= float(value(jnp.float32(grid)).min()) + 1e-6
+            value = jax.vmap(lambda w, p=problem: mean_loss(*how, w, *p))
+            best = float(value(jnp.float32(grid)).min())
+            assert found.losses[-1] <= best + 1e-6
 
 
 def test_bounded_minimum_of_an_indifferent_corner():
@@ -73,37 +80,52 @@ def test_bounded_minimum_of_an_indifferent_corner():
 def test_start_must_be_a_mixture_in_the_bounds():
     for start in [(0.5, 0.6), (1.5, -0.5)]:
         with pytest.raises(ValueError, match="does not sum to 1 in bounds"):
-            soups.learn(squares, start, *linear(count=2))
+            learn(linear(count=2), start)
 
 
-def apply(plain, images):
-    """A network of one hidden layer."""
-    hidden = jax.nn.gelu(images @ plain["kernel"])
-    return hidden @ plain["head"]
+def two_layers(plain, images):
+    return jax.nn.gelu(images @ plain["kernel"]) @ plain["head"]
 
 
 def test_network_by_forward_mode():
-    """The gradient is that of reverse mode; learning finds what a grid finds, or better."""
+    """Gradient and curvature are those of reverse mode; learning beats a grid."""
     draw = np.random.default_rng(0)
     make = lambda *shape: jnp.asarray(draw.normal(size=shape), jnp.float32)  # noqa: E731
-    stacked = {"kernel": make(3, 6, 8), "head": make(3, 8, 4)}
-    images = make(60, 6)
-    labels = jnp.argmax(apply(trees.mix(stacked, (0.2, 0.1, 0.7)), images), axis=1)
-    loss = soups.cross_entropy(apply, trees.mix)
-    start = jnp.float32([0.5, 0.3, 0.2])
-    value, gradient, hessian = expansion(loss, start, stacked, images, labels)
-    expected, reverse = jax.jit(jax.value_and_grad(loss))(start, stacked, images, labels)
+    stacked, images = {"kernel": make(3, 6, 8), "head": make(3, 8, 4)}, make(60, 6)
+    labels = jnp.argmax(two_layers(trees.mix(stacked, (0.2, 0.1, 0.7)), images), axis=1)
+    problem, start = (stacked, images, labels), jnp.float32([0.5, 0.3, 0.2])
+    how = two_layers, trees.mix, soups.cross_entropy
+    value, gradient, curvature = expansion(*how, start, *problem)
+
+    def logits_fn(weights):
+        return two_layers(trees.mix(stacked, weights), images)
+
+    @jax.jit
+    def reverse(weights):
+        logits = logits_fn(weights)
+        p, j = jax.nn.softmax(logits), jax.jacrev(logits_fn)(weights)
+        h = jnp.eye(4) * p[:, None] - p[:, None] * p[:, :, None]
+        mean = lambda w: (
+            -jnp.mean(  # noqa: E731
+                jax.nn.log_softmax(logits_fn(w))[jnp.arange(60), labels]
+            )
+        )
+        return (
+            mean(weights),
+            jax.grad(mean)(weights),
+            jnp.einsum("nlk,nlm,nmj", j, h, j) / 60,
+        )
+
+    expected, slope, bend = reverse(start)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    np.testing.assert_allclose(gradient, tangents(3).T @ reverse, rtol=1e-3, atol=1e-5)
-    curvature = jax.jit(jax.hessian(loss))(start, stacked, images, labels)
+    np.testing.assert_allclose(gradient, tangents(3).T @ slope, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(
-        hessian, tangents(3).T @ curvature @ tangents(3), rtol=1e-3, atol=1e-4
+        curvature, tangents(3).T @ bend @ tangents(3), rtol=1e-3, atol=1e-4
     )
-    value_at = jax.jit(jax.vmap(loss, in_axes=(0, None, None, None)))
+    grid_loss = jax.jit(jax.vmap(lambda w: reverse(w)[0]))
     for extra in (0.0, 0.4):
         high = 1 + 2 * extra
-        found = soups.learn(loss, start, stacked, images, labels, low=-extra, high=high)
-        grid = jnp.float32(soups.simplex(3, 0.1, extra))
-        losses = value_at(grid, stacked, images, labels)
-        assert found.losses[-1] <= float(losses.min()) + 1e-5
+        found = soups.learn(*how[:2], *problem, start, low=-extra, high=high)
+        best = float(grid_loss(jnp.float32(soups.simplex(3, 0.1, extra))).min())
+        assert found.losses[-1] <= best + 1e-5
         assert found.weights.min() >= -extra and found.weights.max() <= high
