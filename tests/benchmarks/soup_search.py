@@ -96,8 +96,7 @@ def ingredients(net, images, labels, tune):
 
 
 def timed(rounds, run):
-    """(result, median CPU seconds) of a function, compiled before."""
-    run()
+    """(result, median CPU seconds) of a function that is compiled already."""
     seconds = []
     for _ in range(rounds):
         start = time.process_time()
@@ -106,11 +105,12 @@ def timed(rounds, run):
     return result, statistics.median(seconds)
 
 
-def compare(net, stacked, images, labels, rounds):
-    """One line of figures for each way to choose."""
+def compare(many, few, learn, images, labels, rounds):
+    """One line of figures for each way to choose; many, few: scorers by batch size."""
     grid = np.array(soups.simplex(4, 0.1))
-    many = soups.make_scorer(net.apply, trees.mix, stacked, at_once=8, batch=128)
-    few = soups.make_scorer(net.apply, trees.mix, stacked, at_once=8, batch=32)
+    for score in (many, few):
+        score(grid[:1], images[:1], labels[:1])
+    learn(images, labels)
     table, brute_s = timed(rounds, lambda: many(grid, images, labels))
     whole = soups.select(table)
     best = grid[whole.winner]
@@ -130,9 +130,7 @@ def compare(net, stacked, images, labels, rounds):
               f"{'tied' if whole.tied[found.winner] else 'worse'}; {found.passes} passes = "
               f"{found.passes / table.size:.3f}, {seconds:.2f} s = {seconds / brute_s:.3f}"
               )  # fmt: skip
-    learned, seconds = timed(rounds, lambda: soups.learn(
-        net.apply, trees.mix, stacked, images, labels, (0.25,) * 4, low=-0.2, high=1.6
-    ))  # fmt: skip
+    learned, seconds = timed(rounds, lambda: learn(images, labels))
     mine = many(learned.weights[None], images, labels).mean()
     print(f"  learned: {mine:.1%} at {learned.weights.round(2).tolist()}, cross-entropy "
           f"{learned.losses[0]:.3f} to {learned.losses[-1]:.3f} in "
@@ -157,10 +155,19 @@ def main(argv):
     print(f"{trees.count(stacked) // 4} parameters each; relative distances",
           soups.relative_distances(stacked).round(2).tolist())  # fmt: skip
     print(soups.ancestor_warning(stacked) or "no warning: one ancestor")
+    many, few = (
+        soups.make_scorer(net.apply, trees.mix, stacked, at_once=8, batch=batch)
+        for batch in (128, 32)
+    )
+
+    def learn(images, labels):
+        start, bounds = (0.25,) * 4, dict(low=-0.2, high=1.6)
+        return soups.learn(net.apply, trees.mix, stacked, images, labels, start, **bounds)
+
     for name, shift in SHIFTS.items():
         print(name, flush=True)
         shifted = np.asarray(shift(images[held], jax.random.key(1)))
-        compare(net, stacked, shifted, labels[held], options["rounds"])
+        compare(many, few, learn, shifted, labels[held], options["rounds"])
 
 
 if __name__ == "__main__":
