@@ -9,6 +9,9 @@ through itself, on the test images.
                                  it was trained with)
   --suite=pgd20_linf             suites of the config, separated by "," (default: all),
                                  or autoattack, autoattack-plus (one mixture at a time)
+  --suite=corruptions            the 15 common corruptions instead, made on the fly, or
+                                 corruptions:fog,snow,speckle_noise for some
+  --severity=1,3,5               of the corruptions (default: 1 to 5)
   --norm=linf --eps=8/255        AutoAttack's threat model (linf, if no norm is given)
   --examples=1000                only so many test images, a fixed random draw
   --step=4000                    a checkpoint's step, "best" or "latest" (default)
@@ -34,6 +37,7 @@ FLAGS = {
     "lambda": "",
     "width": "",
     "suite": "",
+    "severity": "",
     "norm": "",
     "eps": "",
     "examples": "",
@@ -55,16 +59,18 @@ def main(argv):
             "--norm and --eps are for --suite=autoattack; other suites have theirs in "
             "the config"
         )
+    corrupted = read_corruptions(flags["suite"], flags["severity"])
     from advadapters.commands import runs, workdir
-    from advadapters.evaluation import tables
+    from advadapters.evaluation import shifts, tables
 
     opened = runs.open_run(workdir.read_config(flags["workdir"]), flags["workdir"])
     run = opened.run
     cases = read_cases(run, flags)
     test = runs.sample(run.data.test, read_number("examples", flags["examples"]))
     eps = read_eps(flags["eps"]) if cascade else None
-    known = run.evaluation.suites | dict.fromkeys(AUTOATTACK)
-    suites = {name: pick(known, name, "suite") for name in asked or run.evaluation.suites}
+    known = run.evaluation.suites | dict.fromkeys([*AUTOATTACK, "corruptions"])
+    asked = [] if corrupted else asked or run.evaluation.suites
+    suites = {name: pick(known, name, "suite") for name in asked}
     adapters = os.path.expanduser(flags["adapters"])
     variables, step = runs.restore_variables(opened, flags["step"], adapters)
     if cascade:
@@ -79,6 +85,8 @@ def main(argv):
             eps=eps,
             adapters=f"-adapters-{digest(adapters)}" if adapters else "",
         )
+    elif corrupted:
+        rows = runs.evaluate_corrupted(opened, variables, test, step, cases, *corrupted)
     else:
         rows = runs.evaluate(opened, variables, test, step, cases, suites)
     if adapters:
@@ -86,9 +94,29 @@ def main(argv):
         print(f"with the adapters of {adapters}")
     file = opened.folder / "evaluation.json"
     workdir.write_text(file, json.dumps(rows, indent=1) + "\n")
-    print(tables.markdown(rows))
+    print(shifts.markdown(rows) if corrupted else tables.markdown(rows))
     print(f"written to {file}")
     return 0
+
+
+def read_corruptions(suite, severity):
+    """(names, severities) of --suite=corruptions[:NAME,...], or None for other suites."""
+    kind, _, names = suite.partition(":")
+    if kind != "corruptions":
+        if "corruptions" in suite:
+            raise UsageError("--suite: corruptions run alone, without other suites")
+        if severity:
+            raise UsageError("--severity is for --suite=corruptions")
+        return None
+    from advadapters.data import corruptions
+
+    names = names.split(",") if names else corruptions.COMMON
+    for name in names:
+        pick(corruptions.CORRUPTIONS, name, "corruption")
+    severities = severity.split(",") if severity else map(str, corruptions.SEVERITIES)
+    known = {str(s): s for s in corruptions.SEVERITIES}
+    severities = [pick(known, text, "--severity") for text in severities]
+    return tuple(dict.fromkeys(names)), tuple(dict.fromkeys(severities))
 
 
 def digest(path):

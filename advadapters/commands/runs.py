@@ -1,6 +1,7 @@
 """A run in a workdir: what the verbs share, put together from the parts."""
 
 import functools
+import itertools
 import sys
 import time
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from advadapters.adapters import files
 from advadapters.commands import starting, workdir
 from advadapters.data.sources import Subset
 from advadapters.errors import UsageError
-from advadapters.evaluation import accuracy, tables
+from advadapters.evaluation import accuracy, shifts, tables
 from advadapters.training import loop
 from advadapters.training import state as states
 
@@ -28,7 +29,7 @@ class OpenRun(NamedTuple):
     run: build.Run
     mesh: Any
     folder: Any
-    counters: dict  # {attack: its compiled evaluation}
+    counters: dict  # what was compiled or counted once, see `counter_of`, `flops_of`
 
 
 def open_run(config, path):
@@ -239,29 +240,67 @@ def evaluate(opened, variables, split, step, cases=None, suites=None):
     suites = {"clean": None} | (run.evaluation.suites if suites is None else suites)
     rows = []
     for name, attack in suites.items():
-        meter = Meter(name, len(split))
-        for width in dict.fromkeys(case.width for case in cases):
-            same = [case for case in cases if case.width == width]
-            correct, examples = accuracy.accuracies(
-                counter_of(opened, attack, width),
-                variables,
-                [case.knob for case in same],
-                lambda: build.eval_batches(run, split),
-                mesh=opened.mesh,
-                at_once=run.evaluation.at_once,
-                progress=meter.show,
-            )
-            for case, right in zip(same, correct, strict=True):
-                told = case.told | flops_of(run, case)
-                rows.append(accuracy.row(told, name, right, examples, step))
-        meter.close()
+        counter = functools.partial(counter_of, opened, attack)
+        for told, right, examples in count(opened, variables, split, cases, name, counter):
+            rows.append(accuracy.row(told, name, right, examples, step))
     return rows
 
 
-def flops_of(run, case):
+def count(opened, variables, split, cases, name, counter):
+    """(what a row tells of the network, correct, examples) for every case.
+
+    counter: width -> what counts, see `accuracy.make_counter`. name: for the progress line.
+    """
+    run, meter, found = opened.run, Meter(name, len(split)), []
+    for width in dict.fromkeys(case.width for case in cases):
+        same = [case for case in cases if case.width == width]
+        correct, examples = accuracy.accuracies(
+            counter(width),
+            variables,
+            [case.knob for case in same],
+            lambda: build.eval_batches(run, split),
+            mesh=opened.mesh,
+            at_once=run.evaluation.at_once,
+            progress=meter.show,
+        )
+        for case, right in zip(same, correct, strict=True):
+            found.append((case.told | flops_of(opened, case), right, examples))
+    meter.close()
+    return found
+
+
+def evaluate_corrupted(opened, variables, split, step, cases, names, severities):
+    """Result rows: every case clean, under each corruption and severity, and the means.
+
+    Batches are corrupted on the devices, once for all cases of a call, and then counted
+    as clean ones are: an image counts if the network is right after the corruption.
+    """
+    run = opened.run
+    cases = run.evaluation.cases if cases is None else cases
+    clean = evaluate(opened, variables, split, step, cases, {})
+    rows = []
+    for name, severity in itertools.product(names, severities):
+        move = shifts.make_corrupt(name, severity, seed=run.seed, mesh=opened.mesh)
+
+        def counter(width, move=move):
+            right = counter_of(opened, None, width)
+            return lambda variables, knobs, batch: right(variables, knobs, move(batch))
+
+        suite = f"{name}-{severity}"
+        for told, right, examples in count(opened, variables, split, cases, suite, counter):
+            rows.append(shifts.row(told, name, severity, right, examples, step))
+    classes = workdir.read_config(opened.folder)["model"]["classes"]
+    imagenet = classes == 1000 and run.data.image_size == 224
+    return clean + rows + shifts.summary(rows, imagenet)
+
+
+def flops_of(opened, case):
     """{"flops": of one image's forward pass} where there are several widths."""
+    run, known = opened.run, opened.counters
     if len(run.networks) == 1:
         return {}
+    if ("flops", case.width) in known:
+        return known["flops", case.width]
     network, data = run.networks[case.width], run.data
     plain = jax.eval_shape(network.init, jax.random.key(0))
     if case.knob.lam is not None:
@@ -269,7 +308,8 @@ def flops_of(run, case):
     shape = (1, data.image_size, data.image_size, data.channels)
     images = jax.ShapeDtypeStruct(shape, np.float32)
     lowered = jax.jit(network.evaluate).lower(plain, images)
-    return {"flops": lowered.cost_analysis()["flops"]}
+    known["flops", case.width] = {"flops": lowered.cost_analysis()["flops"]}
+    return known["flops", case.width]
 
 
 def autoattack(opened, variables, split, step, cases, *, version, norm, eps, adapters):
