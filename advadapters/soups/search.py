@@ -31,6 +31,10 @@ def halving(score, candidates, images, *, budget=0.25, doublings=5, level=0.05):
     score: (candidates [s, K], slice of images) -> right [s, n]; the images must be in
     random order. Nothing is scored twice. If one candidate is left, it does not see the
     rest of the images.
+
+    It may miss the best. On 200 synthetic problems (286 soups of four, 1,000 images, as in
+    the tests) it found brute force's winner in 194 with a budget of 1/4 and in 147 with
+    1/8, otherwise one at most 0.5 or 1.2 points below; never one significantly worse.
     """
     candidates = np.asarray(candidates)
     ends = sorted({-(-images // 2**halved) for halved in range(doublings + 1)})
