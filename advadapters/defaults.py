@@ -230,7 +230,7 @@ def method(name, attacks, alpha=0.5, beta=6.0):
     attacks: {norm: settings of PGD}; methods with one attack take the first. alpha:
     weight of the clean view in co-training. beta: factor of TRADES' and MART's KL.
     """
-    first = next(iter(attacks))
+    first = next(iter(attacks), "")
     own = dict(
         loss="views",  # or "oat", "twins", which have a section of that name
         statistics="pooled",

@@ -27,6 +27,8 @@ def read_oat(c, attacks, film):
         raise UsageError(
             f"{c.name}.widths must be factors above 0, growing to 1.0, got {widths}"
         )
+    if mixed and len(widths) > 1:
+        raise UsageError(f"{c.name}.mixed goes with one width, got widths={widths}")
     return oat.OAT(
         lambdas=lambdas,
         zeros=zeros or (1 / len(lambdas) if 0.0 in lambdas else 0.0),

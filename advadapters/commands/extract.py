@@ -67,7 +67,7 @@ def soup(run, config, flags):
             )
         return made
 
-    nominal = defaults.method("nominal", {"": {}}) | dict(trained=(".*",))
+    nominal = defaults.method("nominal", {}) | dict(trained=(".*",))
     return plain_config(config, nominal), make
 
 

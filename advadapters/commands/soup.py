@@ -1,0 +1,149 @@
+"""usage: advadapters soup --ingredients=DIR,DIR,... --output=NEW
+
+Makes one run of several trained networks, whose domains are the ingredients, named like
+their folders: `evaluate --workdir=NEW --mixture=linf=0.5,l2=0.5` then evaluates a soup of
+whole networks, `extract` takes one out, and `evaluate` alone looks at the lines between
+the first ingredient and the others.
+
+The ingredients must be runs of the same model with one domain each (see `extract`). Soups
+work where they were fine-tuned from one ancestor; another is warned of. Writes to NEW
+config.json, checkpoints/ and lineage.json: where each ingredient comes from, its threat
+model and a hash of its recipe.
+"""
+
+import hashlib
+import json
+import os
+
+from advadapters import config as configs
+from advadapters.errors import UsageError
+
+FLAGS = {"ingredients": None, "output": None}
+
+
+def main(argv):
+    """Returns the exit code."""
+    _, flags = configs.parse(argv, FLAGS, with_config=False)
+    folders = [folder for folder in flags["ingredients"].split(",") if folder]
+    assemble(folders, flags["output"])
+    return 0
+
+
+def assemble(folders, output):
+    """Writes the run of several networks; returns it opened."""
+    from advadapters import checkpoints, soups
+    from advadapters.commands import runs, workdir
+    from advadapters.training import state as states
+
+    names = [os.path.basename(os.path.normpath(folder)) for folder in folders]
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise UsageError(f"--ingredients must be two or more different names, got {names}")
+    if workdir.holds_run(output):
+        raise UsageError(f"{output} holds a run already: name a new folder")
+    settings = [workdir.read_config(folder) for folder in folders]
+    need_alike(folders, settings)
+    found = [read(folder, config) for folder, config in zip(folders, settings, strict=True)]
+    try:
+        params = soups.stack([plain["params"] for plain, _ in found], names)
+        stats = soups.stack([plain["batch_stats"] for plain, _ in found], names)
+    except ValueError as error:
+        raise UsageError(f"--ingredients: {error}") from None
+    new = runs.open_run(config_of(names, settings, bool(stats)), output)
+    variables = {
+        "shared": {},
+        "adapters": params,
+        "frozen": {},
+        "stats": {"shared": {}, "adapters": stats, "errors": {}},
+    }
+    state = states.create(variables, new.run.tx)
+    with checkpoints.Checkpoints(new.folder / "checkpoints") as saved:
+        saved.save(new.run.steps, state.replace(step=state.step + new.run.steps))
+    steps = [step for _, step in found]
+    rows = list(map(lineage, names, folders, settings, steps))
+    workdir.write_text(new.folder / "lineage.json", json.dumps(rows, indent=1) + "\n")
+    told = sorted({row["ancestor"] for row in rows})
+    if len(told) > 1:
+        print(f"warning: the ingredients have different ancestors: {', '.join(told)}")
+    print(f"{' + '.join(names)} -> {new.folder}")
+    return new
+
+
+def need_alike(folders, settings):
+    """Raises UsageError where models differ or have several domains."""
+    from advadapters.commands.runs import TRAINING_ONLY
+
+    def model(config):
+        return {k: v for k, v in config["model"].items() if k not in TRAINING_ONLY}
+
+    for folder, config in zip(folders, settings, strict=True):
+        if len(config["domains"]) != 1 or config["loss"] != "views":
+            raise UsageError(
+                f"{folder} is not a network with one domain; take one out of it first: "
+                "advadapters extract"
+            )
+        differ = [k for k, v in model(config).items() if model(settings[0]).get(k) != v]
+        if differ:
+            raise UsageError(
+                f"{folder} and {folders[0]} differ in config.model.{differ[0]}: soups mix "
+                "networks of one kind"
+            )
+
+
+def read(folder, config):
+    """({"params", "batch_stats"} of a run's newest averaged network, step)."""
+    from advadapters.commands import runs
+
+    opened = runs.open_run(config, folder)
+    variables, step = runs.restore_variables(opened, "latest")
+    network = opened.run.network
+    return network.at(variables, opened.run.evaluation.cases[0].knob), step
+
+
+def config_of(names, settings, statistics):
+    """The config of the run: the first ingredient's, everything domain-specific."""
+    from advadapters import defaults
+
+    first, share = settings[0], 1 / len(names)
+    suites = {}
+    for config in settings:
+        suites |= config["evaluation"]["suites"]
+    return first | dict(
+        domains=tuple(names),
+        adapters=("everything",),
+        trained=(".*",),
+        views={name: defaults.view(name, share) for name in names},
+        attacks={},
+        statistics="separate" if statistics else "pooled",
+        weight_perturbation=0.0,
+        start=first["start"] | dict(workdir="", weights="", mixture={}, fresh=()),
+        evaluation=first["evaluation"] | {"suites": suites},
+    )
+
+
+def lineage(name, folder, config, step):
+    """Where an ingredient comes from."""
+    recipe = json.dumps(config, sort_keys=True).encode()
+    return {
+        "name": name,
+        "workdir": os.path.abspath(folder),
+        "step": step,
+        "ancestor": ancestor(folder, config),
+        "threats": config["attacks"],
+        "epochs": config["epochs"],
+        "recipe": hashlib.sha256(recipe).hexdigest()[:12],
+    }
+
+
+def ancestor(folder, config):
+    """The run, or file of weights, at the beginning of a chain of fine-tunings."""
+    from advadapters.commands import workdir
+
+    seen = set()
+    while (start := config["start"])["workdir"] and start["workdir"] not in seen:
+        folder = start["workdir"]
+        seen.add(folder)
+        try:
+            config = workdir.read_config(folder)
+        except UsageError:  # moved since; its name still tells it from another
+            break
+    return start["weights"] or os.path.abspath(folder)

@@ -1,0 +1,49 @@
+"""Seasoning model soups on digits: an Linf-robust network, fine-tuned to other threats.
+
+Paper: Croce, Rebuffi, Shelhamer and Gowal, "Seasoning Model Soups for Robustness to
+  Adversarial and Natural Distribution Shifts" (CVPR 2023): soups of networks that were
+  fine-tuned from one robust network to other threat models and to clean images. Network,
+  schedules and radii are ours (layer norm, so that no statistics are mixed).
+Command: advadapters season --config=configs/digits_season.py
+    --variants=linf,l2,l1,nominal --workdir=runs/season
+Variants: linf (default, the first network), l2, l1, nominal (from runs/season/linf).
+Cost: 6 minutes on 2 CPU cores. Expected: not measured yet.
+"""
+
+from advadapters import defaults
+from advadapters.config import variant
+
+EPS = {"linf": 0.12, "l2": 0.7, "l1": 2.5}
+VARIANTS = (*EPS, "nominal")
+
+
+def get_config(name=""):
+    name = variant(name, VARIANTS)
+    config = defaults.config()
+    config.epochs = 30.0
+    config.ema_decay = 0.99
+    config.checkpoint_every = 200
+    config.model = defaults.model("wide_resnet", "10-1", norm="layer")
+    config.model.mean = config.model.std = (0.5,)
+    config.data.source = "digits"
+    config.data.image_size = 8
+    config.data.channels = 1
+    config.data.flip = False
+    config.optimizer.base_lr = 4e-3
+    config.optimizer.clip_norm = 1.0
+    config.evaluation.batch_size = 120
+    attacks = {norm: defaults.pgd(norm, eps, steps=3) for norm, eps in EPS.items()}
+    if name == "nominal":
+        config.update(defaults.method("nominal", {}))
+    else:
+        config.update(defaults.method("adversarial", {name: attacks[name]}))
+    if name != "linf":
+        config.epochs = 6.0
+        config.optimizer.base_lr = 2e-3
+        config.optimizer.warmup_epochs = 1.0
+        config.start.workdir = "runs/season/linf"
+    config.evaluation.suites = {
+        f"pgd20_{norm}": defaults.evaluation_pgd(norm, eps, steps=20)
+        for norm, eps in EPS.items()
+    }
+    return config

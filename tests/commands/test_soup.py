@@ -1,0 +1,120 @@
+"""Soups of whole networks on the command line, from real tiny runs."""
+
+import json
+import pathlib
+
+import pytest
+
+from advadapters.__main__ import main
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+QUICK = [
+    f"--config={CONFIGS}/digits_season.py",
+    "--config.model.size=10-1",
+    "--config.epochs=0.5",
+    "--config.batch_size=64",
+    "--config.attacks.linf.steps=1",
+    "--config.evaluation.batch_size=360",
+]
+
+
+def rows_of(file):
+    return json.loads(file.read_text())
+
+
+def quick(variant):
+    """The flags of a quick run; a nominal one has no attack to shorten."""
+    flags = [flag for flag in QUICK if variant != "nominal" or "attacks" not in flag]
+    return [flags[0] + f":{variant}", *flags[1:]]
+
+
+@pytest.fixture(scope="module")
+def season(tmp_path_factory):
+    """An Linf-trained network, one fine-tuned to clean images, and their soups."""
+    folder = tmp_path_factory.mktemp("season")
+    flags = [flag for flag in QUICK if "attacks" not in flag]
+    for norm in ("l2", "l1"):  # one suite is enough
+        flags.append(f"--config.evaluation.suites.pgd20_{norm}.steps=1")
+    flags.append("--config.evaluation.suites.pgd20_linf.steps=1")
+    argv = [*flags, "--variants=linf,nominal", f"--workdir={folder}", "--step=0.5"]
+    assert main(["season", *argv]) == 0
+    return folder
+
+
+def test_one_hot_soups_are_the_ingredients(season):
+    rows = rows_of(season / "soup" / "season.json")
+    assert {tuple(row["mixture"].values()) for row in rows} == {
+        (1.0, 0.0), (0.5, 0.5), (0.0, 1.0)
+    }  # fmt: skip
+    for name in ("linf", "nominal"):
+        alone = {
+            row["suite"]: row["correct"] for row in rows_of(season / name / "results.json")
+        }
+        mixed = {r["suite"]: r["correct"] for r in rows if r["mixture"][name] == 1.0}
+        assert mixed == alone and len(alone) == 4
+    text = (season / "soup" / "season.md").read_text()
+    assert "| linf mode |" in text and "| best ingredient |" in text.replace(" | | ", " | ")
+
+
+def test_the_lineage_is_recorded(season):
+    first, second = rows_of(season / "soup" / "lineage.json")
+    assert first["ancestor"] == second["ancestor"] == str(season / "linf")
+    assert (first["name"], second["name"]) == ("linf", "nominal")
+    assert list(first["threats"]) == ["linf"] and second["threats"] == {}
+    assert first["recipe"] != second["recipe"] and len(first["recipe"]) == 12
+
+
+def test_a_second_call_trains_nothing(season, capsys):
+    argv = [f"--workdir={season / 'soup'}", "--mixture=linf=0.5,nominal=0.5",
+            "--suite=pgd20_linf"]  # fmt: skip
+    assert main(["evaluate", *argv]) == 0
+    (clean, robust) = rows_of(season / "soup" / "evaluation.json")
+    known = rows_of(season / "soup" / "season.json")
+    half = {r["suite"]: r["correct"] for r in known if r["mixture"]["linf"] == 0.5}
+    assert half["clean"] == clean["correct"]
+    assert half["pgd20_linf"] == robust["correct"]
+
+
+def test_a_soup_of_strangers_is_warned_of_and_of_other_models_refused(
+    season, tmp_path, capsys
+):
+    other = tmp_path / "other"
+    short = ["--config.evaluation.suites={}", "--config.epochs=0.05"]
+    assert main(["train", *quick("nominal"), *short, "--config.start.workdir=",
+                 f"--workdir={other}"]) == 0  # fmt: skip
+    argv = [f"--ingredients={season / 'linf'},{other}", f"--output={tmp_path / 'mix'}"]
+    assert main(["soup", *argv]) == 0
+    assert "warning: the ingredients have different ancestors" in capsys.readouterr().out
+    assert main(["soup", *argv]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    wide = tmp_path / "wide"
+    assert main(["train", *quick("nominal"), *short, "--config.start.workdir=",
+                 "--config.model.activation=silu", f"--workdir={wide}"]) == 0  # fmt: skip
+    capsys.readouterr()
+    argv = [f"--ingredients={season / 'linf'},{wide}", f"--output={tmp_path / 'no'}"]
+    assert main(["soup", *argv]) == 2
+    assert "differ in config.model.activation" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    "verb, argv, told",
+    [
+        ("soup", ["--ingredients=SOUP", "--output=NEW"], "two or more different names"),
+        ("soup", ["--ingredients=SOUP,LINF", "--output=NEW"], "advadapters extract"),
+        ("soup", ["--ingredients=a,b", "--output=NEW"], "holds no run"),
+        ("season", ["--variants=linf", "--workdir=NEW"], "two or more different ones"),
+        ("season", ["--variants=linf,l3", "--workdir=NEW"], "unknown variant 'l3'"),
+        ("season", ["--variants=linf,l2", "--step=0.3", "--workdir=NEW"], "multiples of"),
+    ],
+)
+def test_bad_input(season, tmp_path, monkeypatch, capsys, verb, argv, told):
+    monkeypatch.chdir(tmp_path)
+    paths = {"SOUP": season / "soup", "LINF": season / "linf"}
+    for name, path in paths.items():
+        argv = [text.replace(name, str(path)) for text in argv]
+    config = [QUICK[0]] if verb == "season" else []
+    assert main([verb, *config, *argv]) == 2
+    said = capsys.readouterr().err
+    assert told in said and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
