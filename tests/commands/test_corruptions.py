@@ -1,0 +1,130 @@
+"""`advadapters evaluate --suite=corruptions` as a user runs it, and what is counted."""
+
+import functools
+import importlib.machinery
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from advadapters import build
+from advadapters.__main__ import main
+from advadapters.commands import runs, workdir
+from advadapters.data.corruptions import COMMON, SEVERITIES, corrupt
+from advadapters.errors import UsageError
+from advadapters.evaluation import accuracy, shifts
+
+DIGITS = str(pathlib.Path(__file__).parents[2] / "configs" / "digits.py")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small network of one domain, trained for three epochs."""
+    folder = tmp_path_factory.mktemp("corruptions") / "run"
+    config = importlib.machinery.SourceFileLoader("config", DIGITS).load_module()
+    config = config.get_config("nominal")
+    config.update(epochs=3.0)
+    config.model.size = "16x1x32x2"
+    config.optimizer.warmup_epochs = 0.5
+    config = config.to_dict()
+    config["evaluation"] |= {"suites": {}, "batch_size": 360}
+    assert runs.train(runs.open_run(config, folder)) == 0
+    return folder
+
+
+def evaluated(folder, *argv):
+    assert main(["evaluate", f"--workdir={folder}", *argv]) == 0
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_rows_and_table(trained, capsys):
+    rows = evaluated(trained, "--suite=corruptions:contrast,fog", "--severity=1,5")
+    out = capsys.readouterr().out
+    names = ["clean", "contrast-1", "contrast-5", "fog-1", "fog-5", "corruptions mean"]
+    assert [row["suite"] for row in rows] == names
+    assert {row["metric"] for row in rows} == {"accuracy"}
+    found = {row["suite"]: row for row in rows}
+    mean = np.mean([found[name]["value"] for name in names[1:5]])
+    assert found["corruptions mean"]["value"] == pytest.approx(mean)
+    assert found["corruptions mean"]["corruptions"] == ["contrast", "fog"]
+    assert found["contrast-5"]["value"] < found["contrast-1"]["value"]
+    for text in ("| contrast |", "| fog |", "| corruptions mean |", "over severities 1, 5"):
+        assert text in out, text
+
+
+def test_counts_are_those_by_hand(trained):
+    """An image counts by what it is after the corruption alone, whatever it was before."""
+    opened = runs.open_run(workdir.read_config(str(trained)), str(trained))
+    variables, step = runs.restore_variables(opened, "latest")
+    test = opened.run.data.test
+    rows = runs.evaluate_corrupted(
+        opened, variables, test, step, None, ["impulse_noise"], [5]
+    )
+    case, seed = opened.run.evaluation.cases[0], jax.random.key(opened.run.seed)
+    network = opened.run.networks[case.width]
+    (batch,) = build.eval_batches(opened.run, test)
+    images, labels = batch["images"].astype(np.float32) / 255, batch["labels"]
+    assert batch["mask"].all()
+    keys = shifts.rng.by_index(shifts.rng.fold(seed, "corruption"), batch["index"])
+    move = functools.partial(corrupt, name="impulse_noise", severity=5)
+    moved = jax.jit(move)(images, keys)
+    logits = jax.jit(network.evaluate)(network.at(variables, case.knob), moved)
+    assert rows[1]["correct"] == int((np.argmax(logits, 1) == labels).sum()) > 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--suite=corruptions:rain"], "unknown corruption 'rain'; there are: gaussian"),
+        (
+            ["--suite=corruptions", "--severity=6"],
+            "unknown --severity '6'; there are: 1, 2",
+        ),
+        (["--suite=corruptions,pgd20_linf"], "corruptions run alone"),
+        (["--severity=1"], "--severity is for --suite=corruptions"),
+    ],
+)
+def test_mistakes_are_one_line(trained, capsys, argv, message):
+    before = sorted(trained.iterdir())
+    assert main(["evaluate", f"--workdir={trained}", *argv]) == 2
+    err = capsys.readouterr().err.strip()
+    assert message in err and "\n" not in err
+    assert sorted(trained.iterdir()) == before
+
+
+def network_rows(values):
+    """Rows of one network with these values, a function of corruption and severity."""
+    return [
+        shifts.row({"mixture": {"a": 1.0}}, name, s, round(1000 * values(name, s)), 1000, 7)
+        for name in COMMON
+        for s in SEVERITIES
+    ]
+
+
+def test_mce_is_1_for_the_network_it_divides_by():
+    rows = network_rows(lambda name, s: 1 - shifts.ALEXNET[name])
+    found = shifts.summary(rows, imagenet=True)
+    assert [row["suite"] for row in found] == ["corruptions mean", "mCE"]
+    assert found[1]["value"] == pytest.approx(1, abs=1e-3)
+    assert "| mCE | 100.0 |" in shifts.markdown([*rows, *found])
+    half = shifts.summary(network_rows(lambda *_: 0.5), imagenet=True)[1]
+    assert half["value"] == pytest.approx(
+        np.mean([0.5 / v for v in shifts.ALEXNET.values()])
+    )
+    assert len(shifts.summary(rows, imagenet=False)) == 1
+    assert len(shifts.summary(rows[1:], imagenet=True)) == 1
+
+
+def test_the_mean_has_the_interval_of_the_images_not_of_their_copies():
+    rows = network_rows(lambda name, s: 0.7)
+    mean = shifts.mean_row(rows)
+    plain = accuracy.row({"mixture": {"a": 1.0}}, "fog-1", 700, 1000, 7)
+    assert (mean["low"], mean["high"]) == pytest.approx((plain["low"], plain["high"]))
+    assert mean["n"] == 75_000 and mean["images"] == 1000
+
+
+def test_images_of_four_channels_are_refused():
+    with pytest.raises(UsageError, match="1 or 3 channels"):
+        corrupt(np.zeros((1, 8, 8, 4)), jax.random.key(0), name="fog", severity=1)
