@@ -10,6 +10,7 @@ from advadapters.errors import UsageError
 VERBS = {
     "train": "train a network, evaluate its modes and the soups between them",
     "evaluate": "clean and robust accuracy of mixtures of a trained network",
+    "transfer": "attacks through one network of a run, tried on its others",
     "soup": "several trained networks as one run, to be mixed",
     "season": "fine-tune a robust network to other threats, and mix them",
     "extract": "one network out of a run, as a run of its own",

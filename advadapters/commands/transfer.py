@@ -1,0 +1,66 @@
+"""usage: advadapters transfer --workdir=DIR [--mixture=... | --lambda=...] [--suite=...]
+
+Is the knob safe? Attacks every network through itself and tries what comes out on all
+others: a matrix of robust accuracy, and for each network the worst case over the attacked
+ones, for an attacker who does not know which is deployed and tries them all.
+
+  --mixture=clean=1;linf=1       as for `evaluate` (default: the soups of the config)
+  --lambda=0,0.3                 of a network conditioned on lambda
+  --suite=pgd20_linf             suites of the config (default: all)
+  --examples=1000                only so many test images, a fixed random draw
+  --step=4000                    a checkpoint's step, "best" or "latest" (default)
+
+Prints the tables and writes the rows to DIR/transfer.json.
+"""
+
+import json
+
+from advadapters import config as configs
+from advadapters.errors import UsageError, pick
+
+FLAGS = {
+    "workdir": None,
+    "mixture": "",
+    "lambda": "",
+    "width": "",
+    "suite": "",
+    "examples": "",
+    "step": "latest",
+}
+
+
+def main(argv):
+    """Returns the exit code."""
+    _, flags = configs.parse(argv, FLAGS, with_config=False)
+    from advadapters import build
+    from advadapters.commands import evaluate, runs, workdir
+    from advadapters.evaluation import transfer
+
+    opened = runs.open_run(workdir.read_config(flags["workdir"]), flags["workdir"])
+    run = opened.run
+    cases = evaluate.read_cases(run, flags) or run.evaluation.cases
+    if len({case.width for case in cases}) > 1:
+        raise UsageError("--width: name one, attacks go between networks of one width")
+    asked = flags["suite"].split(",") if flags["suite"] else run.evaluation.suites
+    suites = {name: pick(run.evaluation.suites, name, "suite") for name in asked}
+    test = runs.sample(run.data.test, evaluate.read_number("examples", flags["examples"]))
+    variables, step = runs.restore_variables(opened, flags["step"])
+    network, rows = run.networks[cases[0].width], []
+    for suite, attack in suites.items():
+        meter = runs.Meter(suite, len(test))
+        counter = transfer.make_counter(network, attack, seed=run.seed, mesh=opened.mesh)
+        pairs, worst, examples = transfer.matrix(
+            counter,
+            variables,
+            [case.knob for case in cases],
+            build.eval_batches(run, test),
+            mesh=opened.mesh,
+            progress=lambda examples, meter=meter: meter.show(0, 1, examples),
+        )
+        meter.close()
+        rows += transfer.rows(cases, suite, pairs, worst, examples, step)
+        print(transfer.markdown(rows, suite))
+    file = opened.folder / "transfer.json"
+    workdir.write_text(file, json.dumps(rows, indent=1) + "\n")
+    print(f"written to {file}")
+    return 0

@@ -1,0 +1,114 @@
+"""Is the knob safe? Attacks made through one network of a run, tried on its others."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from advadapters import mesh as meshes
+from advadapters import rng, trees
+from advadapters.data.augment import to_float
+from advadapters.evaluation.tables import name_of
+from advadapters.intervals import wilson
+
+
+def make_counter(network, attack, *, seed, mesh):
+    """jit: (variables, knobs [S, ...], batch) -> (int32 [S, S], int32 [S]).
+
+    The first counts, for source s and target t, images that t has right before and after
+    the attack through s; the second those that t has right after the attacks through
+    every source: the worst case for someone who does not know which one is deployed.
+    """
+
+    def count(variables, knobs, batch):
+        images, labels = to_float(batch["images"]), batch["labels"]
+        keys = rng.by_index(rng.fold(jax.random.key(seed), "evaluation"), batch["index"])
+
+        def attacked(knob):
+            plain = network.at(variables, knob)
+            logits_fn = lambda images: network.evaluate(plain, images)  # noqa: E731
+            return attack(logits_fn, images, labels, keys)
+
+        shown = jax.vmap(attacked)(knobs)  # [S, B, H, W, C]
+
+        def right(knob):
+            plain = network.at(variables, knob)
+
+            def one(images):
+                logits = network.evaluate(plain, images)
+                finite = jnp.all(jnp.isfinite(logits), axis=-1)
+                return finite & (jnp.argmax(logits, axis=-1) == labels)
+
+            return jax.vmap(one)(shown) & one(images) & batch["mask"]  # [S, B]
+
+        found = jnp.swapaxes(jax.vmap(right)(knobs), 0, 1)  # [sources, targets, B]
+        counts = jnp.sum(found, axis=2), jnp.sum(jnp.all(found, axis=0), axis=1)
+        return jax.lax.psum(jax.tree.map(jnp.int32, counts), "data")
+
+    local = jax.shard_map(
+        count, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=P(), check_vma=False
+    )
+    everywhere, rows = meshes.replicated(mesh), meshes.batched(mesh)
+    return jax.jit(
+        local, in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere
+    )
+
+
+def matrix(counter, variables, knobs, batches, *, mesh, progress):
+    """(int [S, S], int [S], examples) over all batches, see `make_counter`.
+
+    progress(examples) is called after each batch.
+    """
+    stacked, examples = trees.stack(knobs), 0
+    pairs, worst = np.zeros((len(knobs),) * 2, int), np.zeros(len(knobs), int)
+    for batch in batches:
+        placed = meshes.global_batch(mesh, batch)
+        one, two = jax.device_get(counter(variables, stacked, placed))
+        pairs, worst = pairs + one, worst + two
+        examples += int(jnp.sum(placed["mask"]))
+        progress(examples)
+    return pairs, worst, examples
+
+
+def rows(cases, suite, pairs, worst, examples, step):
+    """Tidy rows: told of the target, "through": the name of the source, or "any"."""
+    found = []
+    for target, case in enumerate(cases):
+        sources = [(name, pairs[s, target]) for s, name in enumerate(names(cases))]
+        for through, correct in (*sources, ("any", worst[target])):
+            low, high = wilson(int(correct), examples)
+            found.append(
+                case.told
+                | {
+                    "through": through,
+                    "suite": suite,
+                    "metric": "robust_accuracy",
+                    "value": int(correct) / examples,
+                    "low": low,
+                    "high": high,
+                    "correct": int(correct),
+                    "n": examples,
+                    "step": step,
+                }
+            )
+    return found
+
+
+def names(cases):
+    """What the networks are called."""
+    return [name_of(case.told) for case in cases]
+
+
+def markdown(found, suite):
+    """A table: a line per attacked network, a column per network that it is tried on."""
+    same = [row for row in found if row["suite"] == suite]
+    targets = list(dict.fromkeys(map(name_of, same)))
+    values = {(row["through"], name_of(row)): 100 * row["value"] for row in same}
+    lines = [
+        f"| {suite}: attacked through | " + " | ".join(targets) + " |",
+        "| --- |" + " --- |" * len(targets),
+    ]
+    for through in dict.fromkeys(row["through"] for row in same):
+        cells = [f"{values[through, target]:.1f}" for target in targets]
+        lines.append(f"| {through} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

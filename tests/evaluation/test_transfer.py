@@ -1,0 +1,74 @@
+"""The transfer matrix against counting by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny
+
+from advadapters import networks, rng, trees
+from advadapters.attacks.pgd import pgd
+from advadapters.data import pipeline
+from advadapters.data.sources import ArraySplit
+from advadapters.evaluation import transfer
+from advadapters.training import state
+
+NET = tiny.network()
+ATTACK = functools.partial(pgd, norm="linf", eps=0.03, steps=3, keep="best")
+MIXTURES = [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)]
+CASES = [networks.mixture_case(("clean", "linf"), mixture) for mixture in MIXTURES]
+
+
+def setup(count=21):
+    """(split, variables): labels that the soup in the middle has right."""
+    raw = tiny.raw_batch(count)
+    tree = state.branches(tiny.plain(NET), (".*norm.*", "class_token"), 2)
+    other = state.branches(tiny.plain(NET, seed=7), (".*norm.*", "class_token"), 2)
+    rows = jax.tree.map(
+        lambda a, b: jnp.stack([a[0], b[0]]), tree["adapters"], other["adapters"]
+    )
+    tree = tree | {"adapters": rows}
+    logits = NET.evaluate(trees.plain(tree, (0.5, 0.5)), raw["images"] / np.float32(255))
+    return ArraySplit(raw["images"], np.argmax(logits, axis=1)), tree
+
+
+def test_matrix_and_worst_case_are_those_by_hand(mesh):
+    split, variables = setup()
+    counter = transfer.make_counter(NET, ATTACK, seed=0, mesh=mesh)
+    pairs, worst, examples = transfer.matrix(
+        counter, variables, [case.knob for case in CASES],
+        pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=8),
+        mesh=mesh, progress=lambda *_: None,
+    )  # fmt: skip
+    images, labels = jnp.asarray(split.images, jnp.float32) / 255, split.labels
+    keys = rng.by_index(rng.fold(jax.random.key(0), "evaluation"), jnp.arange(21))
+    functions = [
+        jax.jit(functools.partial(NET.evaluate, trees.plain(variables, mixture)))
+        for mixture in MIXTURES
+    ]
+    shown = [ATTACK(f, images, jnp.asarray(labels), keys) for f in functions]
+    right = np.array(
+        [
+            [(np.argmax(t(x), 1) == labels) & (np.argmax(t(images), 1) == labels)
+             for t in functions]
+            for x in shown
+        ]
+    )  # fmt: skip
+    assert examples == 21
+    np.testing.assert_array_equal(pairs, right.sum(2))
+    np.testing.assert_array_equal(worst, right.all(0).sum(1))
+    assert len(set(pairs.ravel().tolist())) > 2  # the cases differ
+    assert (worst <= pairs.min(0)).all()
+
+
+def test_rows_and_table():
+    pairs, worst = np.array([[5, 6, 7], [4, 3, 8], [9, 9, 2]]), np.array([3, 2, 1])
+    rows = transfer.rows(CASES, "pgd", pairs, worst, 10, 7)
+    found = {(row["through"], row["mixture"]["clean"]): row["correct"] for row in rows}
+    assert found["clean mode", 0.0] == 7 and found["linf mode", 1.0] == 9
+    assert found["any", 0.5] == 2 and len(rows) == 12
+    lines = transfer.markdown(rows, "pgd").splitlines()
+    assert lines[0].startswith("| pgd: attacked through | clean mode | 0.5 clean + 0.5 l")
+    assert lines[2] == "| clean mode | 50.0 | 60.0 | 70.0 |"
+    assert lines[-1] == "| any | 30.0 | 20.0 | 10.0 |"
