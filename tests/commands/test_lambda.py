@@ -9,7 +9,8 @@ from advadapters.__main__ import main
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 QUICK = [
-    "--config.model.size=10-1",
+    "--config.model.name=preact_resnet",
+    "--config.model.size=4x1x1",
     "--config.epochs=0.2",
     "--config.batch_size=64",
     "--config.oat.widths=(0.5,1.0)",
