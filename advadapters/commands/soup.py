@@ -116,7 +116,7 @@ def config_of(names, settings, statistics):
         statistics="separate" if statistics else "pooled",
         weight_perturbation=0.0,
         start=first["start"] | dict(workdir="", weights="", mixture={}, fresh=()),
-        # Soups that share nothing are not worth a common call (convolutions are slow in it).
+        # Nothing is shared, so a common call gains nothing; convolutions are slow in it.
         evaluation=first["evaluation"] | {"suites": suites, "soups_at_once": 1},
     )
 
