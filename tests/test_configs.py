@@ -55,7 +55,9 @@ def on_random_images(config, folder, size):
 def shrink(config, folder):
     """The same experiment on 64 random images with a one-block network."""
     config = on_random_images(config, folder, 2 * config["model"].get("patch", 4))
-    config["model"]["size"] = "16x1x32x2" if "patch" in config["model"] else "10-1"
+    sizes = {"vit": "16x1x32x2", "wide_resnet": "10-1", "resnet": "basic-8x1x1"}
+    config["model"]["size"] = sizes[config["model"]["name"]]
+    config["model"]["resize"] = config["model"]["resize"] and 16
     config["batch_size"] = config["evaluation"]["batch_size"] = 8
     if config["loss"] != "views":  # two images a device
         config["batch_size"] = 16
@@ -125,7 +127,7 @@ def test_every_key_is_read(tmp_path, mesh):
     names = list(sections(config))
     assert ("evaluation", "suites", "pgd20_linf") in names and ("views", "clean") in names
     free = {("views",), ("attacks",), ("evaluation", "suites")}
-    free |= {("start", "mixture"), ("model", "added")}
+    free |= {("start", "mixture"), ("model", "added"), ("model", "film")}
     free |= {("views", n, k) for n in ("clean", "linf") for k in ("mixture", "losses")}
     for path in set(names) - free:
         config, _ = load(FILES[0].with_name("digits.py"), "cotrain")

@@ -422,7 +422,7 @@ def test_a_study_of_what_cannot_be(name, tmp_path, capsys):
 def test_unknown_verb_and_evaluate(tmp_path, capsys):
     assert main(["trian"]) == 2
     err = capsys.readouterr().err
-    assert "unknown verb 'trian'; there are: train, evaluate, study" in err
+    assert "unknown verb 'trian'; there are: train, evaluate, transfer, soup" in err
     line = fails([f"--workdir={tmp_path}/none"], capsys, verb="evaluate")
     assert "holds no run" in line
 

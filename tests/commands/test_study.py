@@ -36,8 +36,8 @@ def test_a_study_trains_every_case_and_seed(studied, capsys):
     folder, argv = studied
     rows = json.loads((folder / "study.json").read_text())
     assert [(r["case"], r["suite"], r["mode"]) for r in rows] == [
-        ("norms+head", "clean", "clean"), ("norms+head", "pgd20_linf", "linf"),
-        ("nothing", "clean", "clean"), ("nothing", "pgd20_linf", "linf"),
+        ("norms+head", "clean", "clean mode"), ("norms+head", "pgd20_linf", "linf mode"),
+        ("nothing", "clean", "clean mode"), ("nothing", "pgd20_linf", "linf mode"),
     ]  # fmt: skip
     # Norms: three of width 16, scale and offset; head: 16 x 10 and 10.
     sizes = {row["case"]: row["parameters_per_domain"] for row in rows}
