@@ -21,8 +21,9 @@ from advadapters.config import variant
 
 EPS = 0.12
 VARIANTS = (*defaults.FINE_TUNING, "cotrain", "nominal")
-# Rates by validation on a fifth of the training images, of 1e-3 (full), 4e-3, 1.6e-2,
-# 6.4e-2 and 2.56e-1 (LoRA and LNLoRA); the others have the one of their kin.
+# Rates by validation on a fifth of the training images: full of 1e-3 and 4e-3, all others
+# of 4e-3, 1.6e-2 and 6.4e-2, LoRA and LNLoRA of 2.56e-1 too. lora_qv, bottleneck,
+# scale_shift and cotrain were not tried; theirs are those of their kin.
 RATES = {
     "full": 4e-3, "nominal": 4e-3, "linear_probe": 1.6e-2, "bottleneck": 1.6e-2,
     "scale_shift": 1.6e-2,

@@ -23,21 +23,14 @@ def main(argv):
     _, flags = configs.parse(argv, FLAGS, with_config=False)
     if bool(flags["mixture"]) == bool(flags["width"]):
         raise UsageError("give either --mixture=... or --width=...")
-    from advadapters import checkpoints
     from advadapters.commands import runs, workdir
-    from advadapters.training import state as states
 
     config = workdir.read_config(flags["workdir"])
     opened = runs.open_run(config, flags["workdir"])
     take = narrow if flags["width"] else soup
     changed, make = take(opened.run, config, flags)
     variables, step = runs.restore_variables(opened, flags["step"])
-    if workdir.holds_run(flags["output"]):
-        raise UsageError(f"{flags['output']} holds a run already: name a new folder")
-    new = runs.open_run(changed, flags["output"])
-    state = states.create(make(variables, runs.abstract_state(new).variables), new.run.tx)
-    with checkpoints.Checkpoints(new.folder / "checkpoints") as saved:
-        saved.save(new.run.steps, state.replace(step=state.step + new.run.steps))
+    new = runs.write_run(changed, flags["output"], lambda like: make(variables, like))
     print(f"step {step} of {opened.folder} -> {new.folder}")
     return 0
 
@@ -80,8 +73,11 @@ def narrow(run, config, flags):
 
     if not isinstance(run.method, methods.oat.OAT):
         raise UsageError("--width: this network has one width; take out a --mixture")
-    (width,) = read_list("width", flags["width"]) or (1.0,)
-    case = methods.read_knobs(run.method, run.film, {"width": (width,)})[0]
+    widths = read_list("width", flags["width"])
+    if len(widths) != 1:
+        raise UsageError(f"--width must be one number, got {flags['width']!r}")
+    width = widths[0]
+    case = methods.read_knobs(run.method, run.film, {"width": widths})[0]
     count = 1 + run.method.dual
     first = run.method.widths.index(case.width) * count
 

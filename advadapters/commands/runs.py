@@ -41,6 +41,24 @@ def open_run(config, path):
     return OpenRun(run, mesh, workdir.open_workdir(path, config), {})
 
 
+def write_run(config, path, make):
+    """A new run that holds a finished state which nothing trained; returns it opened.
+
+    make: abstract variables of the config -> variables. All that can fail comes before
+    the folder is made. Raises UsageError if there is a run at the path already.
+    """
+    if workdir.holds_run(path):
+        raise UsageError(f"{path} holds a run already: name a new folder")
+    mesh = meshes.make()
+    run = build.build(config, mesh)
+    variables = make(jax.eval_shape(functools.partial(build.initial_state, run)).variables)
+    state = states.create(variables, run.tx)
+    new = OpenRun(run, mesh, workdir.open_workdir(path, config), {})
+    with open_checkpoints(new) as saved:
+        saved.save(run.steps, state.replace(step=state.step + run.steps))
+    return new
+
+
 def open_checkpoints(opened, read_only=False):
     """The checkpoints of a run; read_only leaves a running trainer's files alone."""
     run = opened.run

@@ -31,6 +31,8 @@ def main(argv):
     if len(names) < 2 or len(set(names)) != len(names):
         raise UsageError(f"--variants must be two or more different ones, got {names}")
     grid = read_grid(flags, len(names))
+    from advadapters import build
+    from advadapters import mesh as meshes
     from advadapters.commands import runs, soup, study, workdir
     from advadapters.evaluation import tables
     from advadapters.networks import mixture_case
@@ -44,11 +46,19 @@ def main(argv):
         if name != names[0]:
             start = dict(workdir=folders[names[0]], weights="", mixture={}, fresh=())
             config["start"] = config["start"] | start
+    output, mesh = os.path.join(folder, "soup"), meshes.make()
+    for config in made.values():  # all of them before the first is trained
+        build.build(config, mesh)
+    there = workdir.holds_run(output)
+    if there and workdir.read_config(output)["domains"] != tuple(names):
+        made_of = ", ".join(workdir.read_config(output)["domains"])
+        raise UsageError(
+            f"{output} is made of {made_of}: name these variants, or another workdir"
+        )
     for name, config in made.items():
         print(f"--- {name}", flush=True)
         runs.train(runs.open_run(config, folders[name]))
-    output = os.path.join(folder, "soup")
-    if workdir.holds_run(output):
+    if there:
         mixed = runs.open_run(workdir.read_config(output), output)
     else:
         mixed = soup.assemble(list(folders.values()), output)

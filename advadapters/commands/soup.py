@@ -31,15 +31,12 @@ def main(argv):
 
 def assemble(folders, output):
     """Writes the run of several networks; returns it opened."""
-    from advadapters import checkpoints, soups
+    from advadapters import soups
     from advadapters.commands import runs, workdir
-    from advadapters.training import state as states
 
     names = [os.path.basename(os.path.normpath(folder)) for folder in folders]
     if len(set(names)) != len(names) or len(names) < 2:
         raise UsageError(f"--ingredients must be two or more different names, got {names}")
-    if workdir.holds_run(output):
-        raise UsageError(f"{output} holds a run already: name a new folder")
     settings = [workdir.read_config(folder) for folder in folders]
     need_alike(folders, settings)
     found = [read(folder, config) for folder, config in zip(folders, settings, strict=True)]
@@ -48,16 +45,14 @@ def assemble(folders, output):
         stats = soups.stack([plain["batch_stats"] for plain, _ in found], names)
     except ValueError as error:
         raise UsageError(f"--ingredients: {error}") from None
-    new = runs.open_run(config_of(names, settings, bool(stats)), output)
     variables = {
         "shared": {},
         "adapters": params,
         "frozen": {},
         "stats": {"shared": {}, "adapters": stats, "errors": {}},
     }
-    state = states.create(variables, new.run.tx)
-    with checkpoints.Checkpoints(new.folder / "checkpoints") as saved:
-        saved.save(new.run.steps, state.replace(step=state.step + new.run.steps))
+    config = config_of(names, settings, bool(stats))
+    new = runs.write_run(config, output, lambda like: variables)
     steps = [step for _, step in found]
     rows = list(map(lineage, names, folders, settings, steps))
     workdir.write_text(new.folder / "lineage.json", json.dumps(rows, indent=1) + "\n")

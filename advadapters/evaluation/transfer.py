@@ -8,8 +8,8 @@ from jax.sharding import PartitionSpec as P
 from advadapters import mesh as meshes
 from advadapters import rng, trees
 from advadapters.data.augment import to_float
+from advadapters.evaluation import accuracy
 from advadapters.evaluation.tables import name_of
-from advadapters.intervals import wilson
 
 
 def make_counter(network, attack, *, seed, mesh):
@@ -76,21 +76,8 @@ def rows(cases, suite, pairs, worst, examples, step):
     for target, case in enumerate(cases):
         sources = [(name, pairs[s, target]) for s, name in enumerate(names(cases))]
         for through, correct in (*sources, ("any", worst[target])):
-            low, high = wilson(int(correct), examples)
-            found.append(
-                case.told
-                | {
-                    "through": through,
-                    "suite": suite,
-                    "metric": "robust_accuracy",
-                    "value": int(correct) / examples,
-                    "low": low,
-                    "high": high,
-                    "correct": int(correct),
-                    "n": examples,
-                    "step": step,
-                }
-            )
+            told = case.told | {"through": through}
+            found.append(accuracy.row(told, suite, int(correct), examples, step))
     return found
 
 

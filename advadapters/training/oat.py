@@ -76,7 +76,7 @@ class OAT(NamedTuple):
     def checks(self):
         """Every lambda and width, clean and attacked, with their weights in the loss."""
         return [
-            Check(name(lam, width, kind), share, self.case(lam, width), attacks)
+            Check(check_name(lam, width, kind), share, self.case(lam, width), attacks)
             for width in self.widths
             for lam in self.lambdas
             for kind, share, attacks in (
@@ -97,7 +97,7 @@ class OAT(NamedTuple):
         ]
 
 
-def name(lam, width, kind):
+def check_name(lam, width, kind):
     """ "lambda0.1/width0.5/clean", of a check."""
     return f"lambda{lam:g}/width{width:g}/{kind}"
 

@@ -92,6 +92,7 @@ def test_a_width_taken_out_is_an_ordinary_smaller_run(oats, tmp_path, capsys):
         ("evaluate", ["--width=0.6"], "--width: [0.6] was not trained; there are: (0.5"),
         ("evaluate", ["--mixture=clean1=1"], "goes by --lambda=... and --width=..."),
         ("extract", ["--width=0.6", "--output=NEW"], "[0.6] was not trained"),
+        ("extract", ["--width=0.5,1", "--output=NEW"], "must be one number, got '0.5,1'"),
         ("extract", ["--mixture=clean1=1", "--output=NEW"], "goes by lambda"),
         ("extract", ["--output=NEW"], "give either --mixture=... or --width=..."),
     ],

@@ -105,12 +105,13 @@ def test_a_soup_of_strangers_is_warned_of_and_of_other_models_refused(
         ("soup", ["--ingredients=a,b", "--output=NEW"], "holds no run"),
         ("season", ["--variants=linf", "--workdir=NEW"], "two or more different ones"),
         ("season", ["--variants=linf,l3", "--workdir=NEW"], "unknown variant 'l3'"),
+        ("season", ["--variants=linf,l2", "--workdir=HERE"], "is made of linf, nominal"),
         ("season", ["--variants=linf,l2", "--step=0.3", "--workdir=NEW"], "multiples of"),
     ],
 )
 def test_bad_input(season, tmp_path, monkeypatch, capsys, verb, argv, told):
     monkeypatch.chdir(tmp_path)
-    paths = {"SOUP": season / "soup", "LINF": season / "linf"}
+    paths = {"SOUP": season / "soup", "LINF": season / "linf", "HERE": season}
     for name, path in paths.items():
         argv = [text.replace(name, str(path)) for text in argv]
     config = [QUICK[0]] if verb == "season" else []

@@ -323,7 +323,6 @@ def test_a_narrow_network_is_an_ordinary_one_with_the_corner_of_the_leaves():
 
 def test_slimmable_convolution_batch_norm_and_dense_are_the_published_formulas():
     """numpy: slice the kernel, normalise by the width's own statistics, slice the head."""
-    draw = np.random.default_rng(0)
     model = small.model("preact_resnet", "4x1")
     net = networks.make_network(model.clone(size=model.size.scaled(0.5)), (8, 8, 1), narrow=True)  # fmt: skip # noqa: E501
     full = networks.make_network(model, (8, 8, 1))
@@ -357,7 +356,6 @@ def test_slimmable_convolution_batch_norm_and_dense_are_the_published_formulas()
     pooled = np.maximum(bn(x, "norm"), 0).mean((1, 2))
     expected = pooled @ np.array(flat["head/kernel"])[:2] + np.array(flat["head/bias"])
     np.testing.assert_allclose(net.apply(cut, jnp.array(images)), expected, atol=1e-5)
-    draw.normal()
 
 
 def test_one_step_of_oats_is_the_sum_over_its_widths():
