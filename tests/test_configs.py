@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from advadapters import build, defaults, trees
+from advadapters import builders, defaults, trees
 from advadapters import mesh as meshes
 from advadapters.errors import UsageError
 from advadapters.training import views
@@ -71,13 +71,13 @@ def shrink(config, folder):
 @pytest.mark.parametrize("path, variant", CASES, ids=lambda v: getattr(v, "stem", v))
 def test_one_step(path, variant, tmp_path, mesh):
     config, _ = load(path, variant)
-    run = build.build(shrink(config, tmp_path), mesh)
+    run = builders.build(shrink(config, tmp_path), mesh)
     assert run.steps == 1
     place = meshes.replicated(mesh)
-    make = jax.jit(lambda: build.initial_state(run), out_shardings=place)
+    make = jax.jit(lambda: builders.initial_state(run), out_shardings=place)
     state = make() if variant == variants(path)[0] else jax.eval_shape(make)
-    (batch,) = build.train_batches(run, 0)
-    train_step, batch = build.train_step(run, mesh), meshes.global_batch(mesh, batch)
+    (batch,) = builders.train_batches(run, 0)
+    train_step, batch = builders.train_step(run, mesh), meshes.global_batch(mesh, batch)
     if variant != variants(path)[0]:  # the others are only traced, for time
         new, metrics = jax.eval_shape(train_step, state, batch)
         chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
@@ -95,10 +95,10 @@ def test_tricks_of_attacks_on_transformers(variant, tmp_path, mesh):
     shrink(config, tmp_path)
     config["batch_size"], config["accumulate"] = 16, 2
     config["views"]["linf"] |= dict(attack_tricks=("ard", "prm"), attack_warmup=10.0)
-    run = build.build(config, mesh)
-    state = jax.eval_shape(lambda: build.initial_state(run))
-    batch = next(iter(build.train_batches(run, 0)))
-    new, _ = jax.eval_shape(build.train_step(run, mesh), state, batch)
+    run = builders.build(config, mesh)
+    state = jax.eval_shape(lambda: builders.initial_state(run))
+    batch = next(iter(builders.train_batches(run, 0)))
+    new, _ = jax.eval_shape(builders.train_step(run, mesh), state, batch)
     chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
 
 
@@ -136,27 +136,27 @@ def test_every_key_is_read(tmp_path, mesh):
             section = section[key]
         section["surprise"] = 1
         with pytest.raises(UsageError, match=r"unknown key config\.?\S*surprise"):
-            build.build(config, mesh)
+            builders.build(config, mesh)
 
 
 def test_missing_and_mistyped_keys(mesh):
     config, _ = load(FILES[0].with_name("digits.py"), "cotrain")
     del config["optimizer"]["b2"]
     with pytest.raises(UsageError, match="config.optimizer.b2 is missing"):
-        build.build(config, mesh)
+        builders.build(config, mesh)
     config, _ = load(FILES[0].with_name("digits.py"), "cotrain")
     config["data"]["flip"] = 1
     with pytest.raises(UsageError, match="config.data.flip must be bool, got 1"):
-        build.build(config, mesh)
+        builders.build(config, mesh)
 
 
 def test_fulllora_trains_five_percent_at_the_rates_of_its_docstring(tmp_path, mesh):
     config, _ = load(FILES[0].with_name("fulllora.py"), "cifar10")
-    run = build.build(on_random_images(config, tmp_path, 32), mesh)
+    run = builders.build(on_random_images(config, tmp_path, 32), mesh)
     assert run.steps == 40  # a step an epoch on 64 images
     rates = [float(run.schedule(step)) for step in (0, 34, 35, 37, 38, 39)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5)
-    state = jax.eval_shape(lambda: build.initial_state(run)).variables
+    state = jax.eval_shape(lambda: builders.initial_state(run)).variables
     moving, frozen = (trees.count(state[b]) for b in ("shared", "frozen"))
     # LNLoRA of rank 24 (see test_added.py) and the head, of ViT-B without them.
     assert moving == pytest.approx(4.15e6 + 7690, rel=0.002)

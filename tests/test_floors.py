@@ -10,8 +10,7 @@ FLOORS = [
     {"models", "adapters", "attacks", "data", "soups"},
     {"networks"},
     {"training", "evaluation", "checkpoints", "interop"},
-    {"methods"},
-    {"build"},
+    {"builders"},
     {"commands"},
     {"__main__"},
 ]

@@ -127,7 +127,8 @@ def digest(path):
 
 def read_cases(run, flags):
     """The networks that the flags ask for, or None for none given."""
-    from advadapters import methods, networks
+    from advadapters import networks
+    from advadapters.builders import methods
 
     asked = {key: flags[key] for key in ("lambda", "width") if flags[key]}
     if isinstance(run.method, methods.oat.OAT):

@@ -68,7 +68,8 @@ def narrow(run, config, flags):
     """(config of a smaller OAT network, variables -> its variables)."""
     import jax
 
-    from advadapters import methods, trees
+    from advadapters import trees
+    from advadapters.builders import methods
     from advadapters.commands.evaluate import read_list
 
     if not isinstance(run.method, methods.oat.OAT):

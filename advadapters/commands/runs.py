@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from advadapters import attacks, build, checkpoints, trees
+from advadapters import attacks, builders, checkpoints, trees
 from advadapters import mesh as meshes
 from advadapters.adapters import files
 from advadapters.commands import starting, workdir
@@ -26,7 +26,7 @@ TRAINING_ONLY = ("drop_path", "dropout", "dtype", "remat")
 class OpenRun(NamedTuple):
     """A run with its mesh and its folder."""
 
-    run: build.Run
+    run: builders.Run
     mesh: Any
     folder: Any
     counters: dict  # what was compiled or counted once, see `counter_of`, `flops_of`
@@ -35,7 +35,7 @@ class OpenRun(NamedTuple):
 def open_run(config, path):
     """Builds everything first, so that bad input leaves no trace, then the folder."""
     mesh = meshes.make()
-    run = build.build(config, mesh)
+    run = builders.build(config, mesh)
     if run.start and not workdir.holds_run(path):
         starting.read(run)
     return OpenRun(run, mesh, workdir.open_workdir(path, config), {})
@@ -50,8 +50,9 @@ def write_run(config, path, make):
     if workdir.holds_run(path):
         raise UsageError(f"{path} holds a run already: name a new folder")
     mesh = meshes.make()
-    run = build.build(config, mesh)
-    variables = make(jax.eval_shape(functools.partial(build.initial_state, run)).variables)
+    run = builders.build(config, mesh)
+    like = jax.eval_shape(functools.partial(builders.initial_state, run))
+    variables = make(like.variables)
     state = states.create(variables, run.tx)
     new = OpenRun(run, mesh, workdir.open_workdir(path, config), {})
     with open_checkpoints(new) as saved:
@@ -72,7 +73,7 @@ def open_checkpoints(opened, read_only=False):
 
 def abstract_state(opened):
     """Shapes, types and places of the training state."""
-    make = functools.partial(build.initial_state, opened.run)
+    make = functools.partial(builders.initial_state, opened.run)
     return checkpoints.abstract(jax.eval_shape(make), meshes.replicated(opened.mesh))
 
 
@@ -82,7 +83,8 @@ def first_state(opened):
     plain = starting.read(run) if run.start else None
     if plain:
         print(f"first parameters: {starting.describe(run.start)}")
-    return jax.jit(functools.partial(build.initial_state, run), out_shardings=place)(plain)
+    make = functools.partial(builders.initial_state, run)
+    return jax.jit(make, out_shardings=place)(plain)
 
 
 def train(opened):
@@ -150,8 +152,8 @@ def train_steps(opened, saved, state, start):
     try:
         state = loop.run(
             state,
-            build.train_step(run, mesh),
-            build.train_batches(run, start),
+            builders.train_step(run, mesh),
+            builders.train_batches(run, start),
             start=start,
             stop=run.steps,
             mesh=mesh,
@@ -219,7 +221,7 @@ def held_out(opened, variables, case, attack):
         counter_of(opened, attack, case.width),
         variables,
         [case.knob],
-        lambda: build.eval_batches(run, run.data.validation),
+        lambda: builders.eval_batches(run, run.data.validation),
         mesh=opened.mesh,
         at_once=1,
         progress=lambda *_: None,
@@ -276,7 +278,7 @@ def count(opened, variables, split, cases, name, counter):
             counter(width),
             variables,
             [case.knob for case in same],
-            lambda: build.eval_batches(run, split),
+            lambda: builders.eval_batches(run, split),
             mesh=opened.mesh,
             at_once=run.evaluation.at_once,
             progress=meter.show,
@@ -336,7 +338,7 @@ def autoattack(opened, variables, split, step, cases, *, version, norm, eps, ada
     adapters: a name of the file of adapters in the variables, "" for the run's own.
     """
     run = opened.run
-    batches = list(build.eval_batches(run, split))
+    batches = list(builders.eval_batches(run, split))
     mask = np.concatenate([batch["mask"] for batch in batches])
     stack = {
         key: np.concatenate([batch[key] for batch in batches])[mask]

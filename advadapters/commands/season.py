@@ -31,7 +31,7 @@ def main(argv):
     if len(names) < 2 or len(set(names)) != len(names):
         raise UsageError(f"--variants must be two or more different ones, got {names}")
     grid = read_grid(flags, len(names))
-    from advadapters import build
+    from advadapters import builders
     from advadapters import mesh as meshes
     from advadapters.commands import runs, soup, study, workdir
     from advadapters.evaluation import tables
@@ -48,7 +48,7 @@ def main(argv):
             config["start"] = config["start"] | start
     output, mesh = os.path.join(folder, "soup"), meshes.make()
     for config in made.values():  # all of them before the first is trained
-        build.build(config, mesh)
+        builders.build(config, mesh)
     there = workdir.holds_run(output)
     if there and workdir.read_config(output)["domains"] != tuple(names):
         made_of = ", ".join(workdir.read_config(output)["domains"])

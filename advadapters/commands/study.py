@@ -37,7 +37,7 @@ def main(argv):
     cases = read_cases(argv, flags)
     from etils import epath
 
-    from advadapters import build
+    from advadapters import builders
     from advadapters import mesh as meshes
     from advadapters.commands import workdir
     from advadapters.evaluation import studies
@@ -45,7 +45,7 @@ def main(argv):
 
     mesh = meshes.make()
     for config in cases.values():  # all of them before the first is trained
-        build.build(config, mesh)
+        builders.build(config, mesh)
     folder = epath.Path(os.path.abspath(os.path.expanduser(flags["workdir"])))
     rows, failed = [], []
     for case, config in cases.items():

@@ -32,7 +32,7 @@ FLAGS = {
 def main(argv):
     """Returns the exit code."""
     _, flags = configs.parse(argv, FLAGS, with_config=False)
-    from advadapters import build
+    from advadapters import builders
     from advadapters.commands import evaluate, runs, workdir
     from advadapters.evaluation import transfer
 
@@ -53,7 +53,7 @@ def main(argv):
             counter,
             variables,
             [case.knob for case in cases],
-            build.eval_batches(run, test),
+            builders.eval_batches(run, test),
             mesh=opened.mesh,
             progress=lambda examples, meter=meter: meter.show(0, 1, examples),
         )

@@ -532,7 +532,7 @@ def test_the_suite_needs_no_other_part_of_the_package():
     code = (
         "import sys; from advadapters.attacks import autoattack;"
         "print([m for m in sys.modules if m.startswith('advadapters.')"
-        " and m.split('.')[1] in ('build', 'training', 'data', 'models', 'commands')],"
+        " and m.split('.')[1] in ('builders', 'training', 'data', 'models', 'commands')],"
         " 'flax' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

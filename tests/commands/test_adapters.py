@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from advadapters import build, defaults
+from advadapters import builders, defaults
 from advadapters.__main__ import main
 from advadapters.commands import runs as commands
 from advadapters.errors import UsageError
@@ -46,7 +46,7 @@ def train(*arguments, **changes):
 def untrained(*arguments, **changes):
     """A run of which there is nothing but the adapters that it would start from."""
     run = opened(*arguments, **changes)
-    make = jax.jit(functools.partial(build.initial_state, run.run))
+    make = jax.jit(functools.partial(builders.initial_state, run.run))
     commands.write_adapters(run, states.averaged(make()))
 
 

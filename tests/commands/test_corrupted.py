@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from advadapters import build
+from advadapters import builders
 from advadapters.__main__ import main
 from advadapters.commands import runs, workdir
 from advadapters.data.corruptions import COMMON, SEVERITIES, corrupt
@@ -64,7 +64,7 @@ def test_counts_are_those_by_hand(trained):
     )
     case, seed = opened.run.evaluation.cases[0], jax.random.key(opened.run.seed)
     network = opened.run.networks[case.width]
-    (batch,) = build.eval_batches(opened.run, test)
+    (batch,) = builders.eval_batches(opened.run, test)
     images, labels = batch["images"].astype(np.float32) / 255, batch["labels"]
     assert batch["mask"].all()
     keys = shifts.rng.by_index(shifts.rng.fold(seed, "corruption"), batch["index"])

@@ -64,7 +64,7 @@ def test_a_study_trains_every_case_and_seed(studied, capsys):
 
 
 def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
-    from advadapters import build, trees
+    from advadapters import builders, trees
     from advadapters.commands import runs, starting, workdir
 
     folder = studied[0] / "norms+head-seed0"
@@ -80,7 +80,7 @@ def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
     assert f"first parameters: {folder}" in capsys.readouterr().out
     new = runs.open_run(workdir.read_config(tmp_path / "new"), tmp_path / "new")
     found = trees.flatten(starting.read(new.run)["params"])
-    fresh = trees.flatten(build.initial_state(new.run).variables["shared"])
+    fresh = trees.flatten(builders.initial_state(new.run).variables["shared"])
     for path, leaf in trees.flatten(expected).items():
         same = fresh[path] if path.startswith("head/") else leaf
         np.testing.assert_allclose(found[path], same, atol=1e-6)

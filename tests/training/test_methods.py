@@ -12,7 +12,7 @@ import optax
 import pytest
 import tiny
 
-from advadapters import balls, build, defaults, losses, rng, trees
+from advadapters import balls, builders, defaults, losses, rng, trees
 from advadapters import mesh as meshes
 from advadapters.attacks.n_fgsm import n_fgsm
 from advadapters.attacks.pgd import choose_goal, pgd
@@ -98,7 +98,7 @@ def test_trades_gradient_flows_through_both_images():
 
 def build_views(variant, attack=None):
     """The views of digits.py's variant over one domain, with another attack."""
-    run = build.build(config(variant), meshes.make())
+    run = builders.build(config(variant), meshes.make())
     swap = dict(attacks=(attack,)) if attack else {}
     return [view._replace(**swap) if view.attacks else view for view in run.method.views]
 
@@ -225,10 +225,10 @@ def test_eat_draws_norms_by_their_running_errors():
 
 
 def test_eat_starts_even(mesh):
-    run = build.build(config("eat"), mesh)
+    run = builders.build(config("eat"), mesh)
     (view,) = run.method.views
     assert [attack.keywords["norm"] for attack in view.attacks] == ["linf", "l2", "l1"]
-    first = jax.jit(lambda: build.initial_state(run))().variables
+    first = jax.jit(lambda: builders.initial_state(run))().variables
     np.testing.assert_array_equal(first["stats"]["errors"]["attacked"], jnp.ones(3))
 
 
@@ -254,7 +254,7 @@ def test_eat_on_eight_devices_in_parts(mesh, one_device):
 
 
 def test_advprop_attacks_its_own_norms_towards_a_random_class(mesh):
-    run = build.build(config("advprop"), mesh)
+    run = builders.build(config("advprop"), mesh)
     clean, attacked = run.method.views
     assert clean.mixture == (1.0, 0.0) and attacked.mixture == (0.0, 1.0)
     assert attacked.attacks[0].keywords["target"] == "random"
@@ -289,13 +289,13 @@ def test_a_random_target_is_uniform_over_the_other_classes():
 
 
 def test_separate_statistics_make_advprop_of_a_conv_net(mesh):
-    run = build.build(config("batch_dual", "digits_conv.py"), mesh)
-    first = jax.eval_shape(lambda: build.initial_state(run)).variables
+    run = builders.build(config("batch_dual", "digits_conv.py"), mesh)
+    first = jax.eval_shape(lambda: builders.initial_state(run)).variables
     assert first["stats"]["shared"] == {}
     assert first["stats"]["adapters"]["norm"]["mean"].shape == (2, 64)
     assert first["adapters"]["norm"]["scale"].shape == (2, 64)
-    pooled = build.build(config("batch_dual_affine", "digits_conv.py"), mesh)
-    first = jax.eval_shape(lambda: build.initial_state(pooled)).variables
+    pooled = builders.build(config("batch_dual_affine", "digits_conv.py"), mesh)
+    first = jax.eval_shape(lambda: builders.initial_state(pooled)).variables
     assert first["stats"]["adapters"] == {}
 
 
@@ -314,7 +314,7 @@ def test_n_fgsm_is_one_step_from_its_noise():
 
 
 def test_fgsm_rs_is_one_clipped_step(mesh):
-    run = build.build(config("fgsm_rs"), mesh)
+    run = builders.build(config("fgsm_rs"), mesh)
     (view,) = run.method.views
     settings = view.attacks[0].keywords
     assert settings["steps"] == 1 and settings["random_start"]

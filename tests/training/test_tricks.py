@@ -10,9 +10,9 @@ import optax
 import pytest
 import tiny
 
-from advadapters import build
 from advadapters import mesh as meshes
 from advadapters.attacks.pgd import pgd
+from advadapters.builders.views import read_tricks
 from advadapters.config import Section
 from advadapters.models import layers, vit
 from advadapters.training import state, step, tricks, views
@@ -132,7 +132,7 @@ def test_keep_grows_to_one():
 def test_a_warm_up_is_told_in_steps():
     keys = dict(attack_tricks=("ard", "prm"), attack_warmup=2.5)
     attack = functools.partial(pgd, norm="linf", eps=0.1, steps=2)
-    read = build.read_tricks(Section("v", keys), (attack,), tiny.network(), epoch=40)
+    read = read_tricks(Section("v", keys), (attack,), tiny.network(), epoch=40)
     assert read == dict(tricks=BOTH, warmup=100.0)
     view = views.View("v", (1.0,), 1.0, (attack,))
     told = views.describe(view._replace(**read), ("all",))

@@ -1,0 +1,23 @@
+"""Config -> objects: the only reader of configs; everything below takes arguments."""
+
+from advadapters.builders.run import (
+    Evaluation,
+    Run,
+    Start,
+    build,
+    eval_batches,
+    initial_state,
+    train_batches,
+    train_step,
+)
+
+__all__ = [
+    "Evaluation",
+    "Run",
+    "Start",
+    "build",
+    "eval_batches",
+    "initial_state",
+    "train_batches",
+    "train_step",
+]

@@ -1,0 +1,60 @@
+"""config.optimizer -> a schedule and a gradient transformation."""
+
+import math
+
+from advadapters.errors import UsageError
+from advadapters.training import optim
+
+
+def read_drops(c, epochs, epoch):
+    """config.optimizer.drops -> ((step, factor), ...); epoch: steps of one, a float."""
+    where, drops = f"{c.name}.drops", c.take("drops", tuple, of=tuple)
+    numbers = [x for drop in drops for x in drop]
+    if not all(len(drop) == 2 for drop in drops) or not all(
+        type(x) in (int, float) and math.isfinite(x) for x in numbers
+    ):
+        raise UsageError(
+            f"{where} must hold pairs (epoch, factor) like ((35, 0.1), (38, 0.01)), got "
+            f"{drops!r}"
+        )
+    starts = [start for start, _ in drops]
+    if any(b <= a for a, b in zip([0, *starts], starts, strict=False)):
+        raise UsageError(f"{where}: epochs must be above 0 and increasing, got {drops!r}")
+    if starts and starts[-1] >= epochs:
+        raise UsageError(
+            f"{where}: epochs must be below config.epochs={epochs:g}, got {drops!r}: give "
+            "earlier ones, more epochs, or () for a cosine"
+        )
+    if not all(factor > 0 for _, factor in drops):
+        raise UsageError(f"{where}: factors must be above 0, got {drops!r}")
+    return tuple((round(start * epoch), factor) for start, factor in drops)
+
+
+def read_optimizer(c, batch_size, epoch, steps, drops):
+    """config.optimizer -> (schedule, gradient transformation, {key: patterns}).
+
+    drops: as `optim.schedule` takes them.
+    """
+    schedule = optim.schedule(
+        # The linear scaling rule: rates are given for a batch of 256.
+        peak=c.take("base_lr", float, above=0, high=1e6) * batch_size / 256,
+        steps=steps,
+        warmup_steps=min(round(c.take("warmup_epochs", float, low=0.0) * epoch), steps - 1),
+        drops=drops,
+    )
+    decayed, layers_ = (c.take(key, tuple, of=str) for key in ("decayed", "layers"))
+    settings = dict(
+        learning_rate=schedule,
+        weight_decay=c.take("weight_decay", float, low=0.0),
+        decayed=decayed,
+        clip_norm=c.take("clip_norm", float, low=0.0),
+        layers=layers_,
+        layer_decay=c.take("layer_decay", float, above=0, high=1.0),
+    )
+    if c.choice("name", optim.OPTIMIZERS) == "sgd":
+        rule = optim.sgd(momentum=c.take("momentum", float, low=0.0, below=1.0))
+    else:
+        rule = optim.adam(*(c.take(b, float, low=0.0, below=1.0) for b in ("b1", "b2")))
+    tx = optim.make(rule, **settings)
+    where = "config.optimizer."
+    return schedule, tx, {where + "decayed": decayed, where + "layers": layers_}

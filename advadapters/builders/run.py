@@ -1,0 +1,316 @@
+"""A whole config -> a Run, and what a Run makes."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from advadapters import adapters, soups
+from advadapters.builders import methods
+from advadapters.builders.data import Data, need_divisible, read_data
+from advadapters.builders.model import DTYPES, check_patterns, read_model
+from advadapters.builders.optimizer import read_drops, read_optimizer
+from advadapters.builders.views import read_attacks, read_tricks, read_views
+from advadapters.config import Section
+from advadapters.data import pipeline
+from advadapters.errors import UsageError
+from advadapters.networks import Network, mixture_case
+from advadapters.training import oat, state, step, views
+from advadapters.training.loop import Every
+
+STATISTICS = ("pooled", "separate")
+
+
+class Evaluation(NamedTuple):
+    """What the final table shows; cases: [networks.Case], suites: {name: Attack}."""
+
+    batch_size: int
+    cases: list
+    at_once: int
+    suites: dict
+
+
+class Start(NamedTuple):
+    """Where the first parameters come from: a mixture of another run's checkpoint, or an
+    .npz of torch's weights.
+
+    fresh: patterns of parameters that are initialised all the same (another head).
+    inputs: {"mean", "std"} of the model, which the weights must have been trained with.
+    """
+
+    workdir: str
+    step: str
+    mixture: dict
+    fresh: tuple[str, ...]
+    weights: str
+    inputs: dict
+
+
+class Run(NamedTuple):
+    """Everything that a config says."""
+
+    seed: int
+    steps: int
+    batch_size: int
+    accumulate: int
+    domains: tuple[str, ...]
+    patterns: tuple[str, ...]
+    trained: tuple[str, ...]
+    separate: bool  # batch statistics of each view and domain, not pooled
+    start: Start | None
+    ema_decay: float
+    keep: int
+    max_nonfinite: int
+    every: Every
+    network: Network
+    networks: dict  # {width: Network}, the one above at 1
+    film: Any  # how the network is conditioned on lambda, or None
+    data: Data
+    method: Any  # see training.method
+    schedule: Callable
+    tx: Any
+    evaluation: Evaluation
+
+
+def build(config, mesh):
+    """A Run from a config (a nested dict of plain values) for a mesh.
+
+    Opens the data, allocates nothing on the devices, writes nothing. Raises
+    UsageError for anything that cannot work.
+    """
+    with Section("config", config) as c:
+        batch_size = c.take("batch_size", int, low=1)
+        accumulate = c.take("accumulate", int, low=1)
+        need_divisible("config.batch_size", batch_size, accumulate, mesh)
+        model = c.section("model")
+        classes = model.take("classes", int, low=2)
+        with c.section("data") as section:
+            data = read_data(section, classes)
+        evaluated = c.section("evaluation")
+        with model:
+            exact = evaluated.choice("dtype", DTYPES)
+            widths = read_model(model, data, classes, exact)
+        epochs = c.take("epochs", float, above=0)
+        epoch = len(data.train) / batch_size
+        steps = max(1, round(epochs * epoch))
+        with c.section("optimizer") as section:
+            max_nonfinite = section.take("max_nonfinite", int, low=1)
+            drops = read_drops(section, epochs, epoch)
+            schedule, tx, chosen = read_optimizer(section, batch_size, epoch, steps, drops)
+        network = widths.make()
+        inputs = {key: config["model"][key] for key in ("mean", "std")}
+        parameters = read_parameters(c, network, chosen, inputs)
+        rows = batch_size // (mesh.size * accumulate)
+        method = read_method(c, widths, network, parameters | {"rows": rows}, epoch)
+        domains = method.domains()
+        with evaluated:
+            evaluation = read_evaluation(evaluated, method, mesh)
+        run = Run(
+            seed=c.take("seed", int, low=0, high=2**32 - 1),
+            steps=steps,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            domains=domains,
+            **parameters,
+            ema_decay=c.take("ema_decay", float, low=0.0, high=1.0),
+            keep=c.take("keep_checkpoints", int, low=1),
+            max_nonfinite=max_nonfinite,
+            every=Every(
+                log=c.take("log_every", int, low=1),
+                validate=c.take("validate_every", int, low=0),
+                checkpoint=c.take("checkpoint_every", int, low=1),
+            ),
+            network=network,
+            networks=make_networks(widths, method),
+            film=widths.film,
+            data=data,
+            method=method,
+            schedule=schedule,
+            tx=tx,
+            evaluation=evaluation,
+        )
+    check_run(run, scanned=config["model"].get("scan", False))
+    return run
+
+
+def read_parameters(c, network, chosen, inputs):
+    """The keys about which parameters are what, as fields of Run.
+
+    chosen: further {key: patterns} to check against the network. inputs: see Start.
+    """
+    patterns = adapters.patterns(c.take("adapters", tuple, of=str))
+    trained = c.take("trained", tuple, of=str)
+    start = read_start(c.section("start"), inputs)
+    fresh = start.fresh if start else ()
+    where = {
+        "config.adapters": patterns,
+        "config.trained": trained,
+        "config.start.fresh": fresh,
+    }
+    check_patterns(network, chosen | where)
+    if not patterns and not trained:
+        raise UsageError(
+            "config.trained=() and config.adapters=() freeze every parameter: name "
+            "patterns of those to train, like '.*_lora/.*' and 'head/.*'"
+        )
+    separate = read_statistics(c, network)
+    return dict(patterns=patterns, trained=trained, start=start, separate=separate)
+
+
+def check_run(run, scanned):
+    """Raises UsageError for parts that do not go together."""
+    perturbed = isinstance(run.method, views.Views) and run.method.perturbation
+    if perturbed and scanned:
+        raise UsageError(
+            "config.weight_perturbation goes by layer, and with config.model.scan=True all "
+            "blocks are one: set scan=False"
+        )
+    if run.every.validate and not len(run.data.validation):
+        raise UsageError(
+            "config.validate_every needs held-out images: set config.data.validation "
+            "to the fraction of the training images to hold out, or validate_every=0"
+        )
+    watched = [check.name for check in run.method.checks() if check.alarm]
+    if watched and not run.every.validate:
+        raise UsageError(
+            f"config.views.{watched[0]}.alarm looks at held-out images: set "
+            "config.validate_every and config.data.validation, or alarm=''"
+        )
+
+
+def read_method(c, widths, network, parameters, epoch):
+    """config.loss and what belongs to it -> a training method."""
+    kind = c.choice("loss", ("views", *methods.READ))
+    domains = c.take("domains", tuple, of=str)
+    attacks = read_attacks(c.sections("attacks"), "config.attacks")
+    perturbation = c.take("weight_perturbation", float, low=0.0, high=1.0)
+    seen = c.sections("views")
+    if kind == "views":
+        if widths.film:
+            raise UsageError(
+                "config.model.film conditions on lambda: set config.loss='oat'"
+            )
+        read = functools.partial(read_tricks, network=network, epoch=epoch)
+        seen = read_views(seen, domains, attacks, read)
+        return views.Views(domains, seen, not parameters["separate"], perturbation)
+    if domains:
+        raise UsageError(f"config.loss={kind!r} names its domains itself: set domains=()")
+    method = methods.read(kind, c.take(kind, dict), attacks, widths.film, views=seen)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    methods.check(method, shapes, parameters | {"perturbation": perturbation})
+    return method
+
+
+def make_networks(widths, method):
+    """{width: Network} for all widths of the method."""
+    return {width: widths.make(width) for width in getattr(method, "widths", (1.0,))}
+
+
+def read_statistics(c, network):
+    """config.statistics -> whether they are separate."""
+    separate = c.choice("statistics", STATISTICS) == "separate"
+    made = jax.eval_shape(network.init, jax.random.key(0))
+    if separate and not made["batch_stats"]:
+        raise UsageError(
+            "config.statistics='separate' is about batch norm, and this model has none: "
+            "set config.statistics='pooled', or a model with norm='batch'"
+        )
+    return separate
+
+
+def read_start(c, inputs):
+    """config.start -> Start, or None to start afresh; inputs: see Start."""
+    with c:
+        workdir, step = c.take("workdir", str), c.take("step", str)
+        weights_file = c.take("weights", str)
+        mixture = c.take("mixture", dict)
+        weights = Section(c.name + ".mixture", mixture)
+        mixture = {domain: weights.take(domain, float) for domain in mixture}
+        fresh = c.take("fresh", tuple, of=str)
+    if weights_file and (workdir or mixture):
+        raise UsageError(
+            f"config.start.weights={weights_file!r} takes the place of a run: leave "
+            "config.start.workdir at '' and config.start.mixture at {}"
+        )
+    start = Start(workdir, step, mixture, fresh, weights_file, inputs)
+    return start if workdir or weights_file else None
+
+
+def read_evaluation(c, method, mesh):
+    """config.evaluation -> Evaluation."""
+    batch_size = c.take("batch_size", int, low=1)
+    need_divisible("config.evaluation.batch_size", batch_size, 1, mesh)
+    weights = c.take("soup_weights", tuple, of=float)
+    if not weights:
+        raise UsageError(f"{c.name}.soup_weights is empty: give weights like (1.0, 0.0)")
+    if isinstance(method, oat.OAT):
+        cases = [method.case(lam, w) for w in method.widths for lam in method.lambdas]
+    else:
+        names = method.domains()
+        mixtures = dict.fromkeys(soups.lines(len(names), weights))
+        cases = [mixture_case(names, mixture) for mixture in mixtures]
+    return Evaluation(
+        batch_size=batch_size,
+        cases=cases,
+        at_once=c.take("soups_at_once", int, low=1),
+        suites=read_attacks(c.sections("suites"), f"{c.name}.suites"),
+    )
+
+
+def initial_state(run, plain=None):
+    """The state before the first step (call it under jit to place it).
+
+    plain: {"params", "batch_stats"} to start from; drawn from the seed if None.
+    """
+    if plain is None:
+        plain = run.network.init(jax.random.fold_in(jax.random.key(run.seed), 0))
+    variables = state.branches(
+        plain,
+        run.patterns,
+        len(run.domains),
+        run.separate,
+        run.method.running_errors(),
+        run.trained,
+    )
+    return state.create(variables, run.tx)
+
+
+def train_step(run, mesh):
+    """The jitted training step of a run."""
+    return step.make_step(
+        run.method.loss(run.networks, "data"),
+        run.data.augment,
+        run.tx,
+        seed=run.seed,
+        ema_decay=run.ema_decay,
+        accumulate=run.accumulate,
+        mesh=mesh,
+    )
+
+
+def train_batches(run, start):
+    """Batches from step `start` to the end, this process's rows."""
+    return pipeline.train_batches(
+        run.data.train,
+        size=run.data.image_size,
+        crop=run.data.crop,
+        batch_size=run.batch_size,
+        seed=run.seed,
+        start=start,
+        stop=run.steps,
+        process=(jax.process_index(), jax.process_count()),
+        threads=run.data.threads,
+    )
+
+
+def eval_batches(run, split):
+    """Batches of one pass over a split, this process's rows."""
+    return pipeline.eval_batches(
+        split,
+        size=run.data.image_size,
+        crop_ratio=run.data.crop_ratio,
+        batch_size=run.evaluation.batch_size,
+        process=(jax.process_index(), jax.process_count()),
+        threads=run.data.threads,
+    )

@@ -1,0 +1,176 @@
+"""config.attacks and config.views -> attacks, and views of a batch."""
+
+import functools
+import inspect
+
+from advadapters import losses
+from advadapters.attacks import ATTACKS
+from advadapters.attacks.pgd import OPTIMIZERS, TARGETS
+from advadapters.balls import BALLS
+from advadapters.config import Section
+from advadapters.errors import UsageError, pick
+from advadapters.training import views
+
+MODES = ("eval", "train")
+
+AGAINST = ("labels", "predictions")
+
+# How the settings that attacks have are read from a config; which of them an attack
+# has is its signature's word.
+SETTINGS = {
+    "steps": lambda c: c.take("steps", int, low=1),
+    "step_size": lambda c: c.take("step_size", float, low=0.0),
+    "random_start": lambda c: c.take("random_start", bool),
+    "restarts": lambda c: c.take("restarts", int, low=1),
+    "loss": lambda c: c.choice("loss", losses.LOSSES),
+    "target": lambda c: c.choice("target", TARGETS),
+    "keep": lambda c: c.choice("keep", ("last", "best")),
+    "optimizer": lambda c: c.choice("optimizer", OPTIMIZERS),
+    "noise": lambda c: c.take("noise", float, low=0.0),
+    "queries": lambda c: c.take("queries", int, low=1),
+}
+
+
+def read_attacks(sections, where):
+    """{name: settings} -> {name: Attack}."""
+    found = {}
+    for name, c in sections.items():
+        with c:
+            found[name] = read_attack(c)
+    return found
+
+
+def read_attack(c):
+    """One attack with its settings."""
+    function = pick(ATTACKS, c.take("name", str), f"{c.name}.name")
+    norm = c.choice("norm", BALLS)
+    eps = c.take("eps", float, above=0, high=1 if norm == "linf" else None)
+    names = inspect.signature(function).parameters
+    only = names["norm"].default
+    if only not in (inspect.Parameter.empty, norm):
+        raise UsageError(
+            f"{c.name}: {function.__name__} has norm {only} only, got {norm!r}"
+        )
+    settings = {name: read(c) for name, read in SETTINGS.items() if name in names}
+    return functools.partial(function, norm=norm, eps=eps, **settings)
+
+
+def read_views(sections, domains, attacks, read):
+    """{name: settings} -> [View]; every domain must be in some view.
+
+    read: (section, attacks of a view) -> the fields of View about its tricks.
+    """
+    if not domains or len(set(domains)) != len(domains):
+        raise UsageError(f"config.domains must be different names, got {domains}")
+    if not sections:
+        raise UsageError("config.views is empty: training needs at least one view")
+    seen = []
+    for name, c in sections.items():
+        with c:
+            view = read_view(name, c, domains, attacks, list(sections))
+            seen.append(view._replace(**read(c, view.attacks)))
+    if not any(view.weight for view in seen):
+        raise UsageError("config.views: every weight is 0, so nothing is trained")
+    unused = [
+        d for k, d in enumerate(domains) if not any(v.mixture[k] and v.weight for v in seen)
+    ]
+    if unused:
+        raise UsageError(
+            f"config.domains has {len(domains)} domains, but no view trains {unused}: "
+            "drop them from config.domains or add a view with such a mixture"
+        )
+    return seen
+
+
+def read_view(name, c, domains, attacks, names):
+    """One view; names: those of all views."""
+    mixture = c.take("mixture", dict)
+    unknown = [domain for domain in mixture if domain not in domains]
+    if unknown or not mixture:
+        raise UsageError(
+            f"{c.name}.mixture names {unknown or 'nothing'}; config.domains has: "
+            + ", ".join(domains)
+        )
+    weights = [Section(c.name + ".mixture", mixture).take(d, float) for d in mixture]
+    if abs(sum(weights) - 1) > 1e-6:
+        raise UsageError(f"{c.name}.mixture must sum to 1, got {mixture}")
+    drawn = [part for part in c.take("attack", str).split(",") if part]
+    alarm = c.take("alarm", str)
+    terms = read_losses(c)
+    against = c.choice("attack_against", AGAINST)
+    if len(set(drawn)) != len(drawn):
+        raise UsageError(f"{c.name}.attack names one twice: {','.join(drawn)}")
+    if not drawn and (alarm or against != "labels"):
+        raise UsageError(
+            f"{c.name} has no attack, but attack_against={against!r} and alarm={alarm!r}: "
+            "name an attack, or leave them at 'labels' and ''"
+        )
+    return views.View(
+        name=name,
+        mixture=tuple(float(mixture.get(domain, 0.0)) for domain in domains),
+        weight=c.take("weight", float, low=0.0),
+        attacks=tuple(pick(attacks, part, f"{c.name}.attack") for part in drawn),
+        train_mode=c.choice("attack_mode", MODES) == "train",
+        against=against,
+        losses=terms,
+        reference=read_reference(c, terms, name, names),
+        alarm=pick(attacks, alarm, f"{c.name}.alarm") if alarm else None,
+    )
+
+
+def read_tricks(c, attacks, network, epoch):
+    """attack_tricks and attack_warmup of a view, as fields of View.
+
+    epoch: steps in one.
+    """
+    chosen = c.take("attack_tricks", tuple, of=str)
+    warmup = c.take("attack_warmup", float, low=0.0)
+    can = {"ard": network.gated, "prm": network.patch > 0}
+    for trick in chosen:
+        if not pick(can, trick, f"{c.name}.attack_tricks"):
+            raise UsageError(
+                f"{c.name}.attack_tricks has {trick!r}, which is for vision transformers, "
+                "and prm for patches of whole pixels (see config.model.resize): change "
+                "config.model, or set attack_tricks=()"
+            )
+    if bool(chosen) != bool(warmup):
+        raise UsageError(
+            f"{c.name} has attack_tricks={chosen!r} and attack_warmup={warmup:g} epochs: "
+            "tricks are on during the warm-up, so set both, or () and 0.0"
+        )
+    able = ["vary" in inspect.signature(one.func).parameters for one in attacks]
+    if chosen and not (able and all(able)):
+        raise UsageError(
+            f"{c.name}.attack_tricks={chosen!r} change the steps of pgd, and "
+            f"{c.name}.attack is {'another' if able else 'none'}: name one that is pgd, or "
+            "set attack_tricks=()"
+        )
+    return dict(tricks=chosen, warmup=warmup * epoch)
+
+
+def read_losses(c):
+    """((loss, factor), ...) of a view."""
+    section = c.section("losses")
+    known = losses.TRAINING | losses.PAIRED
+    for name in section.left:
+        pick(known, name, f"{section.name} key")
+    names = list(section.left)
+    with section:
+        terms = tuple((name, section.take(name, float, above=0)) for name in names)
+    if not terms:
+        raise UsageError(f"{section.name} is empty; there are: {', '.join(known)}")
+    return terms
+
+
+def read_reference(c, terms, name, names):
+    """The number of the view that paired losses compare with, or None."""
+    reference = c.take("reference", str)
+    paired = [term for term, _ in terms if term in losses.PAIRED]
+    others = [other for other in names if other != name]
+    if reference and reference not in others or bool(paired) != bool(reference):
+        raise UsageError(
+            f"{c.name}.losses has {', '.join(paired) or 'no paired loss'} and "
+            f"reference={reference!r}: a paired loss compares with another view, name it "
+            f"in {c.name}.reference; there are: {', '.join(others) or 'no other views'}"
+        )
+    return names.index(reference) if reference else None
