@@ -1,6 +1,8 @@
 """Device meshes and the two placements that data parallelism needs."""
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -35,3 +37,13 @@ def global_batch(mesh, tree):
     return jax.tree.map(
         lambda rows: jax.make_array_from_process_local_data(place, rows), tree
     )
+
+
+def gather(array):
+    """The whole of an array over a mesh, however it is placed, as numpy on every host.
+
+    All processes must call it; with one process nothing is sent.
+    """
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
