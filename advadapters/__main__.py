@@ -5,6 +5,7 @@ import sys
 
 from absl import logging
 
+from advadapters import hosts
 from advadapters.errors import UsageError
 
 VERBS = {
@@ -23,7 +24,11 @@ def usage():
     verbs = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
     return (
         "usage: advadapters VERB --flag=value ...\n\n"
-        f"{verbs}\n\nadvadapters VERB --help tells about one verb."
+        f"{verbs}\n\nadvadapters VERB --help tells about one verb. For all of them:\n\n"
+        "  --distributed=auto  several processes as TPU pods, SLURM, Kubernetes and Open\n"
+        "                      MPI start them; none; or HOST:PORT,COUNT,INDEX: where\n"
+        "                      process 0 listens, how many there are, which this one is\n"
+        "  --wait=300          seconds to wait for all of them"
     )
 
 
@@ -46,10 +51,16 @@ def main(argv=None):
         print(command.__doc__.strip())
         return 0
     try:
-        return command.main(argv[1:])
+        rest, distributed, seconds = hosts.read_flags(argv[1:])
+        hosts.join(distributed, seconds)
+        return command.main(rest)
     except UsageError as error:
         print(f"advadapters {verb}: {error}", file=sys.stderr)
+        hosts.fail(2, error)
         return 2
+    except BaseException as error:
+        hosts.fail(1, error)
+        raise
 
 
 if __name__ == "__main__":
