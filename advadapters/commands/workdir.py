@@ -1,4 +1,4 @@
-"""The files of one run's folder."""
+"""The files of one run's folder: process 0 writes and reads them, see `hosts.once`."""
 
 import json
 import math
@@ -6,20 +6,34 @@ import os
 
 from etils import epath
 
+from advadapters import hosts
 from advadapters.errors import UsageError
 
 
 def open_workdir(path, config):
     """The folder, made if need be, for exactly this config.
 
-    Raises UsageError if it cannot be written or holds a run of another config.
+    Raises UsageError if it cannot be written, holds a run of another config, or is not
+    there for all hosts.
     """
+    folder = make_workdir(path, config)
+    if not folder.exists():
+        raise UsageError(
+            f"{folder} is not there on host {hosts.joined().process_id}: several hosts "
+            "need a workdir on a file system that all of them share"
+        )
+    return folder
+
+
+@hosts.once
+def make_workdir(path, config):
+    """What `open_workdir` does in process 0."""
     folder = epath.Path(os.path.abspath(os.path.expanduser(path)))
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     file = folder / "config.json"
     try:
         if file.exists():
-            refuse_other(folder, read_config(folder), retuple(json.loads(text)))
+            refuse_other(folder, load_config(folder), retuple(json.loads(text)))
             return folder
         if folder.exists() and any(folder.iterdir()):
             raise UsageError(
@@ -33,6 +47,7 @@ def open_workdir(path, config):
     return folder
 
 
+@hosts.once
 def holds_run(path):
     """Whether the folder has a config."""
     return (epath.Path(os.path.expanduser(path)) / "config.json").exists()
@@ -60,7 +75,7 @@ def leaves(tree, prefix=""):
     return flat
 
 
-def read_config(path):
+def load_config(path):
     """The config of a run's folder."""
     file = epath.Path(os.path.expanduser(path)) / "config.json"
     try:
@@ -70,6 +85,9 @@ def read_config(path):
     if not isinstance(config, dict):
         raise UsageError(f"{path} holds no run: config.json is no config")
     return config
+
+
+read_config = hosts.once(load_config)
 
 
 def retuple(value):
@@ -88,7 +106,10 @@ class Log:
         self.path = folder / "metrics.jsonl"
         kept = [row for row in self.read() if row["step"] <= start]
         write_text(self.path, "".join(map(line, kept)))
-        self.events = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        after = start + 1 if start else None
+        self.events = (
+            SummaryWriter(str(folder), purge_step=after) if hosts.first() else None
+        )
 
     def read(self):
         """The rows so far; a last line that a kill cut short is left out."""
@@ -103,6 +124,8 @@ class Log:
 
     def write(self, step, metrics):
         """Adds one row."""
+        if self.events is None:
+            return
         with self.path.open("a") as file:
             file.write(line({"step": step} | metrics))
         for name, value in metrics.items():
@@ -110,7 +133,8 @@ class Log:
 
     def close(self):
         """Flushes the events."""
-        self.events.close()
+        if self.events:
+            self.events.close()
 
 
 def line(row):
@@ -125,7 +149,12 @@ def write_text(file, text):
 
 
 def write_whole(file, write):
-    """Has `write` fill an open binary file, which takes its name when all is there."""
+    """Has `write` fill an open binary file, which takes its name when all is there.
+
+    In process 0, in the others nothing.
+    """
+    if not hosts.first():
+        return
     part = file.with_name(file.name + ".part")
     with part.open("wb") as raw:
         write(raw)
@@ -136,12 +165,12 @@ def write_results(folder, rows):
     """tradeoff.png, results.md and, last, results.json: it says that all is there."""
     from advadapters.evaluation import tables
 
-    with (folder / "tradeoff.png").open("wb") as file:
-        tables.draw_tradeoff(rows, file)
+    write_whole(folder / "tradeoff.png", lambda raw: tables.draw_tradeoff(rows, raw))
     write_text(folder / "results.md", tables.markdown(rows) + "\n")
     write_text(folder / "results.json", json.dumps(rows, indent=1) + "\n")
 
 
+@hosts.once
 def read_results(folder):
     """The rows of results.json, or None if they are not there or not whole."""
     try:
