@@ -15,29 +15,36 @@ class Knob(NamedTuple):
     """Which network is taken out of what was trained.
 
     mixture: weights [K] of the domains. lam: the lambda that the network is conditioned
-    on ([] or [B]), None if it is not.
+    on ([] or [B]), None if it is not. stats: its batch statistics, None for the mixed ones.
     """
 
     mixture: Any
     lam: Any = None
+    stats: Any = None
 
 
 class Case(NamedTuple):
     """A network by the names that result rows give it.
 
-    told: {"mixture": {domain: weight}}, with "lambda" and "width" where there are several.
-    width: which of the networks; 1 is the full one.
+    told: {"mixture": {domain: weight}}, with "lambda" and "width" where there are several,
+    and "ensemble" where the weights are of probabilities.
+    network: which of the run's networks: a width, 1 being the full one, or ENSEMBLE.
     """
 
     told: dict
     knob: Knob
-    width: float = 1.0
+    network: Any = 1.0
 
 
-def mixture_case(domains, mixture):
+ENSEMBLE = "ensemble"
+
+
+def mixture_case(domains, mixture, ensemble=False):
     """The Case of weights [K] over the domains."""
     weights = dict(zip(domains, map(float, mixture), strict=True))
-    return Case({"mixture": weights}, Knob(np.array(mixture, np.float32)))
+    case = Case({"mixture": weights}, Knob(np.array(mixture, np.float32)))
+    told = case.told | {"ensemble": True}
+    return case._replace(told=told, network=ENSEMBLE) if ensemble else case
 
 
 class Network(NamedTuple):
@@ -92,6 +99,8 @@ def make_network(model, shape, exact=jnp.float32, narrow=False):
         plain = trees.plain(variables, knob.mixture)
         if narrow:
             plain = trees.corner(plain, jax.eval_shape(init, jax.random.key(0)))
+        if knob.stats is not None:
+            plain = plain | {"batch_stats": knob.stats}
         return plain if knob.lam is None else plain | {"lambda": knob.lam}
 
     def given(plain):
@@ -135,6 +144,31 @@ def make_network(model, shape, exact=jnp.float32, narrow=False):
         coarse=model.dtype != exact,
         patch=patch_of(model, shape[0]),
         gated="gradient_keep" in inspect.signature(model.__call__).parameters,
+    )
+
+
+def ensemble(network):
+    """The same model with the domains' probabilities mixed, not their weights.
+
+    Its plain is {"members": the plain of each domain's mode, "weights" [K]}, its logits
+    are log-probabilities, a forward pass for each domain. It cannot be trained.
+    """
+
+    def at(variables, knob):
+        modes = jnp.eye(len(knob.mixture), dtype=jnp.float32)
+        members = [network.at(variables, knob._replace(mixture=mode)) for mode in modes]
+        return {"members": members, "weights": knob.mixture}
+
+    def mixed(logits_of):
+        def log_p(plain, images):
+            each = [jax.nn.log_softmax(logits_of(one, images)) for one in plain["members"]]
+            weights = plain["weights"][:, None, None]
+            return jax.nn.logsumexp(jnp.stack(each), axis=0, b=weights)
+
+        return log_p
+
+    return network._replace(
+        at=at, apply=mixed(network.apply), train=None, evaluate=mixed(network.evaluate)
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from advadapters import adapters, soups
+from advadapters import mesh as meshes
 from advadapters.builders import methods
 from advadapters.builders.data import Data, need_divisible, read_data
 from advadapters.builders.model import DTYPES, check_patterns, read_model
@@ -15,7 +16,7 @@ from advadapters.builders.views import read_attacks, read_tricks, read_views
 from advadapters.config import Section
 from advadapters.data import pipeline
 from advadapters.errors import UsageError
-from advadapters.networks import Network, mixture_case
+from advadapters.networks import ENSEMBLE, Network, ensemble, mixture_case
 from advadapters.training import oat, state, step, views
 from advadapters.training.loop import Every
 
@@ -54,6 +55,7 @@ class Run(NamedTuple):
     steps: int
     batch_size: int
     accumulate: int
+    sharding: str  # in mesh.SHARDINGS, of the training state
     domains: tuple[str, ...]
     patterns: tuple[str, ...]
     trained: tuple[str, ...]
@@ -64,7 +66,7 @@ class Run(NamedTuple):
     max_nonfinite: int
     every: Every
     network: Network
-    networks: dict  # {width: Network}, the one above at 1
+    networks: dict  # {width: Network}, the one above at 1, and ENSEMBLE of several modes
     film: Any  # how the network is conditioned on lambda, or None
     data: Data
     method: Any  # see training.method
@@ -111,6 +113,7 @@ def build(config, mesh):
             steps=steps,
             batch_size=batch_size,
             accumulate=accumulate,
+            sharding=c.choice("sharding", meshes.SHARDINGS),
             domains=domains,
             **parameters,
             ema_decay=c.take("ema_decay", float, low=0.0, high=1.0),
@@ -203,8 +206,10 @@ def read_method(c, widths, network, parameters, epoch):
 
 
 def make_networks(widths, method):
-    """{width: Network} for all widths of the method."""
-    return {width: widths.make(width) for width in getattr(method, "widths", (1.0,))}
+    """{width: Network} for all widths of the method, and the ensemble of its modes."""
+    made = {width: widths.make(width) for width in getattr(method, "widths", (1.0,))}
+    several = len(method.domains()) > 1 and len(made) == 1
+    return made | ({ENSEMBLE: ensemble(made[1.0])} if several else {})
 
 
 def read_statistics(c, network):
@@ -276,8 +281,19 @@ def initial_state(run, plain=None):
     return state.create(variables, run.tx)
 
 
+def abstract_state(run, mesh):
+    """Shapes, types and places of the training state."""
+    shapes = jax.eval_shape(functools.partial(initial_state, run))
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        meshes.places(mesh, shapes, run.sharding),
+    )
+
+
 def train_step(run, mesh):
     """The jitted training step of a run."""
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run, mesh))
     return step.make_step(
         run.method.loss(run.networks, "data"),
         run.data.augment,
@@ -286,6 +302,7 @@ def train_step(run, mesh):
         ema_decay=run.ema_decay,
         accumulate=run.accumulate,
         mesh=mesh,
+        places=places,
     )
 
 

@@ -5,6 +5,12 @@ through itself, on the test images.
 
   --mixture=clean=0.9,linf=0.1   weights by domain; several separated by ";"
                                  (default: the soups that the config lists)
+  --grid=0.2                     all soups with weights in such steps instead
+  --extrapolation=0.2            how far below 0 the grid's weights may go
+  --ensemble=clean=0.5,linf=0.5  these as well: their probabilities mixed, not their
+                                 weights, at a forward pass for each domain
+  --statistics=1000              batch statistics of each soup estimated anew on so many
+                                 training images (default: the mixed ones)
   --lambda=0,0.3 --width=0.5     of a network conditioned on lambda (default: those that
                                  it was trained with)
   --suite=pgd20_linf             suites of the config, separated by "," (default: all),
@@ -18,14 +24,18 @@ through itself, on the test images.
   --adapters=FILE                an adapters.npz of another run with the same frozen
                                  backbone, instead of this run's own adapters
 
-Prints a table and writes the rows to DIR/evaluation.json. AutoAttack records every
-batch under DIR/autoattack and goes on from there when it is started again.
+Prints a table; writes the rows to DIR/evaluation.json and what each network says of each
+image to DIR/evaluation.npz, for `select` and `report`. Under several attacks, "union" is
+the robustness to all of them. AutoAttack writes rows only, records every batch under
+DIR/autoattack, and goes on from there when it is started again.
 """
 
 import hashlib
 import json
 import os
 from fractions import Fraction
+
+import numpy as np
 
 from advadapters import config as configs
 from advadapters import soups
@@ -34,6 +44,10 @@ from advadapters.errors import UsageError, pick
 FLAGS = {
     "workdir": None,
     "mixture": "",
+    "grid": "",
+    "extrapolation": "0.0",
+    "ensemble": "",
+    "statistics": "",
     "lambda": "",
     "width": "",
     "suite": "",
@@ -60,35 +74,44 @@ def main(argv):
             "the config"
         )
     corrupted = read_corruptions(flags["suite"], flags["severity"])
-    from advadapters.commands import runs, workdir
+    from advadapters.commands import evaluating, runs, workdir
     from advadapters.evaluation import shifts, tables
 
     opened = runs.open_run(workdir.read_config(flags["workdir"]), flags["workdir"])
     run = opened.run
-    cases = read_cases(run, flags)
-    test = runs.sample(run.data.test, read_number("examples", flags["examples"]))
+    cases = read_cases(run, flags) or run.evaluation.cases
+    examples = read_number("examples", flags["examples"])
+    images = read_number("statistics", flags["statistics"])
+    test = evaluating.sample(run.data.test, examples)
     eps = read_eps(flags["eps"]) if cascade else None
     known = run.evaluation.suites | dict.fromkeys([*AUTOATTACK, "corruptions"])
     asked = [] if corrupted else asked or run.evaluation.suites
     suites = {name: pick(known, name, "suite") for name in asked}
     adapters = os.path.expanduser(flags["adapters"])
     variables, step = runs.restore_variables(opened, flags["step"], adapters)
+    if images:
+        cases = evaluating.with_statistics(opened, variables, cases, images)
     if cascade:
-        rows = runs.autoattack(
+        rows = evaluating.autoattack(
             opened,
             variables,
             test,
             step,
-            cases or run.evaluation.cases,
+            cases,
             version=AUTOATTACK[flags["suite"]],
             norm=flags["norm"] or "linf",
             eps=eps,
-            adapters=f"-adapters-{digest(adapters)}" if adapters else "",
+            journal=(f"-adapters-{digest(adapters)}" if adapters else "")
+            + (f"-statistics{images}" if images else ""),
         )
-    elif corrupted:
-        rows = runs.evaluate_corrupted(opened, variables, test, step, cases, *corrupted)
     else:
-        rows = runs.evaluate(opened, variables, test, step, cases, suites)
+        given = (opened, variables, test, cases)
+        if corrupted:
+            found = evaluating.corrupted(*given, *corrupted)
+        else:
+            found = evaluating.evaluate(*given, suites)
+        rows = evaluating.rows(opened, variables, cases, found, step)
+        workdir.write_tables(opened.folder / "evaluation.npz", cases, found)
     if adapters:
         rows = [row | {"adapters": os.path.abspath(adapters)} for row in rows]
         print(f"with the adapters of {adapters}")
@@ -126,16 +149,19 @@ def digest(path):
 
 
 def read_cases(run, flags):
-    """The networks that the flags ask for, or None for none given."""
+    """The networks that the flags ask for; none if they ask for none."""
     from advadapters import networks
     from advadapters.builders import methods
 
     asked = {key: flags[key] for key in ("lambda", "width") if flags[key]}
+    mixed = [key for key in ("mixture", "grid", "ensemble") if flags.get(key)]
     if isinstance(run.method, methods.oat.OAT):
-        if flags["mixture"]:
-            raise UsageError("--mixture: this network goes by --lambda=... and --width=...")
+        if mixed:
+            raise UsageError(
+                f"--{mixed[0]}: this network goes by --lambda=... and --width=..."
+            )
         if not asked:
-            return None
+            return []
         numbers = {key: read_list(key, text) for key, text in asked.items()}
         return methods.read_knobs(run.method, run.film, numbers)
     if asked:
@@ -143,12 +169,35 @@ def read_cases(run, flags):
             f"--{next(iter(asked))}: this network is not conditioned on lambda; choose by "
             "--mixture=..."
         )
-    parts = [part for part in flags["mixture"].split(";") if part]
+    mixtures = read_mixtures("mixture", flags["mixture"], run.domains)
+    ensembles = read_mixtures("ensemble", flags.get("ensemble", ""), run.domains)
+    if ensembles and (len(run.domains) == 1 or np.min(ensembles) < 0):
+        raise UsageError(
+            f"--ensemble mixes the probabilities of several domains ({run.domains} here) "
+            "with weights of at least 0"
+        )
+    if flags.get("grid"):
+        mixtures += read_grid(flags, len(run.domains))
+    cases = [networks.mixture_case(run.domains, mixture) for mixture in mixtures]
+    if ensembles and not cases:
+        cases = list(run.evaluation.cases)
+    return cases + [networks.mixture_case(run.domains, one, True) for one in ensembles]
+
+
+def read_mixtures(flag, text, domains):
+    """ "clean=0.9,linf=0.1;clean=1" -> [(0.9, 0.1), (1.0, 0.0)]."""
     try:
-        mixtures = [soups.parse(part, run.domains) for part in parts]
+        return [soups.parse(part, domains) for part in text.split(";") if part]
     except ValueError as error:
-        raise UsageError(f"--mixture: {error}") from None
-    return [networks.mixture_case(run.domains, mixture) for mixture in mixtures] or None
+        raise UsageError(f"--{flag}: {error}") from None
+
+
+def read_grid(flags, count):
+    """The mixtures of the grid that --grid and --extrapolation describe."""
+    try:
+        return soups.simplex(count, float(flags["grid"]), float(flags["extrapolation"]))
+    except ValueError as error:
+        raise UsageError(f"--grid, --extrapolation: {error}") from None
 
 
 def read_list(key, text):

@@ -80,7 +80,7 @@ def narrow(run, config, flags):
     width = widths[0]
     case = methods.read_knobs(run.method, run.film, {"width": widths})[0]
     count = 1 + run.method.dual
-    first = run.method.widths.index(case.width) * count
+    first = run.method.widths.index(case.network) * count
 
     def make(variables, like):
         def rows(tree):

@@ -1,21 +1,17 @@
 """A run in a workdir: what the verbs share, put together from the parts."""
 
 import functools
-import itertools
-import sys
 import time
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from advadapters import attacks, builders, checkpoints, trees
+from advadapters import builders, checkpoints, trees
 from advadapters import mesh as meshes
 from advadapters.adapters import files
-from advadapters.commands import starting, workdir
-from advadapters.data.sources import Subset
+from advadapters.commands import evaluating, starting, workdir
 from advadapters.errors import UsageError
-from advadapters.evaluation import accuracy, shifts, tables
+from advadapters.evaluation import tables
 from advadapters.training import loop
 from advadapters.training import state as states
 
@@ -29,7 +25,7 @@ class OpenRun(NamedTuple):
     run: builders.Run
     mesh: Any
     folder: Any
-    counters: dict  # what was compiled or counted once, see `counter_of`, `flops_of`
+    made: dict  # what was compiled or counted once, see `evaluating`
 
 
 def open_run(config, path):
@@ -103,10 +99,13 @@ def train(opened):
         if start < run.steps:
             state = train_steps(opened, saved, state, start)
     variables = states.averaged(state)
-    rows = evaluate(opened, variables, run.data.test, run.steps)
+    cases, suites = run.evaluation.cases, run.evaluation.suites
+    found = evaluating.evaluate(opened, variables, run.data.test, cases, suites)
+    rows = evaluating.rows(opened, variables, cases, found, run.steps)
     # A few frozen numbers, like an encoding, are no backbone.
     backbone = trees.count(variables["frozen"]) > trees.count(states.trained(variables))
     told = write_adapters(opened, variables) if backbone else ""
+    workdir.write_tables(folder / "results.npz", cases, found)
     workdir.write_results(folder, rows)
     print(tables.markdown(rows))
     print(f"written to {folder}: results.json, results.md, tradeoff.png{told}")
@@ -144,7 +143,7 @@ def train_steps(opened, saved, state, start):
         print(progress_line(run, step, metrics), flush=True)
 
     def validate(state, step):
-        score, metrics = validation(opened, states.averaged(state))
+        score, metrics = evaluating.validation(opened, states.averaged(state))
         log.write(step, metrics)
         print(f"step {step} validation  " + numbers(metrics), flush=True)
         return score
@@ -194,258 +193,6 @@ def progress_line(run, step, metrics):
 def numbers(metrics):
     """{"loss/clean": 0.51234} -> "loss/clean 0.512"."""
     return "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-
-
-def validation(opened, variables):
-    """(score, metrics): accuracy of the method's checks on held-out images.
-
-    The score is the mean with the checks' weights; the best checkpoint has the highest.
-    """
-    metrics, score, checks = {}, 0.0, opened.run.method.checks()
-    for check in checks:
-        attacks_ = check.attacks or (None,)
-        found = [held_out(opened, variables, check.case, attack) for attack in attacks_]
-        worst = metrics[f"validation/{check.name}"] = min(found)
-        score += check.weight * worst
-        if check.alarm:
-            many = held_out(opened, variables, check.case, check.alarm)
-            metrics[f"validation/{check.name}/alarm"] = many
-            warn_of_overfitting(check.name, worst, many)
-    return score / sum(check.weight for check in checks), metrics
-
-
-def held_out(opened, variables, case, attack):
-    """Accuracy of a network on the held-out images under an attack."""
-    run = opened.run
-    correct, examples = accuracy.accuracies(
-        counter_of(opened, attack, case.width),
-        variables,
-        [case.knob],
-        lambda: builders.eval_batches(run, run.data.validation),
-        mesh=opened.mesh,
-        at_once=1,
-        progress=lambda *_: None,
-    )
-    return correct[0] / examples
-
-
-def warn_of_overfitting(name, single, many):
-    """Says so where an attack of more steps breaks most of what the view's own does not.
-
-    Catastrophic overfitting (Wong et al. 2020): single-step training that has learnt to
-    defeat its own attack only.
-    """
-    if many < 0.5 * single:
-        print(
-            f"warning: catastrophic overfitting of view {name}: accuracy "
-            f"{100 * single:.1f}% under its own attack, {100 * many:.1f}% under its alarm",
-            flush=True,
-        )
-
-
-def counter_of(opened, attack, width):
-    """The jitted counter for an attack; made once a run, so that it is traced once."""
-    run, made = opened.run, opened.counters
-    if (attack, width) not in made:
-        made[attack, width] = accuracy.make_counter(
-            run.networks[width], attack, seed=run.seed, mesh=opened.mesh
-        )
-    return made[attack, width]
-
-
-def evaluate(opened, variables, split, step, cases=None, suites=None):
-    """Result rows: every case, clean and under every suite."""
-    run = opened.run
-    cases = run.evaluation.cases if cases is None else cases
-    suites = {"clean": None} | (run.evaluation.suites if suites is None else suites)
-    rows = []
-    for name, attack in suites.items():
-        counter = functools.partial(counter_of, opened, attack)
-        for told, right, examples in count(opened, variables, split, cases, name, counter):
-            rows.append(accuracy.row(told, name, right, examples, step))
-    return rows
-
-
-def count(opened, variables, split, cases, name, counter):
-    """(what a row tells of the network, correct, examples) for every case.
-
-    counter: width -> what counts, see `accuracy.make_counter`. name: for the progress line.
-    """
-    run, meter, found = opened.run, Meter(name, len(split)), []
-    for width in dict.fromkeys(case.width for case in cases):
-        same = [case for case in cases if case.width == width]
-        correct, examples = accuracy.accuracies(
-            counter(width),
-            variables,
-            [case.knob for case in same],
-            lambda: builders.eval_batches(run, split),
-            mesh=opened.mesh,
-            at_once=run.evaluation.at_once,
-            progress=meter.show,
-        )
-        for case, right in zip(same, correct, strict=True):
-            found.append((case.told | flops_of(opened, case), right, examples))
-    meter.close()
-    return found
-
-
-def evaluate_corrupted(opened, variables, split, step, cases, names, severities):
-    """Result rows: every case clean, under each corruption and severity, and the means.
-
-    Batches are corrupted on the devices, once for all cases of a call, and then counted
-    as clean ones are: an image counts if the network is right after the corruption.
-    """
-    run = opened.run
-    cases = run.evaluation.cases if cases is None else cases
-    clean = evaluate(opened, variables, split, step, cases, {})
-    rows = []
-    for name, severity in itertools.product(names, severities):
-        move = shifts.make_corrupt(name, severity, seed=run.seed, mesh=opened.mesh)
-
-        def counter(width, move=move):
-            right = counter_of(opened, None, width)
-            return lambda variables, knobs, batch: right(variables, knobs, move(batch))
-
-        suite = f"{name}-{severity}"
-        for told, right, examples in count(opened, variables, split, cases, suite, counter):
-            rows.append(shifts.row(told, name, severity, right, examples, step))
-    classes = workdir.read_config(opened.folder)["model"]["classes"]
-    imagenet = classes == 1000 and run.data.image_size == 224
-    return clean + rows + shifts.summary(rows, imagenet)
-
-
-def flops_of(opened, case):
-    """{"flops": of one image's forward pass} where there are several widths."""
-    run, known = opened.run, opened.counters
-    if len(run.networks) == 1:
-        return {}
-    if ("flops", case.width) in known:
-        return known["flops", case.width]
-    network, data = run.networks[case.width], run.data
-    plain = jax.eval_shape(network.init, jax.random.key(0))
-    if case.knob.lam is not None:
-        plain["lambda"] = jax.ShapeDtypeStruct((), np.float32)
-    shape = (1, data.image_size, data.image_size, data.channels)
-    images = jax.ShapeDtypeStruct(shape, np.float32)
-    lowered = jax.jit(network.evaluate).lower(plain, images)
-    known["flops", case.width] = {"flops": lowered.cost_analysis()["flops"]}
-    return known["flops", case.width]
-
-
-def autoattack(opened, variables, split, step, cases, *, version, norm, eps, adapters):
-    """Result rows: AutoAttack on each case alone, clean and after the cascade.
-
-    adapters: a name of the file of adapters in the variables, "" for the run's own.
-    """
-    run = opened.run
-    batches = list(builders.eval_batches(run, split))
-    mask = np.concatenate([batch["mask"] for batch in batches])
-    stack = {
-        key: np.concatenate([batch[key] for batch in batches])[mask]
-        for key in ("images", "labels")
-    }
-    images = stack["images"].astype(np.float32) / np.float32(255)
-    rows = []
-    for case in cases:
-        name, width = tables.name_of(case.told), run.networks[case.width]
-        print(f"{name}: AutoAttack {version}, {norm} {eps:g}, {len(images)} images")
-        network = jax.tree_util.Partial(width.evaluate, width.at(variables, case.knob))
-        report = attacks.autoattack(
-            network,
-            images,
-            stack["labels"],
-            jax.random.key(run.seed),
-            norm=norm,
-            eps=eps,
-            version=version,
-            batch_size=run.evaluation.batch_size,
-            mesh=opened.mesh if opened.mesh.size > 1 else None,
-            resume=opened.folder
-            / "autoattack"
-            / (journal_name(case, step, norm, eps, version, len(images)) + adapters),
-            progress=functools.partial(show_cascade, {}),
-        )
-        rows += report_rows(report, case.told, f"autoattack_{norm}_{eps:g}", step)
-        if width.coarse:
-            trained = jax.tree_util.Partial(width.apply, *network.args)
-            sample = slice(None, attacks.checks.SAMPLE)
-            share = attacks.checks.sign_agreement(
-                trained, network, images[sample], stack["labels"][sample]
-            )
-            print(f"signs of gradients in training's precision: {100 * share:.1f}% agree")
-            rows[-1]["sign_agreement"] = share
-    return rows
-
-
-def journal_name(case, step, norm, eps, version, count):
-    """A folder name for one cascade."""
-    told = case.told
-    weights = "_".join(f"{weight:g}" for weight in told["mixture"].values())
-    weights += "".join(f"-{key}{told[key]:g}" for key in ("lambda", "width") if key in told)
-    return f"{version}-{norm}-{eps:.6g}-step{step}-{weights}-n{count}"
-
-
-def show_cascade(starts, *, stage, round, rounds, done, total, robust):
-    """A progress line after a batch of AutoAttack.
-
-    starts: {stage: (time, share) of its first news}; a resumed stage does not begin at 0.
-    """
-    now = time.monotonic()
-    share = (round - 1 + done / max(total, 1)) / rounds
-    began, first = starts.setdefault(stage, (now, share))
-    left = ""
-    if share > first:
-        left = f", ETA at most {(now - began) * (1 - share) / (share - first):.0f} s"
-    print(
-        f"{stage} {round}/{rounds}: {done}/{total} images, robust {100 * robust:.1f}%, "
-        f"{100 * share:.0f}% of this attack{left}",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-def report_rows(report, told, suite, step):
-    """The rows of one AutoAttack report: clean, and robust with all that was found."""
-    count = len(report.robust)
-    clean = accuracy.row(
-        told, "clean", int((report.broken_by != "clean").sum()), count, step
-    )
-    robust = accuracy.row(told, suite, int(report.robust.sum()), count, step)
-    for warning in report.warnings:
-        print(f"warning: {warning['message']}")
-    stages = ", ".join(f"{name} {100 * v:.1f}%" for name, v in report.stages.items())
-    print(f"accuracy after each stage: {stages}")
-    return [
-        clean,
-        robust
-        | {"stages": report.stages, "costs": report.costs, "warnings": report.warnings},
-    ]
-
-
-class Meter:
-    """A progress line for one suite: rewritten on a terminal, else every 10 s."""
-
-    def __init__(self, name, size):
-        self.name, self.size = name, size
-        self.started = self.shown = time.monotonic()
-
-    def show(self, group, groups, examples):
-        """Called after each batch."""
-        now = time.monotonic()
-        terminal = sys.stderr.isatty()
-        if now - self.shown < (0.2 if terminal else 10):
-            return
-        self.shown = now
-        done = (group + min(1, examples / self.size)) / groups
-        left = (now - self.started) * (1 - done) / done
-        end = "\r" if terminal else "\n"
-        text = f"evaluating {self.name}: {100 * done:.0f}%  ETA {left:.0f} s   "
-        print(text, end=end, file=sys.stderr, flush=True)
-
-    def close(self):
-        """The last word."""
-        seconds = time.monotonic() - self.started
-        print(f"evaluated {self.name} in {seconds:.0f} s", flush=True)
 
 
 def print_head(opened, abstract, start):
@@ -514,11 +261,3 @@ def restore_variables(opened, step, adapters=""):
         variables = files.load(adapters, variables, adapter_settings(opened))
         variables = jax.device_put(variables, meshes.replicated(opened.mesh))
     return variables, found
-
-
-def sample(split, count):
-    """`count` examples of a split, drawn once for all; all for None."""
-    if count is None or count >= len(split):
-        return split
-    drawn = np.random.default_rng(0).permutation(len(split))[:count]
-    return Subset(split, np.sort(drawn))

@@ -5,23 +5,27 @@ config, say an Linf-robust network, in DIR/FIRST; fine-tunes it into the others,
 from it whatever their config says, in DIR/OTHER; puts them together as DIR/soup (see
 `soup`); and evaluates the soups of a grid over the simplex in all suites.
 
-  --step=0.25                    of the grid
+  --grid=0.25                    steps of the soups' weights
   --extrapolation=0.0            how far below 0 a weight may go
+  --ensemble=linf=0.5,l2=0.5     these as well, see `evaluate`
+  --statistics=1000              batch statistics of each soup estimated anew, see there
   --config.KEY=VALUE             changes all variants
 
-A second call goes on where the first was cut off. Writes to DIR/soup what `soup` writes,
-and season.json, season.md: a row per soup and suite, and the best of each suite. Choosing
-on the images that are evaluated flatters the best: see `advadapters.soups.select`.
+A second call goes on where the first was cut off. Writes to DIR/soup what `soup` and
+`evaluate` write, and season.md: the table, and the best of each suite. Choosing on the
+images that are evaluated flatters the best: see `select`.
 """
 
 import json
 import os
+import pathlib
 
 from advadapters import config as configs
-from advadapters import soups
+from advadapters.commands import evaluate
 from advadapters.errors import UsageError
 
-FLAGS = {"workdir": None, "variants": None, "step": "0.25", "extrapolation": "0.0"}
+PASSED = {"grid": "0.25", "extrapolation": "0.0", "ensemble": "", "statistics": ""}
+FLAGS = {"workdir": None, "variants": None} | PASSED
 
 
 def main(argv):
@@ -30,12 +34,12 @@ def main(argv):
     names = [name for name in flags["variants"].split(",") if name]
     if len(names) < 2 or len(set(names)) != len(names):
         raise UsageError(f"--variants must be two or more different ones, got {names}")
-    grid = read_grid(flags, len(names))
+    evaluate.read_grid(flags, len(names))
+    evaluate.read_mixtures("ensemble", flags["ensemble"], names)
     from advadapters import builders
     from advadapters import mesh as meshes
     from advadapters.commands import runs, soup, study, workdir
     from advadapters.evaluation import tables
-    from advadapters.networks import mixture_case
 
     folder = os.path.abspath(os.path.expanduser(flags["workdir"]))
     folders = {name: os.path.join(folder, name) for name in names}
@@ -58,27 +62,15 @@ def main(argv):
     for name, config in made.items():
         print(f"--- {name}", flush=True)
         runs.train(runs.open_run(config, folders[name]))
-    if there:
-        mixed = runs.open_run(workdir.read_config(output), output)
-    else:
-        mixed = soup.assemble(list(folders.values()), output)
-    variables, step = runs.restore_variables(mixed, "latest")
-    cases = [mixture_case(mixed.run.domains, mixture) for mixture in grid]
-    rows = runs.evaluate(mixed, variables, mixed.run.data.test, step, cases)
+    if not there:
+        soup.assemble(list(folders.values()), output)
+    passed = [f"--{key}={flags[key]}" for key in PASSED if flags[key]]
+    evaluate.main([f"--workdir={output}", *passed])
+    rows = json.loads(pathlib.Path(output, "evaluation.json").read_text())
     text = tables.markdown(rows) + "\n\n" + best(rows) + "\n"
-    workdir.write_text(mixed.folder / "season.json", json.dumps(rows, indent=1) + "\n")
-    workdir.write_text(mixed.folder / "season.md", text)
-    print(text + f"written to {mixed.folder}: season.json, season.md")
+    pathlib.Path(output, "season.md").write_text(text)
+    print(best(rows) + f"\nwritten to {output}: season.md")
     return 0
-
-
-def read_grid(flags, count):
-    """The mixtures of the grid."""
-    try:
-        step, below = float(flags["step"]), float(flags["extrapolation"])
-        return soups.simplex(count, step, below)
-    except ValueError as error:
-        raise UsageError(f"--step, --extrapolation: {error}") from None
 
 
 def best(rows):
@@ -91,7 +83,7 @@ def best(rows):
     ]
     for suite in dict.fromkeys(row["suite"] for row in rows):
         found = [row for row in rows if row["suite"] == suite]
-        alone = [row for row in found if max(row["mixture"].values()) == 1.0]
+        alone = [row for row in found if name_of(row).endswith(" mode")]
         one, two = (max(part, key=lambda row: row["value"]) for part in (alone, found))
         cells = [suite, name_of(one), percent(one), name_of(two), percent(two)]
         lines.append("| " + " | ".join(cells) + " |")

@@ -33,21 +33,25 @@ def main(argv):
     """Returns the exit code."""
     _, flags = configs.parse(argv, FLAGS, with_config=False)
     from advadapters import builders
-    from advadapters.commands import evaluate, runs, workdir
+    from advadapters.commands import evaluate, evaluating, runs, workdir
     from advadapters.evaluation import transfer
 
     opened = runs.open_run(workdir.read_config(flags["workdir"]), flags["workdir"])
     run = opened.run
     cases = evaluate.read_cases(run, flags) or run.evaluation.cases
-    if len({case.width for case in cases}) > 1:
-        raise UsageError("--width: name one, attacks go between networks of one width")
+    if len({case.network for case in cases}) > 1:
+        raise UsageError(
+            "name networks of one width, and no ensembles: attacks go between those"
+        )
     asked = flags["suite"].split(",") if flags["suite"] else run.evaluation.suites
     suites = {name: pick(run.evaluation.suites, name, "suite") for name in asked}
-    test = runs.sample(run.data.test, evaluate.read_number("examples", flags["examples"]))
+    test = evaluating.sample(
+        run.data.test, evaluate.read_number("examples", flags["examples"])
+    )
     variables, step = runs.restore_variables(opened, flags["step"])
-    network, rows = run.networks[cases[0].width], []
+    network, rows = run.networks[cases[0].network], []
     for suite, attack in suites.items():
-        meter = runs.Meter(suite, len(test))
+        meter = evaluating.Meter(suite, len(test))
         counter = transfer.make_counter(network, attack, seed=run.seed, mesh=opened.mesh)
         pairs, worst, examples = transfer.matrix(
             counter,

@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import zipfile
 
+import numpy as np
 from etils import epath
 
 from advadapters import hosts
@@ -168,6 +170,34 @@ def write_results(folder, rows):
     write_whole(folder / "tradeoff.png", lambda raw: tables.draw_tradeoff(rows, raw))
     write_text(folder / "results.md", tables.markdown(rows) + "\n")
     write_text(folder / "results.json", json.dumps(rows, indent=1) + "\n")
+
+
+def write_tables(file, cases, found):
+    """Writes {suite: `accuracy.Table`} of the cases as an .npz, whole or not at all."""
+    arrays = {"networks": np.array(json.dumps([case.told for case in cases]))}
+    for suite, table in found.items():
+        arrays |= {f"{suite}/{key}": value for key, value in table._asdict().items()}
+    write_whole(file, lambda raw: np.savez_compressed(raw, **arrays))
+
+
+def read_tables(file):
+    """(what each network is told of, {suite: `accuracy.Table`}) of such an .npz.
+
+    Raises UsageError where it is not there or is none.
+    """
+    from advadapters.evaluation.accuracy import Table
+
+    try:
+        with file.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
+            told = json.loads(str(arrays["networks"]))
+            suites = dict.fromkeys(n.rpartition("/")[0] for n in arrays if "/" in n)
+            found = {
+                suite: Table(*(arrays[f"{suite}/{key}"] for key in Table._fields))
+                for suite in suites
+            }
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"cannot read {file} as tables of predictions: {error}") from None
+    return told, found
 
 
 @hosts.once

@@ -1,6 +1,7 @@
-"""Clean and robust accuracy of many mixtures at once, counted exactly."""
+"""What many mixtures say of a split at once, and how often they are right."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,68 +13,98 @@ from advadapters import rng, trees
 from advadapters.data.augment import to_float
 from advadapters.intervals import wilson
 
+NO_CLASS = -1
 
-def make_counter(network, attack, *, seed, mesh):
-    """jit: (variables, knobs [S, ...], batch) -> correct predictions int32 [S].
 
-    Each soup is attacked through itself. With an attack, an image counts only if
-    the network is right before and after it; logits that are not finite are wrong.
-    Random numbers depend on the seed and the number of the image, not on batches or
-    devices.
+class Table(NamedTuple):
+    """What S networks say of N images: everything that is told of them is read from it.
+
+    predictions: int32 [S, N], classes; NO_CLASS where the logits are not finite or the
+    class was not recorded. Under an attack it is the class of the attacked image, or that
+    of the clean one where it was wrong already. labels, index: int32 [N], index being the
+    images' numbers in their split.
     """
 
-    def count(variables, knobs, batch):
+    predictions: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray
+
+    @property
+    def right(self):
+        """bool [S, N]."""
+        return self.predictions == self.labels
+
+
+def make_predictor(network, attack, *, seed, mesh):
+    """jit: (variables, knobs [S, ...], batch) -> predictions int32 [S, B], see `Table`.
+
+    Each soup is attacked through itself. Random numbers depend on the seed and the number
+    of the image, not on batches or devices.
+    """
+
+    def predict(variables, knobs, batch):
         images, labels = to_float(batch["images"]), batch["labels"]
         keys = rng.by_index(rng.fold(jax.random.key(seed), "evaluation"), batch["index"])
 
         def one(knob):
             plain = network.at(variables, knob)
 
-            def right(images):
+            def classes(images):
                 logits = network.evaluate(plain, images)
                 finite = jnp.all(jnp.isfinite(logits), axis=-1)
-                return finite & (jnp.argmax(logits, axis=-1) == labels)
+                return jnp.where(finite, jnp.argmax(logits, axis=-1), NO_CLASS)
 
-            correct = right(images) & batch["mask"]
-            if attack is not None:
-                logits_fn = lambda images: network.evaluate(plain, images)  # noqa: E731
-                correct &= right(attack(logits_fn, images, labels, keys))
-            return jnp.sum(correct.astype(jnp.int32))
+            found = classes(images)
+            if attack is None:
+                return found
+            logits_fn = lambda images: network.evaluate(plain, images)  # noqa: E731
+            moved = classes(attack(logits_fn, images, labels, keys))
+            return jnp.where(found == labels, moved, found)
 
-        return jax.lax.psum(jax.vmap(one)(knobs), "data")
+        return jax.vmap(one)(knobs).astype(jnp.int32)
 
-    # By hand, for the reason given in training.step: every device counts its own rows.
+    # By hand, for the reason given in training.step: every device has its own rows.
     local = jax.shard_map(
-        count, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=P(), check_vma=False
+        predict,
+        mesh=mesh,
+        in_specs=(P(), P(), P("data")),
+        out_specs=P(None, "data"),
+        check_vma=False,
     )
     everywhere, rows = meshes.replicated(mesh), meshes.batched(mesh)
-    return jax.jit(
-        local, in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere
-    )
+    return jax.jit(local, in_shardings=(everywhere, everywhere, rows))
 
 
-def accuracies(counter, variables, knobs, batches, *, mesh, at_once, progress):
-    """(correct int [S], examples int): the whole split, about `at_once` soups a call.
+def table(predictor, variables, knobs, batches, *, mesh, at_once, progress):
+    """The Table of S networks on a whole split, about `at_once` of them a call.
 
     knobs: a list of S `networks.Knob`, all of one network, their leaves arrays.
     batches: makes an iterator over evaluation batches; it is called once for each
-    group of soups. progress(done, total) is called after each batch.
+    group of networks. progress(group, groups, examples) is called after each batch.
     """
     # Even groups, so that little is computed for nothing in the last.
     at_once = math.ceil(len(knobs) / math.ceil(len(knobs) / at_once))
     groups = [knobs[i : i + at_once] for i in range(0, len(knobs), at_once)]
-    correct, examples = [], 0
+    rows = []
     for number, group in enumerate(groups):
-        padded = list(group) + [group[-1]] * (at_once - len(group))
-        counts, examples = np.zeros(len(padded), np.int64), 0
+        stacked = trees.stack(list(group) + [group[-1]] * (at_once - len(group)))
+        columns, told = [], []
         for batch in batches():
             placed = meshes.global_batch(mesh, batch)
-            found = counter(variables, trees.stack(padded), placed)
-            counts += jax.device_get(found)
-            examples += int(jnp.sum(placed["mask"]))
-            progress(number, len(groups), examples)
-        correct.extend(counts[: len(group)].tolist())
-    return correct, examples
+            columns.append(meshes.gather(predictor(variables, stacked, placed)))
+            told.append({k: meshes.gather(v) for k, v in placed.items() if k != "images"})
+            progress(number, len(groups), sum(int(part["mask"].sum()) for part in told))
+        told = {key: np.concatenate([part[key] for part in told]) for key in told[0]}
+        rows.append(np.concatenate(columns, axis=1)[: len(group), told["mask"]])
+    labels, index = (told[key][told["mask"]] for key in ("labels", "index"))
+    return Table(np.concatenate(rows), labels, index)
+
+
+def union(tables):
+    """The Table of the worst of several attacks: right is who is right under all."""
+    first = tables[0]
+    right = np.all([one.right for one in tables], axis=0)
+    return first._replace(predictions=np.where(right, first.labels, NO_CLASS))
 
 
 def row(told, suite, correct, examples, step):

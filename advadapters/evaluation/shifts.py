@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec as P
 
 from advadapters import rng
 from advadapters.data.augment import to_float
-from advadapters.data.corruptions import COMMON, SEVERITIES, corrupt
+from advadapters.data.corruptions import COMMON, CORRUPTIONS, SEVERITIES, corrupt
 from advadapters.evaluation import accuracy, tables
 from advadapters.intervals import wilson
 
@@ -50,10 +50,22 @@ def make_corrupt(name, severity, *, seed, mesh):
     return lambda batch: batch | {"images": moved(batch["images"], batch["index"])}
 
 
-def row(told, name, severity, correct, examples, step):
+def suite_of(name, severity):
+    """ "fog-3"."""
+    return f"{name}-{severity}"
+
+
+def is_corruption(suite):
+    """Whether a suite is a corruption with its severity."""
+    name, _, severity = suite.rpartition("-")
+    return name in CORRUPTIONS and severity.isdecimal()
+
+
+def row(told, suite, correct, examples, step):
     """A result row: an image counts if the network is right after the corruption."""
-    found = accuracy.row(told, f"{name}-{severity}", correct, examples, step)
-    return found | {"metric": "accuracy", "corruption": name, "severity": severity}
+    name, _, severity = suite.rpartition("-")
+    found = accuracy.row(told, suite, correct, examples, step)
+    return found | {"metric": "accuracy", "corruption": name, "severity": int(severity)}
 
 
 def mean_row(rows):

@@ -3,14 +3,16 @@
 
 def name_of(told):
     """What a row's network is called: "0.9 clean + 0.1 linf", "clean mode" if one-hot, or
-    "lambda 0.1", "lambda 0.1, width 0.5"; told: a row, or what `networks.Case` tells.
+    "lambda 0.1", "lambda 0.1, width 0.5", "ensemble of 0.5 clean + 0.5 linf"; told: a row,
+    or what `networks.Case` tells.
     """
     if "lambda" in told:
         return ", ".join(f"{k} {told[k]:g}" for k in ("lambda", "width") if k in told)
     parts = {name: weight for name, weight in told["mixture"].items() if weight}
-    if len(parts) == 1 and set(parts.values()) == {1.0}:
+    if len(parts) == 1 and set(parts.values()) == {1.0} and not told.get("ensemble"):
         return f"{next(iter(parts))} mode"
-    return " + ".join(f"{round(weight, 4):g} {name}" for name, weight in parts.items())
+    mixed = " + ".join(f"{round(weight, 4):g} {name}" for name, weight in parts.items())
+    return f"ensemble of {mixed}" if told.get("ensemble") else mixed
 
 
 def by_name(rows):

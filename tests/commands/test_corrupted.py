@@ -11,7 +11,7 @@ import pytest
 
 from advadapters import builders
 from advadapters.__main__ import main
-from advadapters.commands import runs, workdir
+from advadapters.commands import evaluating, runs, workdir
 from advadapters.data.corruptions import COMMON, SEVERITIES, corrupt
 from advadapters.errors import UsageError
 from advadapters.evaluation import accuracy, shifts
@@ -59,11 +59,10 @@ def test_counts_are_those_by_hand(trained):
     opened = runs.open_run(workdir.read_config(str(trained)), str(trained))
     variables, step = runs.restore_variables(opened, "latest")
     test = opened.run.data.test
-    rows = runs.evaluate_corrupted(
-        opened, variables, test, step, None, ["impulse_noise"], [5]
-    )
-    case, seed = opened.run.evaluation.cases[0], jax.random.key(opened.run.seed)
-    network = opened.run.networks[case.width]
+    cases, seed = opened.run.evaluation.cases, jax.random.key(opened.run.seed)
+    tables = evaluating.corrupted(opened, variables, test, cases, ["impulse_noise"], [5])
+    rows = evaluating.rows(opened, variables, cases, tables, step)
+    case, network = cases[0], opened.run.network
     (batch,) = builders.eval_batches(opened.run, test)
     images, labels = batch["images"].astype(np.float32) / 255, batch["labels"]
     assert batch["mask"].all()
@@ -97,7 +96,9 @@ def test_mistakes_are_one_line(trained, capsys, argv, message):
 def network_rows(values):
     """Rows of one network with these values, a function of corruption and severity."""
     return [
-        shifts.row({"mixture": {"a": 1.0}}, name, s, round(1000 * values(name, s)), 1000, 7)
+        shifts.row(
+            {"mixture": {"a": 1.0}}, f"{name}-{s}", round(1000 * values(name, s)), 1000, 7
+        )
         for name in COMMON
         for s in SEVERITIES
     ]

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from advadapters.__main__ import main
+from advadapters.commands import workdir
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 QUICK = [
@@ -36,13 +37,13 @@ def season(tmp_path_factory):
     flags = [flag for flag in QUICK if "attacks" not in flag]
     for norm in ("linf", "l2", "l1"):
         flags.append(f"--config.evaluation.suites.pgd20_{norm}.steps=1")
-    argv = [*flags, "--variants=linf,nominal", f"--workdir={folder}", "--step=0.5"]
-    assert main(["season", *argv]) == 0
+    argv = [*flags, "--variants=linf,nominal", f"--workdir={folder}", "--grid=0.5"]
+    assert main(["season", *argv, "--ensemble=linf=0.5,nominal=0.5"]) == 0
     return folder
 
 
 def test_one_hot_soups_are_the_ingredients(season):
-    rows = rows_of(season / "soup" / "season.json")
+    rows = rows_of(season / "soup" / "evaluation.json")
     assert {tuple(row["mixture"].values()) for row in rows} == {
         (1.0, 0.0), (0.5, 0.5), (0.0, 1.0)
     }  # fmt: skip
@@ -51,7 +52,7 @@ def test_one_hot_soups_are_the_ingredients(season):
             row["suite"]: row["correct"] for row in rows_of(season / name / "results.json")
         }
         mixed = {r["suite"]: r["correct"] for r in rows if r["mixture"][name] == 1.0}
-        assert mixed == alone and len(alone) == 4
+        assert mixed == alone and len(alone) == 5
     text = (season / "soup" / "season.md").read_text()
     assert "| linf mode |" in text and "| best ingredient |" in text.replace(" | | ", " | ")
 
@@ -69,10 +70,30 @@ def test_a_second_call_trains_nothing(season, capsys):
             "--suite=pgd20_linf"]  # fmt: skip
     assert main(["evaluate", *argv]) == 0
     (clean, robust) = rows_of(season / "soup" / "evaluation.json")
-    known = rows_of(season / "soup" / "season.json")
+    known = rows_of(season / "soup" / "evaluation.json")
+    known = [row for row in known if "ensemble" not in row]
     half = {r["suite"]: r["correct"] for r in known if r["mixture"]["linf"] == 0.5}
     assert half["clean"] == clean["correct"]
     assert half["pgd20_linf"] == robust["correct"]
+
+
+def test_ensembles_and_new_statistics(season, capsys):
+    rows = rows_of(season / "soup" / "evaluation.json")
+    ensemble = [row for row in rows if "ensemble" in row]
+    assert {row["suite"] for row in ensemble} == {row["suite"] for row in rows}
+    soup = next(row for row in rows if "ensemble" not in row)
+    assert ensemble[0]["flops"] == pytest.approx(2 * soup["flops"], rel=0.05)
+    argv = [f"--workdir={season / 'soup'}", "--mixture=linf=0.5,nominal=0.5",
+            "--suite=pgd20_linf"]  # fmt: skip
+    tables = []
+    for more in ([], ["--statistics=360"]):
+        assert main(["evaluate", *argv, *more]) == 0
+        told, found = workdir.read_tables(season / "soup" / "evaluation.npz")
+        assert told == [{"mixture": {"linf": 0.5, "nominal": 0.5}}]
+        tables.append(found["clean"])
+    mixed, fresh = tables
+    assert (mixed.labels == fresh.labels).all()
+    assert (mixed.predictions != fresh.predictions).any()
 
 
 def test_a_soup_of_strangers_is_warned_of_and_of_other_models_refused(
@@ -104,9 +125,12 @@ def test_a_soup_of_strangers_is_warned_of_and_of_other_models_refused(
         ("soup", ["--ingredients=SOUP,LINF", "--output=NEW"], "advadapters extract"),
         ("soup", ["--ingredients=a,b", "--output=NEW"], "holds no run"),
         ("season", ["--variants=linf", "--workdir=NEW"], "two or more different ones"),
+        ("evaluate", ["--workdir=SOUP", "--ensemble=linf=2,nominal=-1"], "at least 0"),
+        ("evaluate", ["--workdir=LINF", "--ensemble=linf=1"], "several domains"),
+        ("evaluate", ["--workdir=SOUP", "--grid=0.3"], "are no multiples of 0.3"),
         ("season", ["--variants=linf,l3", "--workdir=NEW"], "unknown variant 'l3'"),
         ("season", ["--variants=linf,l2", "--workdir=HERE"], "is made of linf, nominal"),
-        ("season", ["--variants=linf,l2", "--step=0.3", "--workdir=NEW"], "multiples of"),
+        ("season", ["--variants=linf,l2", "--grid=0.3", "--workdir=NEW"], "multiples of"),
     ],
 )
 def test_bad_input(season, tmp_path, monkeypatch, capsys, verb, argv, told):

@@ -34,36 +34,42 @@ def setup(count=21):
     return ArraySplit(raw["images"], np.argmax(logits, axis=1)), tree
 
 
-def count_all(mesh, attack, at_once, batch_size=8):
+def table_of(mesh, attack, at_once, batch_size=8, net=NET, mixtures=MIXTURES):
     split, variables = setup()
-    counter = accuracy.make_counter(NET, attack, seed=0, mesh=mesh)
-    return accuracy.accuracies(
-        counter, variables, [networks.Knob(np.array(m)) for m in MIXTURES],
+    return accuracy.table(
+        accuracy.make_predictor(net, attack, seed=0, mesh=mesh),
+        variables, [networks.Knob(np.array(m)) for m in mixtures],
         lambda: pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=batch_size),
         mesh=mesh, at_once=at_once, progress=lambda *_: None,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("attack", [None, ATTACK], ids=["clean", "pgd"])
-def test_counts_are_those_of_each_soup_alone(attack, mesh):
+def test_predictions_are_those_of_each_soup_alone(attack, mesh):
     split, variables = setup()
     images = jnp.asarray(split.images, jnp.float32) / 255
     keys = rng.by_index(rng.fold(jax.random.key(0), "evaluation"), jnp.arange(21))
     expected = []
     for mixture in MIXTURES:
         logits_fn = jax.jit(functools.partial(NET.apply, trees.plain(variables, mixture)))
-        right = np.argmax(logits_fn(images), 1) == split.labels
+        said = np.argmax(logits_fn(images), 1)
         if attack:
             moved = attack(logits_fn, images, jnp.asarray(split.labels), keys)
-            right &= np.argmax(logits_fn(moved), 1) == split.labels
-        expected.append(int(right.sum()))
-    assert len(set(expected)) > 1
+            then = np.argmax(logits_fn(moved), 1)
+            said = np.where(said == split.labels, then, said)
+        expected.append(said)
+    assert len({int((said == split.labels).sum()) for said in expected}) > 1
     for at_once in (2, 5):
-        assert count_all(mesh, attack, at_once) == (expected, 21)
+        found = table_of(mesh, attack, at_once)
+        np.testing.assert_array_equal(found.predictions, expected)
+        np.testing.assert_array_equal(found.labels, split.labels)
+        np.testing.assert_array_equal(found.index, np.arange(21))
 
 
-def test_counts_do_not_depend_on_batches_or_devices(mesh, one_device):
-    assert count_all(mesh, ATTACK, 5) == count_all(one_device, ATTACK, 5, batch_size=3)
+def test_predictions_do_not_depend_on_batches_or_devices(mesh, one_device):
+    several = table_of(mesh, ATTACK, 5)
+    alone = table_of(one_device, ATTACK, 5, batch_size=3)
+    jax.tree.map(np.testing.assert_array_equal, several, alone)
 
 
 def test_an_image_wrong_before_the_attack_is_never_robust(mesh):
@@ -73,13 +79,11 @@ def test_an_image_wrong_before_the_attack_is_never_robust(mesh):
     def apply(params, images, key=None):
         return jax.nn.one_hot(jnp.round(images[:, 0, 0, 0] * 5).astype(int), 5)
 
-    clean = accuracy.make_counter(NET._replace(evaluate=apply), None, seed=0, mesh=mesh)
-    robust = accuracy.make_counter(NET._replace(evaluate=apply), helpful, seed=0, mesh=mesh)
-    _, variables = setup(16)
-    split = ArraySplit(*(tiny.raw_batch(16)[name] for name in ("images", "labels")))
-    batch = next(pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=16))
-    weights = networks.Knob(jnp.array([[1.0, 0.0]]))
-    assert robust(variables, weights, batch) == clean(variables, weights, batch) < 16
+    net = NET._replace(evaluate=apply)
+    clean = table_of(mesh, None, 1, net=net, mixtures=MIXTURES[:1])
+    robust = table_of(mesh, helpful, 1, net=net, mixtures=MIXTURES[:1])
+    np.testing.assert_array_equal(clean.right, robust.right)
+    assert 0 < clean.right.sum() < 21
 
 
 def test_nan_is_never_right(mesh):
@@ -89,14 +93,30 @@ def test_nan_is_never_right(mesh):
     def poison(logits_fn, images, labels, key):
         return images * jnp.nan
 
-    _, variables = setup(8)
-    split = ArraySplit(tiny.raw_batch(8)["images"], np.zeros(8, np.int32))
-    batch = next(pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=8))
-    for apply, attack in ((broken, None), (NET.evaluate, poison)):
-        counter = accuracy.make_counter(
-            NET._replace(evaluate=apply), attack, seed=0, mesh=mesh
-        )
-        assert counter(variables, networks.Knob(jnp.array([[1.0, 0.0]])), batch) == 0
+    for net, attack in ((NET._replace(evaluate=broken), None), (NET, poison)):
+        found = table_of(mesh, attack, 1, net=net, mixtures=MIXTURES[1:2])
+        assert set(found.predictions.ravel().tolist()) == {accuracy.NO_CLASS}
+
+
+def test_the_union_is_right_under_all():
+    labels = np.array([0, 1, 2, 3])
+    one, two = np.array([[0, 1, 2, 0]]), np.array([[0, 2, 2, 0]])
+    tables_ = [accuracy.Table(said, labels, np.arange(4)) for said in (one, two)]
+    found = accuracy.union(tables_)
+    np.testing.assert_array_equal(found.right, [[True, False, True, False]])
+
+
+def test_an_ensemble_mixes_probabilities(mesh):
+    split, variables = setup()
+    images = jnp.asarray(split.images, jnp.float32) / 255
+    each = [NET.apply(trees.plain(variables, one), images) for one in np.eye(2)]
+    ensemble = networks.ensemble(NET)
+    for weights in ((0.3, 0.7), (1.0, 0.0)):
+        plain = ensemble.at(variables, networks.Knob(np.array(weights)))
+        found = jnp.exp(ensemble.evaluate(plain, images))
+        expected = sum(w * jax.nn.softmax(x) for w, x in zip(weights, each, strict=True))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert table_of(mesh, ATTACK, 2, net=ensemble, mixtures=[(0.3, 0.7)]).right.any()
 
 
 def test_wilson_interval():
