@@ -1,0 +1,324 @@
+"""Evaluation of a run's networks: what the verbs share."""
+
+import functools
+import itertools
+import sys
+import time
+
+import jax
+import numpy as np
+
+from advadapters import attacks, builders
+from advadapters.commands import workdir
+from advadapters.data.sources import Subset
+from advadapters.errors import UsageError
+from advadapters.evaluation import accuracy, shifts, statistics, tables
+from advadapters.networks import ENSEMBLE
+
+
+def validation(opened, variables):
+    """(score, metrics): accuracy of the method's checks on held-out images.
+
+    The score is the mean with the checks' weights; the best checkpoint has the highest.
+    """
+    metrics, score, checks = {}, 0.0, opened.run.method.checks()
+    for check in checks:
+        attacks_ = check.attacks or (None,)
+        found = [held_out(opened, variables, check.case, attack) for attack in attacks_]
+        worst = metrics[f"validation/{check.name}"] = min(found)
+        score += check.weight * worst
+        if check.alarm:
+            many = held_out(opened, variables, check.case, check.alarm)
+            metrics[f"validation/{check.name}/alarm"] = many
+            warn_of_overfitting(check.name, worst, many)
+    return score / sum(check.weight for check in checks), metrics
+
+
+def held_out(opened, variables, case, attack):
+    """Accuracy of a network on the held-out images under an attack."""
+    run = opened.run
+    found = accuracy.table(
+        predictor_of(opened, attack, case.network),
+        variables,
+        [case.knob],
+        lambda: builders.eval_batches(run, run.data.validation),
+        mesh=opened.mesh,
+        at_once=1,
+        progress=lambda *_: None,
+    )
+    return float(found.right.mean())
+
+
+def warn_of_overfitting(name, single, many):
+    """Says so where an attack of more steps breaks most of what the view's own does not.
+
+    Catastrophic overfitting (Wong et al. 2020): single-step training that has learnt to
+    defeat its own attack only.
+    """
+    if many < 0.5 * single:
+        print(
+            f"warning: catastrophic overfitting of view {name}: accuracy "
+            f"{100 * single:.1f}% under its own attack, {100 * many:.1f}% under its alarm",
+            flush=True,
+        )
+
+
+def predictor_of(opened, attack, network):
+    """The jitted predictor for an attack; made once a run, so that it is traced once."""
+    run, made = opened.run, opened.made
+    if (attack, network) not in made:
+        made[attack, network] = accuracy.make_predictor(
+            run.networks[network], attack, seed=run.seed, mesh=opened.mesh
+        )
+    return made[attack, network]
+
+
+def evaluate(opened, variables, split, cases, suites):
+    """{suite: Table} of every case: clean, under every attack, and under all of them.
+
+    suites: {name: attack}. "union" is there where the attacks are several.
+    """
+    found = {}
+    for name, attack in ({"clean": None} | suites).items():
+        predictor = functools.partial(predictor_of, opened, attack)
+        found[name] = predict(opened, variables, split, cases, name, predictor)
+    if len(suites) > 1:
+        found["union"] = accuracy.union([found[name] for name in suites])
+    return found
+
+
+def predict(opened, variables, split, cases, name, predictor):
+    """The Table of all cases on a split.
+
+    predictor: name of a network -> see `accuracy.make_predictor`. name: for the progress
+    line.
+    """
+    run, meter, parts = opened.run, Meter(name, len(split)), {}
+    for network in dict.fromkeys(case.network for case in cases):
+        numbers = [n for n, case in enumerate(cases) if case.network == network]
+        part = accuracy.table(
+            predictor(network),
+            variables,
+            [cases[n].knob for n in numbers],
+            lambda: builders.eval_batches(run, split),
+            mesh=opened.mesh,
+            at_once=run.evaluation.at_once,
+            progress=meter.show,
+        )
+        parts |= dict(zip(numbers, part.predictions, strict=True))
+    meter.close()
+    return part._replace(predictions=np.stack([parts[n] for n in range(len(cases))]))
+
+
+def corrupted(opened, variables, split, cases, names, severities):
+    """{suite: Table} of every case: clean, and under each corruption and severity.
+
+    Batches are corrupted on the devices, once for all cases of a call, and then counted
+    as clean ones are: an image counts if the network is right after the corruption.
+    """
+    found = evaluate(opened, variables, split, cases, {})
+    for name, severity in itertools.product(names, severities):
+        move = shifts.make_corrupt(name, severity, seed=opened.run.seed, mesh=opened.mesh)
+
+        def predictor(network, move=move):
+            say = predictor_of(opened, None, network)
+            return lambda variables, knobs, batch: say(variables, knobs, move(batch))
+
+        suite = shifts.suite_of(name, severity)
+        found[suite] = predict(opened, variables, split, cases, suite, predictor)
+    return found
+
+
+def rows(opened, variables, cases, found, step):
+    """Result rows of {suite: Table}; those of corruptions have their means after them."""
+    costs = costs_of(opened, variables, cases)
+    told = [case.told | cost for case, cost in zip(cases, costs, strict=True)]
+    listed = []
+    for suite, table in found.items():
+        row = shifts.row if shifts.is_corruption(suite) else accuracy.row
+        for one, right in zip(told, table.right, strict=True):
+            listed.append(row(one, suite, int(right.sum()), len(right), step))
+    moved = [row for row in listed if "corruption" in row]
+    if not moved:
+        return listed
+    classes = workdir.read_config(opened.folder)["model"]["classes"]
+    imagenet = classes == 1000 and opened.run.data.image_size == 224
+    return listed + shifts.summary(moved, imagenet)
+
+
+def costs_of(opened, variables, cases):
+    """[{"flops": of one image's forward pass}] where the run has several networks."""
+    widths = opened.run.networks.keys() - {ENSEMBLE}
+    if len(widths | {case.network for case in cases}) == 1:
+        return [{}] * len(cases)
+    return [{"flops": flops_of(opened, variables, case)} for case in cases]
+
+
+def flops_of(opened, variables, case):
+    """The FLOPs of one image's forward pass, as the compiler counts them."""
+    run, made = opened.run, opened.made
+    if ("flops", case.network) in made:
+        return made["flops", case.network]
+    network, data = run.networks[case.network], run.data
+    plain = jax.eval_shape(network.at, variables, case.knob)
+    shape = (1, data.image_size, data.image_size, data.channels)
+    images = jax.ShapeDtypeStruct(shape, np.float32)
+    lowered = jax.jit(network.evaluate).lower(plain, images)
+    made["flops", case.network] = lowered.cost_analysis()["flops"]
+    return made["flops", case.network]
+
+
+def with_statistics(opened, variables, cases, images):
+    """The cases with batch statistics estimated anew on about so many training images.
+
+    Whole batches of the evaluation's size, as many as are in `images`, at least one.
+    Raises UsageError where the network has no batch statistics.
+    """
+    run = opened.run
+    if not jax.tree.leaves(variables["stats"]):
+        raise UsageError(
+            "--statistics: this network has no batch statistics to estimate anew; leave "
+            "it out"
+        )
+    batches = max(1, images // run.evaluation.batch_size)
+    split = sample(run.data.train, batches * run.evaluation.batch_size)
+    estimate = statistics.make_estimate(run.network, opened.mesh)
+    return [
+        case._replace(
+            knob=case.knob._replace(
+                stats=statistics.mean(
+                    estimate,
+                    run.network.at(variables, case.knob),
+                    builders.eval_batches(run, split),
+                    opened.mesh,
+                )
+            )
+        )
+        for case in cases
+    ]
+
+
+def autoattack(opened, variables, split, step, cases, *, version, norm, eps, journal):
+    """Result rows: AutoAttack on each case alone, clean and after the cascade.
+
+    journal: what the record's name ends with where the networks are not the run's own.
+    """
+    run = opened.run
+    batches = list(builders.eval_batches(run, split))
+    mask = np.concatenate([batch["mask"] for batch in batches])
+    stack = {
+        key: np.concatenate([batch[key] for batch in batches])[mask]
+        for key in ("images", "labels")
+    }
+    images = stack["images"].astype(np.float32) / np.float32(255)
+    rows = []
+    for case in cases:
+        name, network = tables.name_of(case.told), run.networks[case.network]
+        print(f"{name}: AutoAttack {version}, {norm} {eps:g}, {len(images)} images")
+        plain = network.at(variables, case.knob)
+        logits_fn = jax.tree_util.Partial(network.evaluate, plain)
+        report = attacks.autoattack(
+            logits_fn,
+            images,
+            stack["labels"],
+            jax.random.key(run.seed),
+            norm=norm,
+            eps=eps,
+            version=version,
+            batch_size=run.evaluation.batch_size,
+            mesh=opened.mesh if opened.mesh.size > 1 else None,
+            resume=opened.folder
+            / "autoattack"
+            / (journal_name(case, step, norm, eps, version, len(images)) + journal),
+            progress=functools.partial(show_cascade, {}),
+        )
+        rows += report_rows(report, case.told, f"autoattack_{norm}_{eps:g}", step)
+        if network.coarse:
+            trained = jax.tree_util.Partial(network.apply, plain)
+            sample = slice(None, attacks.checks.SAMPLE)
+            share = attacks.checks.sign_agreement(
+                trained, logits_fn, images[sample], stack["labels"][sample]
+            )
+            print(f"signs of gradients in training's precision: {100 * share:.1f}% agree")
+            rows[-1]["sign_agreement"] = share
+    return rows
+
+
+def journal_name(case, step, norm, eps, version, count):
+    """A folder name for one cascade."""
+    told = case.told
+    weights = "_".join(f"{weight:g}" for weight in told["mixture"].values())
+    keys = [key for key in ("lambda", "width", "ensemble") if key in told]
+    weights += "".join(f"-{key}{told[key]:g}" for key in keys)
+    return f"{version}-{norm}-{eps:.6g}-step{step}-{weights}-n{count}"
+
+
+def show_cascade(starts, *, stage, round, rounds, done, total, robust):
+    """A progress line after a batch of AutoAttack.
+
+    starts: {stage: (time, share) of its first news}; a resumed stage does not begin at 0.
+    """
+    now = time.monotonic()
+    share = (round - 1 + done / max(total, 1)) / rounds
+    began, first = starts.setdefault(stage, (now, share))
+    left = ""
+    if share > first:
+        left = f", ETA at most {(now - began) * (1 - share) / (share - first):.0f} s"
+    print(
+        f"{stage} {round}/{rounds}: {done}/{total} images, robust {100 * robust:.1f}%, "
+        f"{100 * share:.0f}% of this attack{left}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def report_rows(report, told, suite, step):
+    """The rows of one AutoAttack report: clean, and robust with all that was found."""
+    count = len(report.robust)
+    clean = accuracy.row(
+        told, "clean", int((report.broken_by != "clean").sum()), count, step
+    )
+    robust = accuracy.row(told, suite, int(report.robust.sum()), count, step)
+    for warning in report.warnings:
+        print(f"warning: {warning['message']}")
+    stages = ", ".join(f"{name} {100 * v:.1f}%" for name, v in report.stages.items())
+    print(f"accuracy after each stage: {stages}")
+    return [
+        clean,
+        robust
+        | {"stages": report.stages, "costs": report.costs, "warnings": report.warnings},
+    ]
+
+
+class Meter:
+    """A progress line for one suite: rewritten on a terminal, else every 10 s."""
+
+    def __init__(self, name, size):
+        self.name, self.size = name, size
+        self.started = self.shown = time.monotonic()
+
+    def show(self, group, groups, examples):
+        """Called after each batch."""
+        now = time.monotonic()
+        terminal = sys.stderr.isatty()
+        if now - self.shown < (0.2 if terminal else 10):
+            return
+        self.shown = now
+        done = (group + min(1, examples / self.size)) / groups
+        left = (now - self.started) * (1 - done) / done
+        end = "\r" if terminal else "\n"
+        text = f"evaluating {self.name}: {100 * done:.0f}%  ETA {left:.0f} s   "
+        print(text, end=end, file=sys.stderr, flush=True)
+
+    def close(self):
+        """The last word."""
+        seconds = time.monotonic() - self.started
+        print(f"evaluated {self.name} in {seconds:.0f} s", flush=True)
+
+
+def sample(split, count):
+    """`count` examples of a split, drawn once for all; all for None."""
+    if count is None or count >= len(split):
+        return split
+    drawn = np.random.default_rng(0).permutation(len(split))[:count]
+    return Subset(split, np.sort(drawn))
