@@ -1,6 +1,7 @@
 """A run in a workdir: what the verbs share, put together from the parts."""
 
 import functools
+import io
 import time
 from typing import Any, NamedTuple
 
@@ -51,8 +52,9 @@ def write_run(config, path, make):
     variables = make(like.variables)
     state = states.create(variables, run.tx)
     new = OpenRun(run, mesh, workdir.open_workdir(path, config), {})
+    state = state.replace(step=state.step + run.steps)
     with open_checkpoints(new) as saved:
-        saved.save(run.steps, state.replace(step=state.step + run.steps))
+        saved.save(run.steps, jax.device_put(state, meshes.replicated(mesh)))
     return new
 
 
@@ -114,10 +116,13 @@ def train(opened):
 
 def write_adapters(opened, variables):
     """Writes adapters.npz, what is trained of the variables; tells its size."""
-    file = opened.folder / "adapters.npz"
     save = functools.partial(files.save, settings=adapter_settings(opened))
-    workdir.write_whole(file, lambda raw: save(raw, variables))
-    size, whole = file.stat().length, 4 * trees.count(variables)
+    raw = io.BytesIO()
+    save(raw, jax.tree.map(meshes.gather, variables))
+    workdir.write_whole(
+        opened.folder / "adapters.npz", lambda file: file.write(raw.getvalue())
+    )
+    size, whole = raw.tell(), 4 * trees.count(variables)
     return f", adapters.npz ({size / 1e3:,.0f} kB; the network has {whole / 1e3:,.0f} kB)"
 
 
@@ -202,7 +207,7 @@ def print_head(opened, abstract, start):
     run = opened.run
     variables = abstract.variables
     table = parameter_overview.get_parameter_overview(variables, include_stats=False)
-    (opened.folder / "parameters.txt").write_text(table + "\n")
+    workdir.write_text(opened.folder / "parameters.txt", table + "\n")
     devices = jax.devices()
     print(f"{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
     print(parameter_table(variables, run.patterns, run.domains))
