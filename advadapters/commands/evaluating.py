@@ -175,27 +175,21 @@ def with_statistics(opened, variables, cases, images):
     Raises UsageError where the network has no batch statistics.
     """
     run = opened.run
-    if not jax.tree.leaves(variables["stats"]):
-        raise UsageError(
-            "--statistics: this network has no batch statistics to estimate anew; leave "
-            "it out"
-        )
+    stats = variables["stats"]
+    if not jax.tree.leaves([stats["shared"], stats["adapters"]]):
+        raise UsageError("--statistics is for networks with batch norm: leave it out")
+    if any(case.network == ENSEMBLE for case in cases):
+        raise UsageError("--statistics and --ensemble go each alone")
     batches = max(1, images // run.evaluation.batch_size)
     split = sample(run.data.train, batches * run.evaluation.batch_size)
-    estimate = statistics.make_estimate(run.network, opened.mesh)
-    return [
-        case._replace(
-            knob=case.knob._replace(
-                stats=statistics.mean(
-                    estimate,
-                    run.network.at(variables, case.knob),
-                    builders.eval_batches(run, split),
-                    opened.mesh,
-                )
-            )
-        )
-        for case in cases
-    ]
+    make = functools.cache(lambda name: statistics.make_estimate(run.networks[name], mesh))
+    mesh, found = opened.mesh, []
+    for case in cases:
+        plain = run.networks[case.network].at(variables, case.knob)
+        fresh = builders.eval_batches(run, split)
+        stats = statistics.mean(make(case.network), plain, fresh, mesh)
+        found.append(case._replace(knob=case.knob._replace(stats=stats)))
+    return found
 
 
 def autoattack(opened, variables, split, step, cases, *, version, norm, eps, journal):
