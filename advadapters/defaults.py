@@ -15,6 +15,7 @@ def config():
             epochs=1.0,
             batch_size=128,
             accumulate=1,  # parts that a batch is worked off in
+            sharding="replicated",  # of the training state; or "fsdp": split over devices
             ema_decay=0.9999,
             keep_checkpoints=2,
             log_every=50,  # steps

@@ -1,10 +1,12 @@
-"""Device meshes and the two placements that data parallelism needs."""
+"""Device meshes, and where arrays live on them."""
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+SHARDINGS = ("replicated", "fsdp")
 
 
 def make(devices=None):
@@ -18,6 +20,25 @@ def make(devices=None):
 def replicated(mesh):
     """The placement of parameters: one copy on every device."""
     return NamedSharding(mesh, P())
+
+
+def places(mesh, tree, sharding):
+    """The placement of every leaf of a tree of arrays, or of their shapes.
+
+    sharding: in SHARDINGS. "replicated" is one copy on every device; "fsdp" splits each
+    leaf over the devices, see `split`.
+    """
+    spec = {"replicated": lambda shape, count: P(), "fsdp": split}[sharding]
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf.shape, mesh.size)), tree)
+
+
+def split(shape, count):
+    """P along the largest axis that `count` devices divide (the first of equals).
+
+    P() where there is none: such a leaf is small.
+    """
+    sides = [0 if side % count else side for side in shape]
+    return P(*[None] * sides.index(max(sides)), "data") if any(sides) else P()
 
 
 def batched(mesh):

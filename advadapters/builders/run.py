@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from advadapters import adapters, soups
 from advadapters import mesh as meshes
@@ -289,6 +290,20 @@ def abstract_state(run, mesh):
         shapes,
         meshes.places(mesh, shapes, run.sharding),
     )
+
+
+def abstract_images(run, count):
+    """Shape and type of images as the network sees them."""
+    side = run.data.image_size
+    return jax.ShapeDtypeStruct((count, side, side, run.data.channels), jnp.float32)
+
+
+def abstract_batch(run, mesh):
+    """Shapes, types and places of a global batch of `train_batches`."""
+    images, rows = abstract_images(run, run.batch_size), meshes.batched(mesh)
+    number = jax.ShapeDtypeStruct((run.batch_size,), jnp.int32, sharding=rows)
+    images = jax.ShapeDtypeStruct(images.shape, jnp.uint8, sharding=rows)
+    return {"images": images, "labels": number, "index": number}
 
 
 def train_step(run, mesh):

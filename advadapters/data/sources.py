@@ -72,6 +72,19 @@ class TfdsSplit:
         return example["image"], int(example["label"])
 
 
+class BlankSplit(NamedTuple):
+    """So many black pixels of class 0."""
+
+    size: int
+    channels: int
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, i):
+        return np.zeros((1, 1, self.channels), np.uint8), 0
+
+
 class Subset(NamedTuple):
     """The examples of a split at the given positions."""
 
@@ -232,7 +245,22 @@ def tfds(path, options):
         raise UsageError(f"cannot read TFDS {path!r} as ArrayRecord: {line}") from None
 
 
-SOURCES = {"digits": digits, "folder": folder, "npz": npz, "idx": idx, "tfds": tfds}
+def blank(path, options):
+    """COUNT black images, for dry runs and for timing where the data is not at hand."""
+    if not (path.isdecimal() and int(path)):
+        raise UsageError(f"source 'blank' takes a number of images, got {path!r}")
+    split = BlankSplit(int(path), options["channels"])
+    return Source(split, split, 0)
+
+
+SOURCES = {
+    "digits": digits,
+    "folder": folder,
+    "npz": npz,
+    "idx": idx,
+    "tfds": tfds,
+    "blank": blank,
+}
 
 
 def load(spec, *, channels=3, skip_corrupt=False, data_dir=""):

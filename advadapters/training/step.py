@@ -11,7 +11,7 @@ from advadapters.training import optim
 from advadapters.training import state as states
 
 
-def make_step(loss, augment, tx, *, seed, ema_decay, accumulate, mesh):
+def make_step(loss, augment, tx, *, seed, ema_decay, accumulate, mesh, places=None):
     """jit: (state, batch of uint8 [B, ...]) -> (state, metrics); the state is donated.
 
     loss: (variables, batch, key) -> (float32 [], (new stats, metrics)); it runs on each
@@ -26,8 +26,16 @@ def make_step(loss, augment, tx, *, seed, ema_decay, accumulate, mesh):
     of all domains' adapters included: gradient_norm, of the mean gradient before any
     clipping, and weight_norm, of the parameters that the gradient was taken at; and
     nonfinite, how many updates in a row were skipped.
+
+    places: a NamedSharding for each leaf of the state; None replicates it. What is split
+    over the devices is gathered once a step, before anything looks at it, and so the loss
+    and its attacks see whole parameters and send nothing; the optimizer and the averages
+    work on what each device keeps.
     """
-    gradients = over_devices(accumulated(differentiated(loss), accumulate), mesh)
+    everywhere, rows = meshes.replicated(mesh), meshes.batched(mesh)
+    kept = everywhere if places is None else places
+    own = everywhere if places is None else states.trained(places.variables)
+    gradients = over_devices(accumulated(differentiated(loss), accumulate), mesh, own)
 
     def step(state, batch):
         key = rng.fold(jax.random.key(seed), "train", state.step)
@@ -54,27 +62,43 @@ def make_step(loss, augment, tx, *, seed, ema_decay, accumulate, mesh):
             optimizer=optimizer,
         ), metrics
 
-    everywhere, rows = meshes.replicated(mesh), meshes.batched(mesh)
     return jax.jit(
         step,
-        in_shardings=(everywhere, rows),
-        out_shardings=(everywhere, everywhere),
+        in_shardings=(kept, rows),
+        out_shardings=(kept, everywhere),
         donate_argnums=0,
     )
 
 
-def over_devices(gradients, mesh):
+def over_devices(gradients, mesh, places):
     """Runs on every device's own rows, then averages once over the devices.
+
+    places: of the gradients, one NamedSharding for each or for all; where they are split
+    each device receives the mean of its own part only (a reduce-scatter).
 
     Data parallelism by hand: under `vmap` over views a convolution merges the axes of
     views and images into one, of which the compiler could split only a part.
     """
+    specs = jax.tree.map(lambda place: place.spec, places)
+
+    def mean(spec, slopes):
+        if "data" not in spec:
+            return jax.lax.pmean(slopes, "data")
+        axis = spec.index("data")
+        total = jax.lax.psum_scatter(slopes, "data", scatter_dimension=axis, tiled=True)
+        return total / mesh.size
 
     def local(variables, batch, key):
-        return jax.lax.pmean(gradients(variables, batch, key), "data")
+        slopes, stats, metrics = gradients(variables, batch, key)
+        slopes = jax.tree.map(mean, specs, slopes)
+        return slopes, *jax.lax.pmean((stats, metrics), "data")
 
     return jax.shard_map(
-        local, mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=P(), check_vma=False
+        local,
+        mesh=mesh,
+        in_specs=(P(), P("data"), P()),
+        out_specs=(specs, P(), P()),
+        check_vma=False,
     )
 
 
