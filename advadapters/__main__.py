@@ -15,6 +15,7 @@ VERBS = {
     "soup": "several trained networks as one run, to be mixed",
     "season": "fine-tune a robust network to other threats, and mix them",
     "extract": "one network out of a run, as a run of its own",
+    "dryrun": "compile the training step for devices that need not be there",
     "study": "train one config with different adapters or methods, and compare",
 }
 

@@ -1,0 +1,263 @@
+"""usage: advadapters dryrun --config=FILE[:VARIANT] --topology=v5e:16x16[,...]
+
+Compiles the training step of a config for devices that need not be there, runs nothing,
+and tells what it costs: operations per image against the count on paper, memory on each
+chip, what chips send each other, and the time that the chip's figures allow.
+
+  --topology=v5e:16x16,v4:4x4x4   TPUs (their compiler comes with `.[tpu]`), cpu:8 for
+                                  fake CPU devices, gpu for the GPUs that are here
+  --images=1281167                training images, where the data is not at hand
+  --batch_size=2048,4096          in place of config.batch_size; with several values ...
+  --sharding=replicated,fsdp      ... here and below, ...
+  --remat=False,True              ... every combination is compiled
+  --output=FILE.json              all numbers, rewritten after each combination
+  --config.KEY=VALUE              changes all of them
+
+A ViT-B takes minutes of a core to compile for a TPU. FLOPs are of matrix products, a
+product and a sum each; the compiler counts a loop's body once, which is corrected by the
+count on paper. Times are lower bounds at the chip's peak, with the compiler's count of
+bytes, which includes some that never leave the chip.
+"""
+
+import itertools
+import json
+import os
+import re
+import time
+
+from advadapters import config as configs
+from advadapters.errors import UsageError
+
+SWEPT = ("batch_size", "sharding", "remat")
+FLAGS = {"topology": None, "images": "", "output": ""} | dict.fromkeys(SWEPT, "")
+COLUMNS = (
+    "topology", "batch", "state", "remat", "GFLOP/image on paper", "compiled",
+    "state, GiB", "temporaries", "peak", "of", "messages (in loops)",
+    "compute, ms", "memory, ms", "links, ms", "images/s", "hours", "chip-hours",
+)  # fmt: skip
+RATES = ("images_per_second", "hours", "chip_hours")
+
+
+def main(argv):
+    """Returns the exit code: 1 if something does not fit."""
+    config, flags = configs.parse(argv, FLAGS)
+    cases = read_cases(config.to_dict(), flags)
+    prepare([name for name, _ in cases])
+    built = [build(name, config) for name, config in cases]  # all that a user can mistake
+    rows = []
+    for (_, config), parts in zip(cases, built, strict=True):
+        rows.append({"remat": config["model"].get("remat")} | measure(*parts))
+        if flags["output"]:
+            write(flags["output"], rows)
+    print(markdown(rows))
+    print(*dict.fromkeys(advice(row) for row in rows), sep="\n")
+    return int(any(row["fits"] is False for row in rows))
+
+
+def read_cases(config, flags):
+    """[(topology, config)] for every combination."""
+    names = [name for name in flags["topology"].split(",") if name]
+    if flags["images"]:
+        if not flags["images"].isdecimal():
+            raise UsageError(f"--images must be a number, got {flags['images']!r}")
+        source = f"blank:{flags['images']}"
+        config = config | {"data": config["data"] | {"source": source}}
+    values = [flags[key].split(",") if flags[key] else [None] for key in SWEPT]
+    cases = []
+    for name, *combination in itertools.product(names, *values):
+        changed = config
+        for key, value in zip(SWEPT, combination, strict=True):
+            if value is not None:
+                changed = change(changed, key, value)
+        cases.append((name, changed))
+    return cases
+
+
+def change(config, key, value):
+    """A config with one of SWEPT set to the value of a flag."""
+    if key == "batch_size":
+        if not value.isdecimal():
+            raise UsageError(f"--batch_size must be whole numbers, got {value!r}")
+        return config | {key: int(value)}
+    if key == "sharding":
+        return config | {key: value}
+    if value not in ("True", "False") or "remat" not in config["model"]:
+        raise UsageError(
+            f"--remat must be True or False, and the model a ViT, got {value!r}"
+        )
+    return config | {"model": config["model"] | {"remat": value == "True"}}
+
+
+def prepare(names):
+    """Has JAX start with what the topologies need, unless it has started already."""
+    import jax
+
+    # No TPU is looked for, and what its compiler would ask a cloud is answered here.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    counts = [int(n) for n in re.findall(r"cpu:(\d+)", " ".join(names))]
+    try:
+        if "gpu" not in names:
+            jax.config.update("jax_platforms", "cpu")
+        if counts:
+            jax.config.update("jax_num_cpu_devices", max(counts))
+    except RuntimeError:
+        pass
+
+
+def build(name, config):
+    """(topology, Run, mesh, Chip or None)."""
+    from advadapters import builders, costs
+    from advadapters import mesh as meshes
+
+    devices, chip = costs.topology(name)
+    mesh = meshes.make(devices)
+    return name, builders.build(config, mesh), mesh, chip
+
+
+def measure(name, run, mesh, chip):
+    """A row: everything that is known of one combination."""
+    import jax
+
+    from advadapters import builders, costs
+
+    started = time.monotonic()
+    batch = builders.abstract_batch(run, mesh)
+    traced = builders.train_step(run, mesh).trace(builders.abstract_state(run, mesh), batch)
+    row = {
+        "topology": name,
+        "devices": mesh.size,
+        "batch_size": run.batch_size,
+        "accumulate": run.accumulate,
+        "sharding": run.sharding,
+        "steps": run.steps,
+        "flops": counted(run, traced.jaxpr.jaxpr, mesh.size),
+        "chip_memory": chip.memory if chip else None,
+    }
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return row | {"fits": False, "memory": {"peak": needed(str(error))}}
+    row["memory"] = costs.memory(compiled)
+    row["fits"] = row["memory"]["peak"] <= chip.memory if chip else None
+    row["collectives"] = costs.collectives(compiled.as_text(), mesh.size)
+    once, paper = row["flops"]["paper_once"], row["flops"]["paper"]
+    analysis = compiled.cost_analysis()
+    found = analysis["flops"] * mesh.size / run.batch_size
+    row["flops"] |= {"compiled_once": found, "compiled": found + paper - once}
+    if chip:
+        row |= times(row, chip, analysis["bytes accessed"] * paper / once)
+    row["compile_seconds"] = time.monotonic() - started
+    print(f"{name}, batch {run.batch_size}: {row['compile_seconds']:.0f} s", flush=True)
+    return row
+
+
+def counted(run, jaxpr, devices):
+    """FLOPs per image on paper: of a forward pass, of a step, of a step with loops once."""
+    import jax
+
+    from advadapters import builders, costs
+
+    plain = jax.eval_shape(run.network.init, jax.random.key(0))
+    if run.film:
+        plain["lambda"] = jax.ShapeDtypeStruct((), "float32")
+    image = builders.abstract_images(run, 1)
+    forward = jax.make_jaxpr(run.network.evaluate)(plain, image)
+    step, once = (costs.products(jaxpr, devices, o) / run.batch_size for o in (False, True))
+    return {"forward": costs.products(forward.jaxpr), "paper": step, "paper_once": once}
+
+
+def needed(text):
+    """Bytes that a compiler says it would have needed, or None."""
+    match = re.search(r"Used ([\d.]+)([KMG])", text)
+    return float(match[1]) * 1024 ** (" KMG".index(match[2])) if match else None
+
+
+def times(row, chip, traffic):
+    """What a row tells about time: at best, by the figures of a chip."""
+    from advadapters import costs
+
+    flops = row["flops"]["compiled"] * row["batch_size"]
+    seconds = costs.seconds(chip, row["devices"], flops, traffic, row["collectives"])
+    hours = row["steps"] * seconds["step"] / 3600
+    return {
+        "seconds": seconds,
+        "images_per_second": row["batch_size"] / seconds["step"],
+        "hours": hours,
+        "chip_hours": hours * row["devices"],
+    }
+
+
+def write(path, rows):
+    """The rows as JSON, with the versions that compiled them."""
+    import jax
+    from etils import epath
+
+    from advadapters.commands import workdir
+
+    told = {"jax": jax.__version__, "libtpu": version("libtpu"), "rows": rows}
+    workdir.write_text(epath.Path(path), json.dumps(told, indent=1) + "\n")
+
+
+def version(package):
+    """Of an installed package, or None."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def markdown(rows):
+    """All rows as a table."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def cells(row):
+    """The texts of a row, in the order of COLUMNS."""
+    flops, memory, sent = row["flops"], row["memory"], row.get("collectives")
+    seconds = row.get("seconds", {})
+    forwards = flops["paper"] / flops["forward"]
+    messages = ", ".join(
+        f"{r['count']} {r['kind']} {r['bytes'] / 1e6:,.0f} MB ({r['in_loops']})"
+        for r in sent or ()
+    )
+    return [
+        row["topology"],
+        f"{row['batch_size']}",
+        row["sharding"],
+        f"{row['remat']}",
+        f"{flops['paper'] / 1e9:.1f} = {forwards:.2f} forwards",
+        number(flops.get("compiled"), 1e9, ".1f"),
+        *(number(memory.get(key), 2**30) for key in ("arguments", "temporaries", "peak")),
+        number(row["chip_memory"], 2**30, ".0f"),
+        messages or ("none" if sent == [] else "?"),
+        *(number(seconds.get(key), 1e-3, ".1f") for key in ("compute", "memory", "links")),
+        *(number(row.get(key), 1, ",.0f") for key in RATES),
+    ]
+
+
+def number(value, unit, form=".2f"):
+    """A number in a unit, or a question mark."""
+    return "?" if value is None else format(value / unit, form)
+
+
+def advice(row):
+    """A line: whether it fits, and what to change if it does not."""
+    where = f"{row['topology']}, batch {row['batch_size']}"
+    if row["fits"] is None:
+        return f"{where}: no figures of this device, so whether it fits is not known"
+    if row["fits"]:
+        loops = sum(sent["in_loops"] for sent in row["collectives"])
+        told = f"{loops} messages inside loops" if loops else "no messages inside loops"
+        return f"{where}: fits; {told}; at best as fast as its slowest part"
+    steps = [
+        ("--config.sharding=fsdp", row["sharding"] == "replicated" and row["devices"] > 1),
+        ("--config.model.remat=True", row["remat"] is False),
+        (f"--config.accumulate={2 * row['accumulate']}", True),
+    ]
+    changes = ", ".join(change for change, possible in steps if possible)
+    return f"{where}: does NOT fit; try one after the other {changes}, more chips"
