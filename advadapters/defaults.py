@@ -43,6 +43,9 @@ def config():
                 threads=2,
                 flip=True,
                 pad=0,  # pixels of zero padding before a random crop
+                # Operations per image, 0 is off; fill: colour of what comes in from
+                # outside, one value or one per channel.
+                randaugment=dict(layers=0, magnitude=9.0, std=0.5, fill=(0.5,)),
                 mixup=0.0,  # alpha of the Beta distribution; 0 is off
                 cutmix=0.0,
                 mix_probability=1.0,  # share of batches that mixup and cutmix touch

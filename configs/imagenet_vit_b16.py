@@ -14,7 +14,6 @@ Expected (the papers' numbers, not ours; nothing here has been run at this size)
   accuracy at Linf 4/255 in the robust mode.
 Ours, because the paper's value is not known from its text or code: the step size and
   start of PGD-2, the loss on mixed labels under attack, alpha 0.5 as the default.
-Still missing from the recipe here: RandAugment(9, 0.5).
 """
 
 from advadapters import defaults
@@ -43,6 +42,7 @@ def get_config(name=""):
     config.data.crop_ratio = 0.875
     config.data.validation = 0.008  # about 10,000 images
     config.data.threads = 64
+    config.data.randaugment.update(layers=2, fill=config.model.mean)
     config.data.mixup = 0.8
     config.data.cutmix = 1.0
     config.data.label_smoothing = 0.1

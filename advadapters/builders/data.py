@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from advadapters.data import pipeline, sources
+from advadapters.data import pipeline, randaugment, sources
 from advadapters.data.augment import make_augment
+from advadapters.data.randaugment import make_randaugment
 from advadapters.errors import UsageError
 
 
@@ -22,8 +23,8 @@ class Data(NamedTuple):
     augment: Callable
 
 
-def read_data(c, classes):
-    """config.data -> Data."""
+def read_data(c, classes, mesh):
+    """config.data -> Data, for batches over a mesh."""
     channels = c.take("channels", int, low=1)
     source = sources.load(
         c.take("source", str),
@@ -51,8 +52,27 @@ def read_data(c, classes):
             cutmix_alpha=c.take("cutmix", float, low=0.0),
             mix_probability=c.take("mix_probability", float, low=0.0, high=1.0),
             label_smoothing=c.take("label_smoothing", float, low=0.0, high=1.0),
+            randaugment=read_randaugment(c.section("randaugment"), channels, mesh),
         ),
     )
+
+
+def read_randaugment(c, channels, mesh):
+    """config.data.randaugment -> see `make_randaugment`."""
+    with c:
+        fill = c.take("fill", tuple, of=float)
+        if len(fill) not in (1, channels) or not all(0 <= value <= 1 for value in fill):
+            raise UsageError(
+                f"{c.name}.fill must be one value or {channels}, one per channel, from 0 "
+                f"to 1, got {fill}"
+            )
+        return make_randaugment(
+            mesh,
+            layers=c.take("layers", int, low=0),
+            magnitude=c.take("magnitude", float, low=0.0, high=randaugment.MOST),
+            std=c.take("std", float, low=0.0),
+            fill=fill,
+        )
 
 
 def need_divisible(name, size, accumulate, mesh):

@@ -89,7 +89,7 @@ def build(config, mesh):
         model = c.section("model")
         classes = model.take("classes", int, low=2)
         with c.section("data") as section:
-            data = read_data(section, classes)
+            data = read_data(section, classes, mesh)
         evaluated = c.section("evaluation")
         with model:
             exact = evaluated.choice("dtype", DTYPES)

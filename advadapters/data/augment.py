@@ -89,14 +89,16 @@ def make_augment(
     cutmix_alpha,
     label_smoothing,
     mix_probability=1.0,
+    randaugment=None,
 ):
     """(batch of uint8, key) -> {"images" in [0, 1], "labels" [B, L] float32, "index"}.
 
     mix_probability: the share of batches that mixup and CutMix touch (timm's `prob`).
+    randaugment: see `make_randaugment`; it comes after flip and crop, before the mixing.
     """
 
     def augment(batch, key):
-        images = to_float(batch["images"])
+        images = batch["images"]
         labels = jax.nn.one_hot(batch["labels"], classes)
         labels = labels * (1 - label_smoothing) + label_smoothing / classes
 
@@ -108,6 +110,9 @@ def make_augment(
         if pad:
             cut = jax.vmap(pad_crop, in_axes=(0, 0, None))
             images = cut(keys("pad_crop"), images, pad)
+        if randaugment:
+            images = randaugment(keys("randaugment"), images)
+        images = to_float(images)
         own = (rng.fold(key, "mix"), images, labels, mixup_alpha, cutmix_alpha)
         images, labels = sometimes(
             rng.fold(key, "mix_or_not"),
