@@ -14,6 +14,8 @@ VERBS = {
     "transfer": "attacks through one network of a run, tried on its others",
     "soup": "several trained networks as one run, to be mixed",
     "season": "fine-tune a robust network to other threats, and mix them",
+    "select": "a soup for each shift from a few labelled images, judged on others",
+    "report": "tables and pictures of finished runs, beside the papers' numbers",
     "extract": "one network out of a run, as a run of its own",
     "dryrun": "compile the training step for devices that need not be there",
     "study": "train one config with different adapters or methods, and compare",

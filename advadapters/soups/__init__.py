@@ -7,6 +7,13 @@ numpy and jax are needed, so that soups run in a bare notebook.
 from advadapters.soups.ingredients import mix_by_path, mix_files, stack, write_leaves
 from advadapters.soups.learned import Learned, cross_entropy, learn
 from advadapters.soups.mixtures import average, line, lines, one_hot, parse, simplex
+from advadapters.soups.protocol import (
+    Chosen,
+    choose,
+    choose_for_all,
+    draws_of,
+    split_images,
+)
 from advadapters.soups.sanity import Barrier, ancestor_warning, barrier, relative_distances
 from advadapters.soups.scoring import entropy, make_scorer, right
 from advadapters.soups.search import Found, halving
@@ -15,12 +22,16 @@ from advadapters.soups.selection import Choice, greedy, lowest_entropy, select
 __all__ = [
     "Barrier",
     "Choice",
+    "Chosen",
     "Found",
     "Learned",
     "ancestor_warning",
     "average",
     "barrier",
+    "choose",
+    "choose_for_all",
     "cross_entropy",
+    "draws_of",
     "entropy",
     "greedy",
     "halving",
@@ -37,6 +48,7 @@ __all__ = [
     "right",
     "select",
     "simplex",
+    "split_images",
     "stack",
     "write_leaves",
 ]

@@ -88,6 +88,20 @@ def test_a_second_call_trains_nothing(season, rows, capsys):
     ]
 
 
+def test_soups_are_selected_on_some_images_and_judged_on_others(season, capsys):
+    argv = [f"--workdir={season / 'soup'}", "--labels=10,60", "--draws=3"]
+    assert main(["evaluate", argv[0], "--grid=0.5", "--ensemble=linf=0.5,nominal=0.5"]) == 0
+    assert main(["select", *argv]) == 0
+    assert "| ensemble of 0.5 linf + 0.5 nominal |" in capsys.readouterr().out
+    found = rows_of(season / "soup" / "selection.json")["rows"]
+    seen = [(row["way"], row["labels"], row["n"], row["draws"]) for row in found]
+    assert seen == [
+        ("ingredient", 60, 300, 1), ("single", 60, 300, 1),
+        ("specific", 10, 300, 3), ("specific", 60, 300, 1), ("ensemble", 0, 300, 1),
+    ]  # fmt: skip
+    assert found[1]["mixture"] == found[3]["mixture"]  # one suite: all is its own
+
+
 def test_statistics_are_estimated_anew(season):
     argv = [f"--workdir={season / 'soup'}", "--mixture=linf=0.5,nominal=0.5"]
     found = []
@@ -133,6 +147,9 @@ def test_a_soup_of_strangers_is_warned_of_and_of_other_models_refused(
         ("evaluate", ["--workdir=SOUP", "--ensemble=linf=2,nominal=-1"], "at least 0"),
         ("evaluate", ["--workdir=LINF", "--ensemble=linf=1"], "several domains"),
         ("evaluate", ["--workdir=SOUP", "--grid=0.3"], "are no multiples of 0.3"),
+        ("select", ["--workdir=SOUP", "--labels=360"], "from 1 to 359"),
+        ("select", ["--workdir=SOUP", "--suite=fog-1"], "unknown suite 'fog-1'"),
+        ("select", ["--workdir=LINF"], "cannot read"),
         ("season", ["--variants=linf,l3", "--workdir=NEW"], "unknown variant 'l3'"),
         ("season", ["--variants=linf,l2", "--workdir=HERE"], "is made of linf, nominal"),
         ("season", ["--variants=linf,l2", "--grid=0.3", "--workdir=NEW"], "multiples of"),
