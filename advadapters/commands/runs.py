@@ -71,18 +71,23 @@ def open_checkpoints(opened, read_only=False):
 
 def abstract_state(opened):
     """Shapes, types and places of the training state."""
-    make = functools.partial(builders.initial_state, opened.run)
-    return checkpoints.abstract(jax.eval_shape(make), meshes.replicated(opened.mesh))
+    return builders.abstract_state(opened.run, opened.mesh)
 
 
 def first_state(opened):
     """The state before the first step, from config.start if it names a run or a file."""
-    run, place = opened.run, meshes.replicated(opened.mesh)
+    run = opened.run
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(opened))
     plain = starting.read(run) if run.start else None
     if plain:
         print(f"first parameters: {starting.describe(run.start)}")
     make = functools.partial(builders.initial_state, run)
-    return jax.jit(make, out_shardings=place)(plain)
+    return jax.jit(make, out_shardings=places)(plain)
+
+
+def averaged(opened, state):
+    """The averaged variables, whole on every device, as evaluation takes them."""
+    return jax.device_put(states.averaged(state), meshes.replicated(opened.mesh))
 
 
 def train(opened):
@@ -100,7 +105,7 @@ def train(opened):
         state = saved.restore(abstract, start) if start else first_state(opened)
         if start < run.steps:
             state = train_steps(opened, saved, state, start)
-    variables = states.averaged(state)
+    variables = averaged(opened, state)
     cases, suites = run.evaluation.cases, run.evaluation.suites
     found = evaluating.evaluate(opened, variables, run.data.test, cases, suites)
     rows = evaluating.rows(opened, variables, cases, found, run.steps)
@@ -148,7 +153,7 @@ def train_steps(opened, saved, state, start):
         print(progress_line(run, step, metrics), flush=True)
 
     def validate(state, step):
-        score, metrics = evaluating.validation(opened, states.averaged(state))
+        score, metrics = evaluating.validation(opened, averaged(opened, state))
         log.write(step, metrics)
         print(f"step {step} validation  " + numbers(metrics), flush=True)
         return score
@@ -261,7 +266,7 @@ def restore_variables(opened, step, adapters=""):
         )
     with open_checkpoints(opened, read_only=True) as saved:
         found = saved.find(step, opened.folder)
-        variables = states.averaged(saved.restore(abstract, found))
+        variables = averaged(opened, saved.restore(abstract, found))
     if adapters:
         variables = files.load(adapters, variables, adapter_settings(opened))
         variables = jax.device_put(variables, meshes.replicated(opened.mesh))
