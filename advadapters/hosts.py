@@ -21,6 +21,7 @@ GREETING = "advadapters:"
 FAILED = "advadapters/failed"
 LONG = 10**9  # milliseconds; who waits is ended when another one fails
 CALLS = itertools.count()
+ENDING = threading.Lock()  # of the thread that ends this process
 
 
 def read_flags(argv):
@@ -169,24 +170,25 @@ def joined():
 
 
 def failure():
-    """(exit code, what happened) of the first process that failed, or None."""
+    """(exit code, process, what happened) of the first one that failed, or None."""
     try:
-        code, _, text = joined().client.key_value_try_get(FAILED).partition(" ")
+        code, who, text = joined().client.key_value_try_get(FAILED).split(" ", 2)
     except Exception:  # there is no such key, or no server any more
         return None
-    return int(code), text
+    return int(code), int(who), text
 
 
 def watch():
     """Ends this process when another one has failed; collectives would wait for ever."""
     while not (other := failure()):
         time.sleep(1)
+    ENDING.acquire()
     follow(*other)
 
 
-def follow(code, text):
+def follow(code, who, text):
     """Ends this process because another one has failed."""
-    print(f"stopped: {text}", file=sys.stderr)
+    print(f"stopped, as host {who} has failed: {text}", file=sys.stderr)
     end(code)
 
 
@@ -194,12 +196,13 @@ def fail(code, error):
     """Tells the other processes, if there are any, why this one fails, and ends it."""
     if "jax" not in sys.modules or joined().client is None:
         return
+    ENDING.acquire()
     if other := failure():  # the error here may be but its consequence
         follow(*other)
     if not isinstance(error, UsageError):
         traceback.print_exception(error)
     with contextlib.suppress(Exception):
-        text = f"{code} host {joined().process_id}: {error}"
+        text = f"{code} {joined().process_id} {error}"
         joined().client.key_value_set(FAILED, text)
     end(code)
 

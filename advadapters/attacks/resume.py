@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 
+from advadapters import hosts
 from advadapters.errors import UsageError
 
 # What reading a file raises that is cut short or not what it should be.
@@ -45,7 +46,6 @@ class Journal(NoJournal):
             "shape": list(images.shape),
         }
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             file = self.folder / "manifest.json"
             if file.exists():
                 self.compare(json.loads(file.read_text()), manifest, logits)
@@ -54,7 +54,8 @@ class Journal(NoJournal):
                     f"{folder} holds batches but no manifest.json, so nobody knows of "
                     "which run: name another folder to resume from"
                 )
-            else:
+            elif hosts.first():
+                self.folder.mkdir(parents=True, exist_ok=True)
                 save_arrays(self.folder / "logits.npz", logits=logits)
                 text = json.dumps(manifest, indent=1)
                 write_atomically(file, lambda raw: raw.write(text.encode()))
@@ -104,7 +105,9 @@ class Journal(NoJournal):
         return int(row["number"]), int(row["round"]), name, index, points, broken, cost
 
     def write(self, state, number, round_, name, index, points, broken, cost):
-        """Records one batch; only broken images are stored."""
+        """Records one batch, in process 0; only broken images are stored."""
+        if not hosts.first():
+            return
         # Past the last name, so that no record is written over.
         names = [int(file.stem.removeprefix("batch-")) for file in self.files()]
         number_of_file = max(names, default=-1) + 1

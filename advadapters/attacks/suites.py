@@ -283,7 +283,11 @@ class Attacker:
         """Rows over the mesh, if there is one."""
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, tree)
-        return jax.device_put(tree, meshes.batched(self.mesh))
+        there = meshes.batched(self.mesh)
+        return jax.tree.map(  # device_put takes no keys to other hosts
+            lambda rows: jax.make_array_from_callback(rows.shape, there, rows.__getitem__),
+            tree,
+        )
 
     def rows(self, count):
         """Rows of a batch for `count` images, rounded up for few shapes and all devices."""
@@ -331,7 +335,7 @@ class Attacker:
             compile_seconds = time.monotonic() - started
         wall, busy = time.monotonic(), time.process_time()
         program = self.programs[stage.name, rows]
-        points, broken, passes = jax.device_get(program(*arguments))
+        points, broken, passes = map(meshes.gather, program(*arguments))
         cost = dict(
             forwards=int(passes) * count,
             padding=int(passes) * (rows - count),
@@ -357,7 +361,7 @@ class Attacker:
             padding = np.zeros((size - len(part), *part.shape[1:]), part.dtype)
             placed = self.place(np.concatenate([part, padding]))
             logits = self.forward(self.logits_fn, placed, rng.fold(key, "clean"))
-            found.append(checks.rows_of(logits, size)[: len(part)])
+            found.append(checks.rows_of(meshes.gather(logits), size)[: len(part)])
         return np.concatenate(found)
 
 

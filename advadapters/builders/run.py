@@ -336,13 +336,13 @@ def train_batches(run, start):
     )
 
 
-def eval_batches(run, split):
-    """Batches of one pass over a split, this process's rows."""
+def eval_batches(run, split, whole=False):
+    """Batches of one pass over a split, this process's rows; all rows if `whole`."""
     return pipeline.eval_batches(
         split,
         size=run.data.image_size,
         crop_ratio=run.data.crop_ratio,
         batch_size=run.evaluation.batch_size,
-        process=(jax.process_index(), jax.process_count()),
+        process=(0, 1) if whole else (jax.process_index(), jax.process_count()),
         threads=run.data.threads,
     )

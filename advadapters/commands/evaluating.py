@@ -8,7 +8,7 @@ import time
 import jax
 import numpy as np
 
-from advadapters import attacks, builders
+from advadapters import attacks, builders, hosts
 from advadapters.commands import workdir
 from advadapters.data.sources import Subset
 from advadapters.errors import UsageError
@@ -198,7 +198,7 @@ def autoattack(opened, variables, split, step, cases, *, version, norm, eps, jou
     journal: what the record's name ends with where the networks are not the run's own.
     """
     run = opened.run
-    batches = list(builders.eval_batches(run, split))
+    batches = list(builders.eval_batches(run, split, whole=True))
     mask = np.concatenate([batch["mask"] for batch in batches])
     stack = {
         key: np.concatenate([batch[key] for batch in batches])[mask]
@@ -252,6 +252,8 @@ def show_cascade(starts, *, stage, round, rounds, done, total, robust):
 
     starts: {stage: (time, share) of its first news}; a resumed stage does not begin at 0.
     """
+    if not hosts.first():
+        return
     now = time.monotonic()
     share = (round - 1 + done / max(total, 1)) / rounds
     began, first = starts.setdefault(stage, (now, share))
@@ -295,7 +297,7 @@ class Meter:
         """Called after each batch."""
         now = time.monotonic()
         terminal = sys.stderr.isatty()
-        if now - self.shown < (0.2 if terminal else 10):
+        if not hosts.first() or now - self.shown < (0.2 if terminal else 10):
             return
         self.shown = now
         done = (group + min(1, examples / self.size)) / groups
