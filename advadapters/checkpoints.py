@@ -77,7 +77,7 @@ class Checkpoints:
 
         From any number of devices; raises UsageError if it cannot be read.
         """
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         try:
             with ocp.StandardCheckpointer() as reader:
                 path = epath.Path(self.folder) / str(step) / "default"

@@ -60,6 +60,11 @@ def global_batch(mesh, tree):
     )
 
 
+def put(tree, places):
+    """The tree at these places; device_put cannot move what lies on several hosts."""
+    return jax.jit(lambda tree: tree, out_shardings=places)(tree)
+
+
 def gather(array):
     """The whole of an array over a mesh, however it is placed, as numpy on every host.
 

@@ -54,7 +54,7 @@ def write_run(config, path, make):
     new = OpenRun(run, mesh, workdir.open_workdir(path, config), {})
     state = state.replace(step=state.step + run.steps)
     with open_checkpoints(new) as saved:
-        saved.save(run.steps, jax.device_put(state, meshes.replicated(mesh)))
+        saved.save(run.steps, meshes.put(state, meshes.replicated(mesh)))
     return new
 
 
@@ -87,7 +87,7 @@ def first_state(opened):
 
 def averaged(opened, state):
     """The averaged variables, whole on every device, as evaluation takes them."""
-    return jax.device_put(states.averaged(state), meshes.replicated(opened.mesh))
+    return meshes.put(states.averaged(state), meshes.replicated(opened.mesh))
 
 
 def train(opened):
@@ -269,5 +269,5 @@ def restore_variables(opened, step, adapters=""):
         variables = averaged(opened, saved.restore(abstract, found))
     if adapters:
         variables = files.load(adapters, variables, adapter_settings(opened))
-        variables = jax.device_put(variables, meshes.replicated(opened.mesh))
+        variables = meshes.put(variables, meshes.replicated(opened.mesh))
     return variables, found

@@ -21,6 +21,7 @@ import os
 import pathlib
 
 from advadapters import config as configs
+from advadapters import hosts
 from advadapters.commands import evaluate
 from advadapters.errors import UsageError
 
@@ -39,7 +40,6 @@ def main(argv):
     from advadapters import builders
     from advadapters import mesh as meshes
     from advadapters.commands import runs, soup, study, workdir
-    from advadapters.evaluation import tables
 
     folder = os.path.abspath(os.path.expanduser(flags["workdir"]))
     folders = {name: os.path.join(folder, name) for name in names}
@@ -66,11 +66,20 @@ def main(argv):
         soup.assemble(list(folders.values()), output)
     passed = [f"--{key}={flags[key]}" for key in PASSED if flags[key]]
     evaluate.main([f"--workdir={output}", *passed])
-    rows = json.loads(pathlib.Path(output, "evaluation.json").read_text())
-    text = tables.markdown(rows) + "\n\n" + best(rows) + "\n"
-    pathlib.Path(output, "season.md").write_text(text)
-    print(best(rows) + f"\nwritten to {output}: season.md")
+    told = summarise(pathlib.Path(output))
+    print(f"{told}\nwritten to {output}: season.md")
     return 0
+
+
+@hosts.once
+def summarise(folder):
+    """Writes season.md from evaluation.json; returns the table of the best."""
+    from advadapters.evaluation import tables
+
+    rows = json.loads((folder / "evaluation.json").read_text())
+    text = tables.markdown(rows) + "\n\n" + best(rows) + "\n"
+    (folder / "season.md").write_text(text)
+    return best(rows)
 
 
 def best(rows):

@@ -73,8 +73,7 @@ def write(rows, folder):
     from advadapters.evaluation import studies
 
     workdir.write_text(folder / "study.md", studies.markdown(rows) + "\n")
-    with (folder / "study.png").open("wb") as file:
-        studies.draw(rows, file)
+    workdir.write_whole(folder / "study.png", lambda file: studies.draw(rows, file))
     print(studies.markdown(rows))
     print(f"written to {folder}: study.json, study.md, study.png")
 
