@@ -9,6 +9,7 @@ from it whatever their config says, in DIR/OTHER; puts them together as DIR/soup
   --extrapolation=0.0            how far below 0 a weight may go
   --ensemble=linf=0.5,l2=0.5     these as well, see `evaluate`
   --statistics=1000              batch statistics of each soup estimated anew, see there
+  --suite=... --examples=1000    passed to `evaluate` too
   --config.KEY=VALUE             changes all variants
 
 A second call goes on where the first was cut off. Writes to DIR/soup what `soup` and
@@ -25,7 +26,9 @@ from advadapters import hosts
 from advadapters.commands import evaluate
 from advadapters.errors import UsageError
 
-PASSED = {"grid": "0.25", "extrapolation": "0.0", "ensemble": "", "statistics": ""}
+PASSED = {"grid": "0.25", "extrapolation": "0.0"} | dict.fromkeys(
+    ("ensemble", "statistics", "suite", "examples"), ""
+)
 FLAGS = {"workdir": None, "variants": None} | PASSED
 
 

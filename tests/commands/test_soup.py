@@ -101,6 +101,11 @@ def test_soups_are_selected_on_some_images_and_judged_on_others(season, capsys):
     ]  # fmt: skip
     assert found[1]["mixture"] == found[3]["mixture"]  # one suite: all is its own
 
+    assert main(["select", argv[0], "--labels=360"]) == 2
+    assert main(["select", argv[0], "--suite=fog-1"]) == 2
+    said = capsys.readouterr().err
+    assert "from 1 to 359" in said and "unknown suite 'fog-1'" in said
+
 
 def test_statistics_are_estimated_anew(season):
     argv = [f"--workdir={season / 'soup'}", "--mixture=linf=0.5,nominal=0.5"]
@@ -147,8 +152,6 @@ def test_a_soup_of_strangers_is_warned_of_and_of_other_models_refused(
         ("evaluate", ["--workdir=SOUP", "--ensemble=linf=2,nominal=-1"], "at least 0"),
         ("evaluate", ["--workdir=LINF", "--ensemble=linf=1"], "several domains"),
         ("evaluate", ["--workdir=SOUP", "--grid=0.3"], "are no multiples of 0.3"),
-        ("select", ["--workdir=SOUP", "--labels=360"], "from 1 to 359"),
-        ("select", ["--workdir=SOUP", "--suite=fog-1"], "unknown suite 'fog-1'"),
         ("select", ["--workdir=LINF"], "cannot read"),
         ("season", ["--variants=linf,l3", "--workdir=NEW"], "unknown variant 'l3'"),
         ("season", ["--variants=linf,l2", "--workdir=HERE"], "is made of linf, nominal"),
