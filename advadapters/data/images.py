@@ -4,12 +4,20 @@ import numpy as np
 
 
 def decode(data, channels):
-    """JPEG or PNG bytes -> uint8 [H, W, channels] (3 = RGB); None if unreadable."""
+    """JPEG or PNG bytes -> uint8 [H, W, channels] (3 = RGB); None if unreadable.
+
+    As stored: a turn that EXIF asks for is not made, as no ImageNet pipeline makes it.
+    """
     import cv2
 
+    cv2.setNumThreads(1)  # whoever calls works on many images at once
     flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
     buffer = np.frombuffer(data, np.uint8)
-    image = cv2.imdecode(buffer, flag) if buffer.size else None
+    try:
+        flags = flag | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(buffer, flags) if buffer.size else None
+    except cv2.error:  # of sizes that OpenCV refuses
+        return None
     return image if image is None or channels == 3 else image[:, :, None]
 
 

@@ -5,16 +5,15 @@ None for a corrupt image that may be skipped. Nothing is shuffled or resized her
 """
 
 import gzip
+import os
 import pathlib
 import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from advadapters.data import images as codecs
+from advadapters.data import encoded, tars
 from advadapters.errors import UsageError, pick
-
-SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Source(NamedTuple):
@@ -36,40 +35,6 @@ class ArraySplit(NamedTuple):
 
     def __getitem__(self, i):
         return self.images[i], int(self.labels[i])
-
-
-class FolderSplit:
-    """Image files with labels; decoded when asked for."""
-
-    def __init__(self, paths, labels, channels, skip_corrupt):
-        self.paths, self.labels = paths, np.asarray(labels, np.int32)
-        self.channels, self.skip_corrupt = channels, skip_corrupt
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, i):
-        image = codecs.decode(self.paths[i].read_bytes(), self.channels)
-        if image is None and not self.skip_corrupt:
-            raise UsageError(
-                f"corrupt image {self.paths[i]}: replace it, or set "
-                "config.data.skip_corrupt=True to leave such images out"
-            )
-        return None if image is None else (image, int(self.labels[i]))
-
-
-class TfdsSplit:
-    """A split of a TFDS data source (ArrayRecord files, read without TensorFlow)."""
-
-    def __init__(self, source, name):
-        self.source, self.name = source, name
-
-    def __len__(self):
-        return len(self.source)
-
-    def __getitem__(self, i):
-        example = self.source[i]
-        return example["image"], int(example["label"])
 
 
 class BlankSplit(NamedTuple):
@@ -134,8 +99,10 @@ def need_folder(path):
     path = pathlib.Path(path).expanduser()
     if not path.is_dir():
         raise UsageError(
-            f"data folder {path} is not there: expected train/<class>/*.jpg and "
-            "test/<class>/*.jpg below the source's folder"
+            f"data folder {path} is not there: the source's folder must have "
+            "train/<class>/*.jpg and test/<class>/*.jpg; from tars, take "
+            "config.data.source=tar:DIR or `mkdir -p DIR/train && tar -xf train.tar -C "
+            "DIR/train`"
         )
     return path
 
@@ -147,16 +114,28 @@ def folder_split(root, names, options):
         raise UsageError(
             f"{root} has classes that training has not: {sorted(found - set(names))[:3]}"
         )
+    number = {name: i for i, name in enumerate(names)}
     files = [
-        (path, names.index(name))
+        (os.path.join(name, file), number[name])
         for name in sorted(found)
-        for path in sorted((root / name).iterdir())
-        if path.suffix.lower() in SUFFIXES
+        for file in sorted(os.listdir(root / name))
+        if encoded.is_image(file)
     ]
     if not files:
-        raise UsageError(f"no {', '.join(SUFFIXES)} files in {root}/<class>/")
+        raise UsageError(f"no {', '.join(encoded.SUFFIXES)} files in {root}/<class>/")
     paths, labels = zip(*files, strict=True)
-    return FolderSplit(paths, labels, options["channels"], options["skip_corrupt"])
+    reader = encoded.Files(str(root), list(paths), np.array(labels, np.int32))
+    return encoded.Encoded(reader, options["channels"], options["skip_corrupt"])
+
+
+def tar(path, options):
+    """Tars of images in one folder: see `advadapters.data.tars`."""
+    train, test, classes = tars.open_tars(path)
+    splits = (
+        encoded.Encoded(reader, options["channels"], options["skip_corrupt"])
+        for reader in (train, test)
+    )
+    return Source(*splits, classes)
 
 
 def npz(path, options):
@@ -216,27 +195,40 @@ def read_idx(root, name):
                 raise UsageError(f"cannot read {path}: {error}") from None
     raise UsageError(
         f"no {name}.gz in {root}: Fashion-MNIST's files are in Debian's package "
-        "dataset-fashion-mnist, under /usr/share/datasets/fashion-mnist"
+        "dataset-fashion-mnist; `apt-get install dataset-fashion-mnist` and set "
+        "config.data.source=idx:/usr/share/datasets/fashion-mnist"
     )
 
 
 def tfds(path, options):
-    """A TFDS data set by name, prepared as ArrayRecord, read without TensorFlow."""
+    """A TFDS data set by name, prepared as ArrayRecord, read without TensorFlow.
+
+    Images are left to our own decoder: TFDS leaves a JPEG as it is, gray or CMYK.
+    """
     import tensorflow_datasets
 
+    where = f" --data_dir={options['data_dir']}" if options["data_dir"] else ""
     try:
         builder = tensorflow_datasets.builder(path, data_dir=options["data_dir"] or None)
-        splits = [name for name in ("test", "validation") if name in builder.info.splits]
-        if "train" not in builder.info.splits or not splits:
+        names = [name for name in ("test", "validation") if name in builder.info.splits]
+        if "train" not in builder.info.splits or not names:
             raise UsageError(
                 f"TFDS {path!r} is not prepared: no train and test splits in "
-                f"{builder.data_path}; run `tfds build {path} --file_format=array_record`"
+                f"{builder.data_path}; run `tfds build {path} --file_format=array_record"
+                f"{where}` where TensorFlow is installed"
             )
-        train, test = (
-            TfdsSplit(builder.as_data_source(split=name), name)
-            for name in ("train", splits[0])
-        )
-        return Source(train, test, builder.info.features["label"].num_classes)
+        undecoded = {"image": tensorflow_datasets.decode.SkipDecoding()}
+        splits = [
+            encoded.Encoded(
+                encoded.Records(
+                    builder.as_data_source(split=name, decoders=undecoded), f"{path}/{name}"
+                ),
+                options["channels"],
+                options["skip_corrupt"],
+            )
+            for name in ("train", names[0])
+        ]
+        return Source(*splits, builder.info.features["label"].num_classes)
     except UsageError:
         raise
     # Whatever TFDS says of a name or of files that it cannot use is bad input to us.
@@ -256,6 +248,7 @@ def blank(path, options):
 SOURCES = {
     "digits": digits,
     "folder": folder,
+    "tar": tar,
     "npz": npz,
     "idx": idx,
     "tfds": tfds,

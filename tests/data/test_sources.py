@@ -1,11 +1,15 @@
 """Every source on real files, and what each says when the files are wrong."""
 
 import gzip
+import io
+import zlib
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
+from advadapters.data import images as codecs
 from advadapters.data import sources
 from advadapters.errors import UsageError
 
@@ -72,6 +76,26 @@ def test_corrupt_images_are_named_or_left_out(tmp_path):
     assert sources.load(f"folder:{tmp_path}", skip_corrupt=True).train[1] is None
 
 
+def test_images_are_decoded_as_they_are_stored():
+    """No turn by EXIF; gray JPEGs become RGB, RGB ones gray; nothing is raised."""
+    ramp = np.repeat(np.arange(0, 240, 10, np.uint8)[None], 8, axis=0)  # 8x24
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, "JPEG", quality=100, exif=exif)
+    for channels in (1, 3):
+        found = codecs.decode(file.getvalue(), channels)
+        assert found.shape == (8, 24, channels)
+        assert np.abs(found.astype(int) - ramp[..., None]).max() <= 2
+    file = io.BytesIO()
+    Image.new("CMYK", (9, 7)).save(file, "JPEG")
+    assert codecs.decode(file.getvalue(), 3).shape == (7, 9, 3)
+    png = cv2.imencode(".png", ramp)[1].tobytes()
+    head = png[12:16] + b"\x00\x40\x00\x00" * 2 + png[24:29]  # says it has 2**44 pixels
+    huge = png[:12] + head + zlib.crc32(head).to_bytes(4, "big") + png[33:]
+    assert codecs.decode(huge, 3) is None and codecs.decode(b"", 3) is None
+
+
 def test_npz_and_idx(tmp_path):
     images = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)
     labels = np.array([3, 1], np.uint8)
@@ -135,11 +159,12 @@ def test_tfds_from_array_records_without_tensorflow(tmp_path):
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("folder:/no/such/dir", "/no/such/dir is not there"),
+        ("folder:/no/such/dir", "/no/such/dir is not there.*`mkdir -p .* tar -xf"),
+        ("tar:/no/such/dir", "no train tar in /no/such/dir: expected train.tar"),
         ("npz:/no/such.npz", "cannot read /no/such.npz"),
-        ("idx:/no", "dataset-fashion-mnist"),
+        ("idx:/no", "`apt-get install dataset-fashion-mnist`"),
         ("tfds:no_such_data_set", "no_such_data_set"),
-        ("tfds:mnist", "file_format=array_record"),
+        ("tfds:mnist", "`tfds build mnist --file_format=array_record --data_dir=/"),
         ("disk:x", "unknown data source 'disk'; there are: digits, folder"),
         ("digits:x", "takes no path"),
         ("tfds:", "cannot read TFDS"),

@@ -1,0 +1,92 @@
+"""Splits of encoded images: where the bytes come from is a reader's part, decoding is not.
+
+A reader has a length; `read(i)` gives (bytes, int label) and may raise OSError, `name(i)`
+says where example i is. Readers are pickled into worker processes, so they hold no open
+files.
+"""
+
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from advadapters.data import images as codecs
+from advadapters.errors import UsageError
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class Encoded(NamedTuple):
+    """What a reader reads as (uint8 image [H, W, channels], label), decoded when asked for.
+
+    Example i is None where it cannot be decoded and may be skipped.
+    """
+
+    reader: Any
+    channels: int
+    skip_corrupt: bool
+
+    def __len__(self):
+        return len(self.reader)
+
+    @property
+    def labels(self):
+        """int32 [N], or None if only reading tells."""
+        return getattr(self.reader, "labels", None)
+
+    def __getitem__(self, i):
+        try:
+            data, label = self.reader.read(i)
+            image = codecs.decode(data, self.channels)
+        except OSError:
+            image = None
+        if image is None and not self.skip_corrupt:
+            raise UsageError(
+                f"corrupt image {self.reader.name(i)}: replace it, or set "
+                "config.data.skip_corrupt=True to leave such images out"
+            )
+        return None if image is None else (image, label)
+
+
+class Files(NamedTuple):
+    """Image files root/names[i] with labels int32 [N]."""
+
+    root: str
+    names: list
+    labels: np.ndarray
+
+    def __len__(self):
+        return len(self.names)
+
+    def name(self, i):
+        """The path."""
+        return os.path.join(self.root, self.names[i])
+
+    def read(self, i):
+        """(bytes, label)."""
+        with open(self.name(i), "rb") as file:
+            return file.read(), int(self.labels[i])
+
+
+class Records(NamedTuple):
+    """A TFDS data source whose images are left encoded; title: what it is called."""
+
+    source: Any
+    title: str
+
+    def __len__(self):
+        return len(self.source)
+
+    def name(self, i):
+        """The number in the data set."""
+        return f"number {i} of {self.title}"
+
+    def read(self, i):
+        """(bytes, label)."""
+        example = self.source[i]
+        return example["image"], int(example["label"])
+
+
+def is_image(name):
+    """Whether a file's name is that of an image."""
+    return name.lower().endswith(SUFFIXES)

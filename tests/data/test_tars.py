@@ -1,0 +1,223 @@
+"""Images in tars: every layout gives the same; what is wrong is told in one line."""
+
+import io
+import os
+import pickle
+import tarfile
+
+import cv2
+import numpy as np
+import pytest
+
+from advadapters.data import sources, tars
+from advadapters.errors import UsageError
+
+
+def png(value):
+    return cv2.imencode(".png", np.full((4, 4, 3), value, np.uint8))[1].tobytes()
+
+
+def pack(path, files, kind=tarfile.REGTYPE):
+    """A tar of {name: bytes}; returns its bytes too."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.type = len(data), kind
+            tar.addfile(info, io.BytesIO(data))
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(buffer.getvalue())
+    return buffer.getvalue()
+
+
+def values(split):
+    """[(first value of the image, label), ...]."""
+    return [
+        (int(image[0, 0, 0]), label)
+        for image, label in map(split.__getitem__, range(len(split)))
+    ]
+
+
+def one_tar(root):
+    """train.tar and test.tar with class folders."""
+    for split in ("train", "test"):
+        pack(
+            root / f"{split}.tar", {f"./{c}/{n}.png": png(10 * k + n) for k, c, n in IMAGES}
+        )
+
+
+def imagenet(root):
+    """A tar of class tars; validation images without classes, which are in a list."""
+    inner = {
+        f"{c}.tar": pack(
+            None, {f"{c}_{n}.JPEG": png(10 * k + n) for k, d, n in IMAGES if c == d}
+        )
+        for c in ("cat", "dog")
+    }
+    pack(root / "ILSVRC2012_img_train.tar", inner | {"readme": b"text"})
+    # In another order than by name, which the list goes by.
+    flat = {f"val_{10 * k + n:04}.JPEG": png(10 * k + n) for k, _, n in IMAGES[::-1]}
+    pack(root / "ILSVRC2012_img_val.tar", flat)
+    (root / "ILSVRC2012_img_val.txt").write_text("cat\ncat\ncat\ndog\ndog\ndog\n")
+
+
+def class_tars(root):
+    """A folder of class tars for each split."""
+    for split in ("train", "val"):
+        for c in ("cat", "dog"):
+            files = {f"{n}.png": png(10 * k + n) for k, d, n in IMAGES if c == d}
+            pack(root / split / f"{c}.tar", files)
+
+
+def shards(root):
+    """WebDataset: KEY.png beside KEY.cls."""
+    for split in ("train", "test"):
+        for number, part in enumerate((IMAGES[:2], IMAGES[2:])):
+            files = {}
+            for k, _, n in part:
+                files[f"{10 * k + n}.png"] = png(10 * k + n)
+                files[f"{10 * k + n}.cls"] = b"%d\n" % k
+            pack(root / split / f"shard-{number}.tar", files)
+
+
+IMAGES = [(k, c, n) for k, c in enumerate(("cat", "dog")) for n in range(3)]
+
+
+@pytest.mark.parametrize("layout", [one_tar, imagenet, class_tars, shards])
+def test_layouts(layout, tmp_path, monkeypatch):
+    layout(tmp_path)
+    source = sources.load(f"tar:{tmp_path}")
+    for split in (source.train, source.test):
+        assert sorted(values(split)) == [(10 * k + n, k) for k, _, n in IMAGES]
+        assert split.labels.dtype == np.int32
+    assert source.classes == (0 if layout is shards else 2)
+    sources.check(source, classes=2, channels=3)
+    assert len(list(tmp_path.glob("*.index.npz"))) == 2 and not list(
+        tmp_path.glob("*.part")
+    )
+    # The second time the index serves, and a reader travels to another process.
+    monkeypatch.setattr(tars, "members", None)
+    again = pickle.loads(pickle.dumps(sources.load(f"tar:{tmp_path}").train))
+    np.testing.assert_array_equal(again[4][0], source.train[4][0])
+
+
+def test_an_index_of_other_files_is_made_anew(tmp_path):
+    one_tar(tmp_path)
+    sources.load(f"tar:{tmp_path}")
+    pack(tmp_path / "train.tar", {f"{c}/0.png": png(200) for c in ("cat", "dog")})
+    assert values(sources.load(f"tar:{tmp_path}").train) == [(200, 0), (200, 1)]
+    index = tmp_path / "train.index.npz"
+    good = dict(np.load(index))
+    for bad in (
+        {"offsets": good["offsets"] + 10**9},
+        {"sizes": good["sizes"][:1]},
+        {"numbers": good["numbers"] + 5},
+        {"names": good["names"].astype("U")},
+    ):
+        np.savez(index, **(good | bad))
+        assert values(sources.load(f"tar:{tmp_path}").train) == [(200, 0), (200, 1)]
+    index.write_bytes(b"not an index")
+    assert values(sources.load(f"tar:{tmp_path}").train) == [(200, 0), (200, 1)]
+
+
+def test_a_folder_that_cannot_be_written_needs_no_index(tmp_path, monkeypatch):
+    one_tar(tmp_path)
+    monkeypatch.setattr("builtins.open", refuse_writing(open))
+    assert len(sources.load(f"tar:{tmp_path}").train) == 6
+    assert sorted(os.listdir(tmp_path)) == ["test.tar", "train.tar"]
+
+
+def refuse_writing(real):
+    """open(), but for reading only."""
+
+    def refusing(file, mode="r", *more, **keywords):
+        if "w" in mode:
+            raise PermissionError(file)
+        return real(file, mode, *more, **keywords)
+
+    return refusing
+
+
+def test_what_is_in_a_tar_is_never_a_path(tmp_path):
+    """Names that lead elsewhere and links are names, and nothing is written."""
+    one_tar(tmp_path)
+    outside = tmp_path / "evil"
+    images = {"../evil/0.png": png(1), f"{outside}/1.png": png(2), "dog/2.png": png(3)}
+    pack(tmp_path / "train.tar", images)
+    pack(tmp_path / "test.tar", {"dog/0.png": png(4)})
+    source = sources.load(f"tar:{tmp_path}")
+    assert len(source.train) == 3 and source.classes == 2 and not outside.exists()
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):
+        pack(tmp_path / "train.tar", {"cat/0.png": b""}, kind)
+        with pytest.raises(UsageError, match="no .*png files in .*train.tar"):
+            sources.load(f"tar:{tmp_path}")
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:1500])
+
+
+def garbage_inside(path):
+    data = bytearray(path.read_bytes())
+    data[1024:1536] = b"\xff" * 512  # where the second header is
+    path.write_bytes(data)
+
+
+def size_below_zero(path):
+    data = bytearray(path.read_bytes())
+    data[124:136] = b"\xff" * 11 + b"\x00"  # a negative number in base 256
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda path: path.unlink(), "no train tar in .*train.tar or train/.*`tar -cf"),
+        (lambda path: path.write_bytes(b""), "cannot read .*train.tar as an uncompressed"),
+        (lambda path: path.write_bytes(b"x" * 5000), "cannot read .*train.tar"),
+        (
+            lambda path: path.write_bytes(b"\0" * 10240),
+            "no .jpg, .jpeg, .png files in .*tar",
+        ),
+        (cut_off, "cannot read .*train.tar"),
+        (garbage_inside, "no tar header at byte 1024"),
+        (size_below_zero, "cannot read .*train.tar"),
+        (lambda path: pack(path, {"a.png": png(1)}), "outside of class folders.*train.txt"),
+        (lambda path: pack(path, {"a.png": b"", "c/b.png": b""}), "'a.png' is in no class"),
+        (lambda path: pack(path, {"c/a.png": b""}), "not in training: cat, dog"),
+        (lambda path: pack(path, {"a.png": b"", "a.cls": b"1"}), "only one split"),
+        (
+            lambda path: pack(path, {"a.png": b"", "b.cls": b"1"}),
+            "no .cls file for 'a.png'",
+        ),
+    ],
+)
+def test_wrong_tars_are_told_in_one_line(spoil, message, tmp_path):
+    one_tar(tmp_path)
+    spoil(tmp_path / "train.tar")
+    with pytest.raises(UsageError, match=message) as error:
+        sources.load(f"tar:{tmp_path}")
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_classes(tmp_path):
+    shards(tmp_path)
+    pack(tmp_path / "train" / "shard-0.tar", {"a.png": png(1), "a.cls": b"cat"})
+    with pytest.raises(UsageError, match="a .cls file holds no class number.*cat"):
+        sources.load(f"tar:{tmp_path}")
+    imagenet(other := tmp_path / "other")
+    (other / "ILSVRC2012_img_val.txt").write_text("cat\n")
+    with pytest.raises(UsageError, match="img_val.txt has 1 lines for 6 images"):
+        sources.load(f"tar:{other}")
+
+
+def test_a_corrupt_image_is_named(tmp_path):
+    one_tar(tmp_path)
+    pack(tmp_path / "train.tar", {"cat/0.png": png(1)[:20], "dog/\n0.png": b""})
+    for i, name in enumerate(["'cat/0.png'", r"'dog/\\n0.png'"]):
+        with pytest.raises(UsageError, match=f"corrupt image {name} in .*train.tar: repl"):
+            sources.load(f"tar:{tmp_path}").train[i]
+        assert sources.load(f"tar:{tmp_path}", skip_corrupt=True).train[i] is None
