@@ -40,7 +40,8 @@ def config():
                 crop_ratio=1.0,  # evaluation: crop size / size of the shorter side
                 validation=0.0,  # fraction of the training images held out
                 skip_corrupt=False,
-                threads=2,
+                threads=2,  # that decode and crop, in each process
+                workers=0,  # processes beside this one that do so; 0: this one does
                 flip=True,
                 pad=0,  # pixels of zero padding before a random crop
                 # Operations per image, 0 is off; fill: colour of what comes in from

@@ -20,6 +20,7 @@ class Data(NamedTuple):
     crop: str
     crop_ratio: float
     threads: int
+    workers: int
     augment: Callable
 
 
@@ -44,6 +45,7 @@ def read_data(c, classes, mesh):
         crop=c.choice("crop", pipeline.TRAIN_CROPS),
         crop_ratio=c.take("crop_ratio", float, above=0, high=1),
         threads=c.take("threads", int, low=1),
+        workers=c.take("workers", int, low=0),
         augment=make_augment(
             classes,
             flip_horizontal=c.take("flip", bool),

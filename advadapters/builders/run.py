@@ -333,6 +333,7 @@ def train_batches(run, start):
         stop=run.steps,
         process=(jax.process_index(), jax.process_count()),
         threads=run.data.threads,
+        workers=run.data.workers,
     )
 
 
@@ -345,4 +346,5 @@ def eval_batches(run, split, whole=False):
         batch_size=run.evaluation.batch_size,
         process=(0, 1) if whole else (jax.process_index(), jax.process_count()),
         threads=run.data.threads,
+        workers=run.data.workers,
     )

@@ -5,8 +5,16 @@ shuffled stream; each host loads its own contiguous part of them. Resuming at a
 step is asking for that step: there is no iterator state to save.
 """
 
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent import futures
+
 import grain
 import numpy as np
+from absl import flags
 
 from advadapters.data import images as codecs
 from advadapters.errors import UsageError
@@ -15,12 +23,23 @@ TRAIN_CROPS = ("central", "random_resized")
 
 
 def train_batches(
-    split, *, size, crop, batch_size, seed, start, stop, process=(0, 1), threads=2
+    split,
+    *,
+    size,
+    crop,
+    batch_size,
+    seed,
+    start,
+    stop,
+    process=(0, 1),
+    threads=2,
+    workers=0,
 ):
     """Iterates over this process's rows of the batches of steps start ... stop - 1.
 
     A batch is {"images": uint8 [b, H, W, C], "labels": int32 [b], "index": int32 [b]},
-    index being the row in the global batch of G = batch_size rows.
+    index being the row in the global batch of G = batch_size rows. threads: that decode
+    and crop; workers: see `prefetched`.
     """
     stream = grain.MapDataset.range(len(split)).shuffle(seed=seed).repeat()
     first, rows = host_rows(batch_size, process)
@@ -34,13 +53,60 @@ def train_batches(
 
     def batch(step):
         base = step * batch_size + first
-        examples = [example(base + row) for row in range(rows)]
+        examples = at_once(example, range(base, base + rows), threads)
         index = np.arange(first, first + rows, dtype=np.int32)
         return stack_examples(examples) | {"index": index}
 
-    steps = grain.MapDataset.range(start, stop).map(batch)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
-    return iter(steps.to_iter_dataset(options))
+    return prefetched(grain.MapDataset.range(start, stop).map(batch), workers)
+
+
+def prefetched(steps, workers):
+    """Iterates over a MapDataset of batches, one of which is always in the making.
+
+    With workers, so many processes of as many threads make the same batches in turn, for
+    where Python itself is what holds the threads up. They end with the iterator.
+    """
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+    made = steps.to_iter_dataset(options)
+    if not workers:
+        return iter(made)
+    if not flags.FLAGS.is_parsed():  # Grain asks for its own, and we parse no global ones
+        flags.FLAGS.mark_as_parsed()
+    processes = grain.MultiprocessingOptions(num_workers=workers)
+    return closed(made.mp_prefetch(processes, worker_init_fn=settle_worker))
+
+
+def closed(made):
+    """Iterates over an IterDataset and stops its processes after that, whatever happens."""
+    iterator = iter(made)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def settle_worker(number, count):
+    """A worker leaves Ctrl-C to its parent, and ends when the parent has been killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def at_once(function, positions, threads):
+    """[function(position), ...], in order, by so many threads of the process."""
+    parts = np.array_split(positions, threads)
+    work = pool(threads).map(lambda part: [function(int(i)) for i in part], parts)
+    return [result for part in work for result in part]
+
+
+@functools.cache
+def pool(threads):
+    """The process's threads."""
+    return futures.ThreadPoolExecutor(threads)
 
 
 def host_rows(batch_size, process):
@@ -67,15 +133,17 @@ def stack_examples(examples):
     return {"images": np.stack(images), "labels": np.array(labels, np.int32)}
 
 
-def eval_batches(split, *, size, crop_ratio, batch_size, process=(0, 1), threads=2):
+def eval_batches(
+    split, *, size, crop_ratio, batch_size, process=(0, 1), threads=2, workers=0
+):
     """Iterates once over a split in order: every batch full, padding masked.
 
     Adds "mask" bool [b] (False for padding and for corrupt images that may be
     skipped) to the batch of `train_batches`; index is the number of the example.
     """
     first, rows = host_rows(batch_size, process)
-    channels = readable(split, 0)[0].shape[2]
-    filler = (np.zeros((size, size, channels), np.uint8), 0)
+    image, label = readable(split, 0)
+    filler = (np.zeros((size, size, image.shape[2]), np.uint8), np.zeros_like(label))
 
     def example(i):
         found = split[i] if i < len(split) else None
@@ -85,12 +153,11 @@ def eval_batches(split, *, size, crop_ratio, batch_size, process=(0, 1), threads
 
     def batch(step):
         base = step * batch_size + first
-        found = [example(base + row) for row in range(rows)]
+        found = at_once(example, range(base, base + rows), threads)
         stacked = stack_examples([e or filler for e in found])
         mask = np.array([e is not None for e in found])
         index = np.arange(base, base + rows, dtype=np.int32)
         return stacked | {"mask": mask, "index": index}
 
-    steps = grain.MapDataset.range(-(-len(split) // batch_size)).map(batch)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
-    return iter(steps.to_iter_dataset(options))
+    count = -(-len(split) // batch_size)
+    return prefetched(grain.MapDataset.range(count).map(batch), workers)

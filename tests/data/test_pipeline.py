@@ -1,10 +1,13 @@
 """The pipeline: the same global batches on any host count, exact resume, no loss."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 
 from advadapters.data import images as codecs
 from advadapters.data import pipeline
+from advadapters.data.encoded import Encoded, Files
 from advadapters.data.sources import ArraySplit
 from advadapters.errors import UsageError
 
@@ -107,3 +110,31 @@ def test_random_resized_crop_has_the_area_and_ratio_it_says(monkeypatch, rng):
     ratios = np.array([w / h for h, w, _ in seen])
     assert 0.07 < areas.min() < 0.15 and 0.85 < areas.max() <= 1
     assert 0.72 < ratios.min() < 0.8 and 1.25 < ratios.max() < 1.38
+
+
+def running():
+    """How many processes of workers there are."""
+    return len(multiprocessing.active_children())
+
+
+def test_workers_make_the_same_batches_and_end(tmp_path):
+    split = numbered(20)
+    plain = batches(split, crop="random_resized")
+    before = running()
+    settings = dict(start=0, stop=6, size=4, batch_size=8, seed=3)
+    made = pipeline.train_batches(split, crop="random_resized", workers=2, **settings)
+    for step, expected in enumerate(plain[:4]):
+        found = next(made)
+        assert found.keys() == expected.keys() and running() == before + 2, step
+        for key in expected:
+            np.testing.assert_array_equal(found[key], expected[key])
+    made.close()
+    assert running() == before
+    one = tmp_path / "broken.png"
+    one.write_bytes(b"")
+    broken = Encoded(Files(str(tmp_path), [one.name], np.zeros(1, np.int32)), 3, False)
+    made = pipeline.train_batches(broken, crop="central", workers=1, **settings)
+    with pytest.raises(UsageError) as error:
+        next(made)
+    assert str(error.value).startswith(f"corrupt image {one}: replace it")
+    assert "\n" not in str(error.value) and running() == before
