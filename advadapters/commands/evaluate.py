@@ -18,6 +18,13 @@ through itself, on the test images.
   --suite=corruptions            the 15 common corruptions instead, made on the fly, or
                                  corruptions:fog,snow,speckle_noise for some
   --severity=1,3,5               of the corruptions (default: 1 to 5)
+  --data=imagenet_a,imagenet_r   other test sets instead, by these names (imagenet
+                                 imagenet_real imagenet_v2 imagenet_a imagenet_r
+                                 imagenet_sketch conflict_stimuli) or TFDS names like
+                                 cifar10_corrupted/fog_3
+  --data_dir=DIR                 where TFDS has them (default: its own)
+  --combine=mean                 probabilities of the ImageNet classes that make one of
+                                 conflict_stimuli's sixteen: mean, max or sum
   --norm=linf --eps=8/255        AutoAttack's threat model (linf, if no norm is given)
   --examples=1000                only so many test images, a fixed random draw
   --step=4000                    a checkpoint's step, "best" or "latest" (default)
@@ -52,12 +59,16 @@ FLAGS = {
     "width": "",
     "suite": "",
     "severity": "",
+    "data": "",
+    "data_dir": "",
+    "combine": "mean",
     "norm": "",
     "eps": "",
     "examples": "",
     "step": "latest",
     "adapters": "",
 }
+COMBINE = ("mean", "max", "sum")
 AUTOATTACK = {"autoattack": "standard", "autoattack-plus": "plus"}
 
 
@@ -74,6 +85,12 @@ def main(argv):
             "the config"
         )
     corrupted = read_corruptions(flags["suite"], flags["severity"])
+    others = [name for name in flags["data"].split(",") if name]
+    if others and flags["suite"]:
+        raise UsageError(
+            "--data goes without --suite: images of other sets are as they are"
+        )
+    combine = pick({name: name for name in COMBINE}, flags["combine"], "--combine")
     from advadapters.commands import evaluating, runs, workdir
     from advadapters.evaluation import shifts, tables
 
@@ -108,6 +125,9 @@ def main(argv):
         given = (opened, variables, test, cases)
         if corrupted:
             found = evaluating.corrupted(*given, *corrupted)
+        elif others:
+            where = dict(data_dir=flags["data_dir"], combine=combine, examples=examples)
+            found = evaluating.shifted(opened, variables, cases, others, **where)
         else:
             found = evaluating.evaluate(*given, suites)
         rows = evaluating.rows(opened, variables, cases, found, step)

@@ -10,6 +10,7 @@ import numpy as np
 
 from advadapters import attacks, builders, hosts
 from advadapters.commands import workdir
+from advadapters.data import shifts as other_data
 from advadapters.data.sources import Subset
 from advadapters.errors import UsageError
 from advadapters.evaluation import accuracy, shifts, statistics, tables
@@ -129,21 +130,63 @@ def corrupted(opened, variables, split, cases, names, severities):
     return found
 
 
+def shifted(opened, variables, cases, names, *, data_dir, combine, examples):
+    """{suite: Table} of every case on other test sets, see `data.shifts`.
+
+    A set whose labels are several answers has a table for each, "NAME/READING".
+    """
+    run, found = opened.run, {}
+    classes = workdir.read_config(opened.folder)["model"]["classes"]
+    loaded = {name: other_data.load(name, data_dir) for name in names}
+    for name, shift in loaded.items():  # all of them before the first is evaluated
+        if shift.classes != classes:
+            raise UsageError(
+                f"--data={name} is for networks of {shift.classes} classes, this one has "
+                f"{classes}"
+            )
+        if shift.split.channels != run.data.channels:
+            raise UsageError(
+                f"--data={name} has images of {shift.split.channels} channels, the network "
+                f"takes {run.data.channels}"
+            )
+    for name, shift in loaded.items():
+
+        def predictor(network, name=name, shift=shift):
+            key = (name, network)
+            if key not in opened.made:
+                opened.made[key] = accuracy.make_predictor(
+                    run.networks[network],
+                    None,
+                    seed=run.seed,
+                    mesh=opened.mesh,
+                    groups=shift.groups,
+                    combine=combine,
+                )
+            return opened.made[key]
+
+        split = sample(shift.split, examples)
+        table = predict(opened, variables, split, cases, name, predictor)
+        for number, reading in enumerate(shift.readings):
+            labels = table.labels[:, number]
+            found[f"{name}/{reading}"] = table._replace(labels=labels)
+        if not shift.readings:
+            found[name] = table
+    return found
+
+
 def rows(opened, variables, cases, found, step):
-    """Result rows of {suite: Table}; those of corruptions have their means after them."""
+    """Result rows of {suite: Table}; what is summed up of several follows them."""
     costs = costs_of(opened, variables, cases)
     told = [case.told | cost for case, cost in zip(cases, costs, strict=True)]
-    listed = []
+    attacked, listed = {*opened.run.evaluation.suites, "union"}, []
     for suite, table in found.items():
-        row = shifts.row if shifts.is_corruption(suite) else accuracy.row
         for one, right in zip(told, table.right, strict=True):
-            listed.append(row(one, suite, int(right.sum()), len(right), step))
-    moved = [row for row in listed if "corruption" in row]
-    if not moved:
-        return listed
+            row = accuracy.row(one, suite, int(right.sum()), len(right), step)
+            natural = {} if suite in attacked else {"metric": "accuracy"}
+            listed.append(row | natural | shifts.told_of(suite))
     classes = workdir.read_config(opened.folder)["model"]["classes"]
     imagenet = classes == 1000 and opened.run.data.image_size == 224
-    return listed + shifts.summary(moved, imagenet)
+    return listed + shifts.summary(listed, imagenet)
 
 
 def costs_of(opened, variables, cases):

@@ -21,8 +21,8 @@ class Table(NamedTuple):
 
     predictions: int32 [S, N], classes; NO_CLASS where the logits are not finite or the
     class was not recorded. Under an attack it is the class of the attacked image, or that
-    of the clean one where it was wrong already. labels, index: int32 [N], index being the
-    images' numbers in their split.
+    of the clean one where it was wrong already. labels: int32 [N], or [N, M] where any of
+    several is right. index: int32 [N], the images' numbers in their split.
     """
 
     predictions: np.ndarray
@@ -32,14 +32,33 @@ class Table(NamedTuple):
     @property
     def right(self):
         """bool [S, N]."""
-        return self.predictions == self.labels
+        if self.labels.ndim == 1:
+            return self.predictions == self.labels
+        return np.any(self.predictions[:, :, None] == self.labels, axis=-1)
 
 
-def make_predictor(network, attack, *, seed, mesh):
+def grouped(logits, groups, combine):
+    """Logits [B, L] of classes -> log-probabilities [B, G] of the groups they count as.
+
+    groups: int [L], -1 for classes that are left out; a group without members is never
+    predicted. combine: "mean" of its members' probabilities (Geirhos et al. 2019), "sum"
+    or "max" of them.
+    """
+    members = np.arange(groups.max() + 1)[:, None] == groups  # [G, L]
+    log_p = jnp.where(members, jax.nn.log_softmax(logits)[:, None, :], -jnp.inf)
+    if combine == "max":
+        return log_p.max(axis=-1)
+    total = jax.nn.logsumexp(log_p, axis=-1)
+    count = np.maximum(members.sum(axis=1), 1)
+    return total - np.log(count) if combine == "mean" else total
+
+
+def make_predictor(network, attack, *, seed, mesh, groups=None, combine="mean"):
     """jit: (variables, knobs [S, ...], batch) -> predictions int32 [S, B], see `Table`.
 
     Each soup is attacked through itself. Random numbers depend on the seed and the number
-    of the image, not on batches or devices.
+    of the image, not on batches or devices. groups, combine: predictions are of groups of
+    classes, see `grouped`.
     """
 
     def predict(variables, knobs, batch):
@@ -52,6 +71,8 @@ def make_predictor(network, attack, *, seed, mesh):
             def classes(images):
                 logits = network.evaluate(plain, images)
                 finite = jnp.all(jnp.isfinite(logits), axis=-1)
+                if groups is not None:
+                    logits = grouped(logits, groups, combine)
                 return jnp.where(finite, jnp.argmax(logits, axis=-1), NO_CLASS)
 
             found = classes(images)

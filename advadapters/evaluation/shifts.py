@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 from advadapters import rng
 from advadapters.data.augment import to_float
 from advadapters.data.corruptions import COMMON, CORRUPTIONS, SEVERITIES, corrupt
-from advadapters.evaluation import accuracy, tables
+from advadapters.evaluation import tables
 from advadapters.intervals import wilson
 
 # AlexNet's errors on the published ImageNet-C, means over the severities (Hendrycks and
@@ -55,17 +55,11 @@ def suite_of(name, severity):
     return f"{name}-{severity}"
 
 
-def is_corruption(suite):
-    """Whether a suite is a corruption with its severity."""
+def told_of(suite):
+    """{"corruption", "severity"} of a suite that is one, else {}."""
     name, _, severity = suite.rpartition("-")
-    return name in CORRUPTIONS and severity.isdecimal()
-
-
-def row(told, suite, correct, examples, step):
-    """A result row: an image counts if the network is right after the corruption."""
-    name, _, severity = suite.rpartition("-")
-    found = accuracy.row(told, suite, correct, examples, step)
-    return found | {"metric": "accuracy", "corruption": name, "severity": int(severity)}
+    known = name in CORRUPTIONS and severity.isdecimal()
+    return {"corruption": name, "severity": int(severity)} if known else {}
 
 
 def mean_row(rows):
@@ -105,14 +99,33 @@ def mce_row(rows):
     return kept | {"suite": "mCE", "metric": "mCE", "value": sum(ratios) / len(ratios)}
 
 
+def shape_bias_row(rows):
+    """One network's rows on conflicting cues -> the share of decisions by shape.
+
+    Of the decisions for an image's shape or its texture (Geirhos et al. 2019).
+    """
+    by_suite = {row["suite"]: row for row in rows}
+    shape, texture = (by_suite[f"conflict_stimuli/{cue}"] for cue in ("shape", "texture"))
+    right, both = shape["correct"], shape["correct"] + texture["correct"]
+    low, high = wilson(right, both)
+    value = right / both if both else 0.0
+    found = dict(value=value, low=low, high=high, correct=right, n=both)
+    return shape | found | {"suite": "shape bias", "metric": "shape_bias"}
+
+
 def summary(rows, imagenet):
-    """All networks' rows -> their mean rows, and mCE's if `imagenet` (1,000 classes)."""
+    """Rows made of all networks' rows: means over corruptions, and mCE's if `imagenet`
+    (1,000 classes); the bias to shape.
+    """
     found = []
     for _, by_suite in tables.by_name(rows):
-        same = list(by_suite.values())
-        found.append(mean_row(same))
-        mce = mce_row(same) if imagenet else None
-        found += [mce] if mce else []
+        moved = [row for row in by_suite.values() if "corruption" in row]
+        if moved:
+            found.append(mean_row(moved))
+            mce = mce_row(moved) if imagenet else None
+            found += [mce] if mce else []
+        if "conflict_stimuli/shape" in by_suite:
+            found.append(shape_bias_row(list(by_suite.values())))
     return found
 
 

@@ -30,7 +30,9 @@ def markdown(rows):
     """
     table = by_name(rows)
     suites = list(dict.fromkeys(row["suite"] for row in rows))
-    titles = [f"{s} accuracy, %" if s == "clean" else f"{s} robust, %" for s in suites]
+    metrics = {row["suite"]: row["metric"] for row in rows}
+    words = {"accuracy": "accuracy, %", "robust_accuracy": "robust, %", "shape_bias": "%"}
+    titles = [f"{suite} {words[metrics[suite]]}" for suite in suites]
     costs = any("flops" in row for row in rows)
     titles += ["MFLOP per image"] * costs
     kind = "lambda" if any("lambda" in row for row in rows) else "mixture"

@@ -8,6 +8,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from tfds_files import prepare
 
 from advadapters import builders
 from advadapters.__main__ import main
@@ -73,6 +74,38 @@ def test_counts_are_those_by_hand(trained):
     assert rows[1]["correct"] == int((np.argmax(logits, 1) == labels).sum()) > 0
 
 
+def test_other_test_sets(trained, tmp_path, capsys):
+    labels = [n % 10 for n in range(20)]
+    examples = [{"label": label} for label in labels]
+    prepare("mnist_corrupted/fog", "test", examples, tmp_path, shape=(28, 28, 1))
+    prepare("cifar10_corrupted/fog_3", "test", examples, tmp_path)
+    where = f"--data_dir={tmp_path}"
+    (row,) = evaluated(trained, "--data=mnist_corrupted/fog", where)
+    assert (row["suite"], row["metric"]) == ("mnist_corrupted/fog", "accuracy")
+    _, tables = workdir.read_tables(trained / "evaluation.npz")
+    found = tables["mnist_corrupted/fog"]
+    assert sorted(found.labels.tolist()) == sorted(labels) and row["n"] == 20
+    assert row["correct"] == found.right.sum()
+    capsys.readouterr()
+    for name, told in (
+        ("cifar10_corrupted/fog_3", "images of 3 channels"),
+        ("imagenet_r", "tfds build imagenet_r"),
+    ):
+        assert main(["evaluate", f"--workdir={trained}", f"--data={name}", where]) == 2
+        err = capsys.readouterr().err.strip()
+        assert told in err and "\n" not in err
+
+
+def test_shape_bias_is_the_share_of_decisions_by_shape():
+    told = {"mixture": {"a": 1.0}}
+    rows = [
+        accuracy.row(told, f"conflict_stimuli/{cue}", correct, 100, 7)
+        for cue, correct in (("shape", 20), ("texture", 60))
+    ]
+    (found,) = shifts.summary(rows, imagenet=True)
+    assert (found["value"], found["n"], found["metric"]) == (0.25, 80, "shape_bias")
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -82,6 +115,8 @@ def test_counts_are_those_by_hand(trained):
             "unknown --severity '6'; there are: 1, 2",
         ),
         (["--suite=corruptions,pgd20_linf"], "corruptions run alone"),
+        (["--data=imagenet", "--suite=pgd20_linf"], "--data goes without --suite"),
+        (["--combine=median"], "unknown --combine 'median'; there are: mean, max, sum"),
         (["--severity=1"], "--severity is for --suite=corruptions"),
     ],
 )
@@ -96,9 +131,10 @@ def test_mistakes_are_one_line(trained, capsys, argv, message):
 def network_rows(values):
     """Rows of one network with these values, a function of corruption and severity."""
     return [
-        shifts.row(
+        accuracy.row(
             {"mixture": {"a": 1.0}}, f"{name}-{s}", round(1000 * values(name, s)), 1000, 7
         )
+        | shifts.told_of(f"{name}-{s}")
         for name in COMMON
         for s in SEVERITIES
     ]

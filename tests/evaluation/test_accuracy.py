@@ -106,6 +106,32 @@ def test_the_union_is_right_under_all():
     np.testing.assert_array_equal(found.right, [[True, False, True, False]])
 
 
+def test_classes_count_as_their_groups(mesh):
+    p = np.array([[0.1, 0.3, 0.2, 0.15, 0.25], [0.3, 0.05, 0.05, 0.2, 0.4]])
+    groups = np.array([2, 0, 2, 2, -1])  # class 4 is left out, group 1 has no member
+    mean, total, most = (
+        np.exp(accuracy.grouped(jnp.log(p) + 3.0, groups, combine))
+        for combine in ("mean", "sum", "max")
+    )
+    np.testing.assert_allclose(total, [[0.3, 0, 0.45], [0.05, 0, 0.55]], atol=1e-6)
+    np.testing.assert_allclose(mean, [[0.3, 0, 0.15], [0.05, 0, 0.55 / 3]], atol=1e-6)
+    np.testing.assert_allclose(most, [[0.3, 0, 0.2], [0.05, 0, 0.3]], atol=1e-6)
+    split, variables = setup()
+    keep = np.array([0, -1, 2, 3, -1])
+    predictor = accuracy.make_predictor(NET, None, seed=0, mesh=mesh, groups=keep)
+    batches = pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=24)
+    found = predictor(variables, networks.Knob(np.array([[0.5, 0.5]])), next(batches))
+    logits = NET.apply(trees.plain(variables, (0.5, 0.5)), split.images / np.float32(255))
+    expected = np.array([0, 2, 3])[np.argmax(logits[:, [0, 2, 3]], 1)]
+    np.testing.assert_array_equal(found[0, :21], expected)
+
+
+def test_any_of_several_labels_is_right():
+    labels = np.array([[1, 2], [3, -2]])
+    found = accuracy.Table(np.array([[2, 3], [0, -1]]), labels, np.arange(2))
+    np.testing.assert_array_equal(found.right, [[True, True], [False, False]])
+
+
 def test_an_ensemble_mixes_probabilities(mesh):
     split, variables = setup()
     images = jnp.asarray(split.images, jnp.float32) / 255
