@@ -1,6 +1,9 @@
 """The command line: `advadapters VERB`, also `python -m advadapters VERB`."""
 
+import contextlib
 import importlib
+import os
+import signal
 import sys
 
 from absl import logging
@@ -35,8 +38,26 @@ def usage():
     )
 
 
+def keep_programs():
+    """Has jax, when it is imported, keep what it compiles in a folder for the next run.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, or none if it is empty.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.join(base, "advadapters", "xla")
+    with contextlib.suppress(OSError):
+        os.makedirs(folder, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+
+
 def main(argv=None):
-    """Runs one verb; returns the exit code: 0, 1 for a failed run, 2 for bad input."""
+    """Runs one verb; returns the exit code.
+
+    0, 1 for a failed run, 2 for bad input, 143 for a run that SIGTERM stopped.
+    """
     argv = sys.argv[1:] if argv is None else argv
     verb = argv[0] if argv else "--help"
     if verb in ("--help", "-h", "help"):
@@ -55,12 +76,16 @@ def main(argv=None):
         return 0
     try:
         rest, distributed, seconds = hosts.read_flags(argv[1:])
+        keep_programs()
         hosts.join(distributed, seconds)
         return command.main(rest)
     except UsageError as error:
         print(f"advadapters {verb}: {error}", file=sys.stderr)
         hosts.fail(2, error)
         return 2
+    except hosts.Preempted as error:
+        print(f"{error}; the same command goes on from there", flush=True)
+        return 128 + signal.SIGTERM
     except BaseException as error:
         hosts.fail(1, error)
         raise

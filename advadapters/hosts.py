@@ -1,4 +1,4 @@
-"""Several processes, one for each host: how they meet, take turns, and stop together."""
+"""Several processes, one for each host: how they meet, work as one, and stop together."""
 
 import contextlib
 import functools
@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import os
 import pickle
+import signal
 import socket
 import sys
 import threading
@@ -160,6 +161,29 @@ def call(address, index, seconds):
                 return answer.removeprefix(GREETING).strip()
         time.sleep(0.3)
     return f"host {index} waited {seconds} s in vain for host 0 at {address}"
+
+
+class Preempted(RuntimeError):
+    """A host got SIGTERM; what was done so far is saved."""
+
+
+@contextlib.contextmanager
+def sigterm():
+    """Yields a function: step -> whether to stop after it, as some host got SIGTERM.
+
+    All hosts must call it after every step; they agree on one to stop after.
+    """
+    if joined().client:  # jax listens for the signal
+        from jax.experimental import multihost_utils
+
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    came = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield lambda step: came.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def joined():

@@ -1,5 +1,6 @@
 """A run in a workdir: what the verbs share, put together from the parts."""
 
+import contextlib
 import functools
 import io
 import time
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from advadapters import builders, checkpoints, trees
+from advadapters import builders, checkpoints, hosts, trees
 from advadapters import mesh as meshes
 from advadapters.adapters import files
 from advadapters.commands import evaluating, starting, workdir
@@ -90,8 +91,11 @@ def averaged(opened, state):
     return meshes.put(states.averaged(state), meshes.replicated(opened.mesh))
 
 
-def train(opened):
-    """Trains (or resumes), evaluates, writes the results; returns the exit code."""
+def train(opened, clock=()):
+    """Trains (or resumes), evaluates, writes the results; returns the exit code.
+
+    clock: see `say_when_started`.
+    """
     run, folder = opened.run, opened.folder
     abstract = abstract_state(opened)
     with open_checkpoints(opened) as saved:
@@ -104,7 +108,7 @@ def train(opened):
         print_head(opened, abstract, start)
         state = saved.restore(abstract, start) if start else first_state(opened)
         if start < run.steps:
-            state = train_steps(opened, saved, state, start)
+            state = train_steps(opened, saved, state, start, clock)
     variables = averaged(opened, state)
     cases, suites = run.evaluation.cases, run.evaluation.suites
     found = evaluating.evaluate(opened, variables, run.data.test, cases, suites)
@@ -141,7 +145,7 @@ def adapter_settings(opened):
     return {"domains": opened.run.domains} | kept
 
 
-def train_steps(opened, saved, state, start):
+def train_steps(opened, saved, state, start, clock):
     """The training loop with its log, validation and checkpoints."""
     run, mesh = opened.run, opened.mesh
     log = workdir.Log(opened.folder, start)
@@ -158,10 +162,10 @@ def train_steps(opened, saved, state, start):
         print(f"step {step} validation  " + numbers(metrics), flush=True)
         return score
 
-    try:
+    with contextlib.closing(log), hosts.sigterm() as leave:
         state = loop.run(
             state,
-            builders.train_step(run, mesh),
+            say_when_started(builders.train_step(run, mesh), clock),
             builders.train_batches(run, start),
             start=start,
             stop=run.steps,
@@ -170,12 +174,36 @@ def train_steps(opened, saved, state, start):
             log=write,
             validate=validate,
             save=saved.save,
+            leave=leave,
             limit=run.max_nonfinite,
         )
-    finally:
-        log.close()
     print(f"trained {run.steps - start} steps in {time.monotonic() - first:.0f} s")
     return state
+
+
+def say_when_started(step_fn, clock):
+    """The step function; after its first call it prints what the time went to until then.
+
+    clock: times at the beginning, after imports, and after reading config and data; ()
+    for none.
+    """
+    left = list(clock)
+
+    def step(state, batch):
+        found = step_fn(state, batch)
+        if left:
+            jax.block_until_ready(found)
+            begun, imported, opened = left
+            now = time.monotonic()
+            left.clear()
+            print(
+                f"first step after {now - begun:.1f} s: import {imported - begun:.1f}, "
+                f"data {opened - imported:.1f}, state and compilation {now - opened:.1f}",
+                flush=True,
+            )
+        return found
+
+    return step
 
 
 def describe_speed(run, step, metrics):

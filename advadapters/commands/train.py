@@ -18,23 +18,28 @@ beyond them, and writes to DIR:
                   `advadapters evaluate --adapters` on any run with the same backbone
 
 Any value of the config can be overridden: --config.optimizer.base_lr=1e-3; numbers
-may be fractions: --config.attacks.linf.eps=8/255. Exit code 2 means bad input.
+may be fractions: --config.attacks.linf.eps=8/255. Exit code 2 means bad input. SIGTERM
+ends the run after a step, with a checkpoint, and exit code 143.
 """
 
 import sys
+import time
 
 from advadapters import config as configs
 
 
 def main(argv):
     """Returns the exit code."""
+    clock = [time.monotonic()]
     config, flags = configs.parse(argv, {"workdir": None})
     import advadapters.commands.runs as runs
     from advadapters.training.loop import Diverged
 
+    clock.append(time.monotonic())
     run = runs.open_run(config.to_dict(), flags["workdir"])
+    clock.append(time.monotonic())
     try:
-        return runs.train(run)
+        return runs.train(run, clock)
     except Diverged as error:
         print(f"advadapters train: {error}", file=sys.stderr)
         return 1

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from advadapters import hosts
 from advadapters import mesh as meshes
 
 
@@ -26,7 +27,9 @@ class Every(NamedTuple):
         return bool(interval) and (step % interval == 0 or step == last)
 
 
-def run(state, step_fn, batches, *, start, stop, mesh, every, log, validate, save, limit):
+def run(
+    state, step_fn, batches, *, start, stop, mesh, every, log, validate, save, leave, limit
+):
     """Trains from step `start` to `stop`; returns the state.
 
     Every validated state is saved, so that the best one is there to be found.
@@ -34,7 +37,8 @@ def run(state, step_fn, batches, *, start, stop, mesh, every, log, validate, sav
     log(step, metrics) gets means over the steps since the last line; validate(state,
     step) returns a score or None; save(step, state, score) starts a checkpoint. In
     this order after each step: log, validate, save. Raises Diverged when `limit`
-    updates in a row were not finite.
+    updates in a row were not finite, and hosts.Preempted when `leave(step)` says so
+    before the last step, which is then saved.
     """
     pending = []
     started, counted = time.monotonic(), start
@@ -51,8 +55,11 @@ def run(state, step_fn, batches, *, start, stop, mesh, every, log, validate, sav
         paused = time.monotonic()
         validated = every.due("validate", step, stop)
         score = validate(state, step) if validated else None
-        if validated or every.due("checkpoint", step, stop):
+        leaving = leave(step) and step < stop
+        if validated or leaving or every.due("checkpoint", step, stop):
             save(step, state, score)
+        if leaving:
+            raise hosts.Preempted(f"SIGTERM: saved after step {step}")
         started += time.monotonic() - paused
     return state
 
