@@ -85,8 +85,11 @@ def tpus(kind, text):
         return topologies.get_topology_desc(text, "tpu", **CORES.get(kind, {})).devices
     except Exception as error:  # whatever the compiler says of a shape is bad input
         line = str(error).strip().splitlines()[0]
-        hint = "" if "INVALID_ARGUMENT" in line else "; its compiler comes with `.[tpu]`"
-        raise UsageError(f"topology {text!r}: {line}{hint}") from None
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            raise UsageError(f"topology {text!r}: {line}") from None
+        raise UsageError(
+            f"topology {text!r} needs the compiler for TPUs: install `.[tpu]` ({line})"
+        ) from None
 
 
 def products(jaxpr, devices=1, once=False):

@@ -31,9 +31,10 @@ def variants(path):
 
 
 def tried(path):
-    """The variants to try; of those that differ in the data set alone, a few."""
-    data = ("cifar100_", "imagenette_") if path.stem == "fulllora" else ()
-    return [name for name in variants(path) if not name.startswith(data)]
+    """The variants to try; of those that differ in the data or a number alone, a few."""
+    alike = {"fulllora": ("cifar100_", "imagenette_"), "imagenet_vit_b16": ("alpha_",)}
+    left_out = alike.get(path.stem, ())
+    return [name for name in variants(path) if not name.startswith(left_out)]
 
 
 CASES = [(path, variant) for path in FILES for variant in tried(path)]
@@ -173,3 +174,9 @@ def test_vit_b16_counts_flops_and_steps_of_the_recipe():
     )
     assert config["attacks"]["linf"] == defaults.pgd("linf", 4 / 255, 2)
     assert config["optimizer"]["base_lr"] * 4096 / 256 == pytest.approx(1.6e-3)
+    config, _ = load(FILES[0].with_name("imagenet_vit_b16.py"), "alpha_40")
+    weights = {name: view["weight"] for name, view in config["views"].items()}
+    assert weights == pytest.approx({"clean": 0.4, "linf": 0.6})
+    config, _ = load(FILES[0].with_name("imagenet_vit_b16.py"), "vit_l16")
+    assert (config["epochs"], config["model"]["drop_path"]) == (200.0, 0.2)
+    assert config["sharding"] == "fsdp" and len(config["views"]) == 2

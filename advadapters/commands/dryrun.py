@@ -92,8 +92,14 @@ def prepare(names):
     """Has JAX start with what the topologies need, unless it has started already."""
     import jax
 
-    # No TPU is looked for, and what its compiler would ask a cloud is answered here.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # No TPU is looked for or locked; what its compiler would ask a cloud is answered here.
+    os.environ.update(
+        ALLOW_MULTIPLE_LIBTPU_LOAD="true",
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_ACCELERATOR_TYPE="v5litepod-4",
+        TPU_WORKER_HOSTNAMES="localhost",
+        TPU_WORKER_ID="0",
+    )
     counts = [int(n) for n in re.findall(r"cpu:(\d+)", " ".join(names))]
     try:
         if "gpu" not in names:

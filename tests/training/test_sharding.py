@@ -1,13 +1,18 @@
 """A training state that is split over the devices (FSDP): placement, values, messages."""
 
+from typing import Any, NamedTuple
+
+import chex
 import jax
 import numpy as np
 import pytest
 import tiny
 
+from advadapters import checkpoints, costs
 from advadapters import mesh as meshes
 from advadapters.attacks.pgd import pgd
 from advadapters.data.augment import make_augment
+from advadapters.models import vit
 from advadapters.training import optim, state, step, views
 
 
@@ -26,31 +31,33 @@ TX = optim.make(
 )  # fmt: skip
 
 
-def make(mesh, sharding, *, accumulate=1, seen=SEEN):
-    """(step function, first state)."""
-    net = tiny.network(drop_path=0.2)
+def make(mesh, sharding):
+    """(compiled step, first state)."""
+    net = tiny.network(size=vit.Size(16, 1, 32, 2), drop_path=0.2)
     variables = state.branches(tiny.plain(net), ("class_token",), 2)
     first = state.create(variables, TX)
     places = meshes.places(mesh, first, sharding)
     augment = make_augment(
-        5, flip_horizontal=True, pad=1, mixup_alpha=0.8, cutmix_alpha=0.8,
+        5, flip_horizontal=True, pad=1, mixup_alpha=0.0, cutmix_alpha=0.0,
         label_smoothing=0.1,
     )  # fmt: skip
-    loss = views.views_loss(net, seen, axis="data")
     function = step.make_step(
-        loss, augment, TX, seed=3, ema_decay=0.9, accumulate=accumulate, mesh=mesh,
-        places=places,
+        views.views_loss(net, SEEN, axis="data"), augment, TX, seed=3, ema_decay=0.9,
+        accumulate=2, mesh=mesh, places=places,
     )  # fmt: skip
-    return function, jax.device_put(first, places)
+    first = jax.device_put(first, places)
+    batch = meshes.global_batch(mesh, tiny.raw_batch(16))
+    return function.lower(first, batch).compile(), first
 
 
-def run(mesh, sharding, steps=3, **settings):
-    """(state, [metrics]) after a few steps on different batches."""
-    function, current = make(mesh, sharding, **settings)
+def run(mesh, function, current):
+    """(state, [metrics]) after three steps on different batches."""
     seen = []
-    for i in range(steps):
+    for i in range(3):
         batch = meshes.global_batch(mesh, tiny.raw_batch(16, seed=i))
+        old = current.variables
         current, metrics = function(current, batch)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
         seen.append(jax.device_get(metrics))
     return current, seen
 
@@ -71,33 +78,80 @@ def test_the_largest_axis_that_divides_is_split():
         assert meshes.split(shape, 8) == P()
 
 
+class Trained(NamedTuple):
+    """A program, and what three steps of it made."""
+
+    program: Any
+    state: Any
+    metrics: list
+
+
 @pytest.fixture(scope="module")
 def fsdp():
-    """Three steps of the split state: (state, [metrics])."""
-    return run(meshes.make(), "fsdp")
+    """Split over eight devices."""
+    mesh = meshes.make()
+    function, first = make(mesh, "fsdp")
+    return Trained(function, *run(mesh, function, first))
 
 
 def test_split_state_trains_like_a_whole_one(fsdp, one_device):
-    """Parameters, averages, momentum, clipping and metrics."""
-    split, split_metrics = fsdp
-    whole, whole_metrics = run(one_device, "replicated")
-    for a, b in zip(split_metrics, whole_metrics, strict=True):
+    """Parameters, averages, momentum, clipping and metrics, two parts a batch."""
+    whole, whole_metrics = run(one_device, *make(one_device, "replicated"))
+    for a, b in zip(fsdp.metrics, whole_metrics, strict=True):
         assert a["gradient_norm"] > 0.5  # so that it is clipped
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4), a, b)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        jax.device_get(split),
+        jax.device_get(fsdp.state),
         jax.device_get(whole),
     )
 
 
 def test_each_device_keeps_its_part(fsdp):
-    split, _ = fsdp
-    for tree in (split.variables, split.ema, split.optimizer):
+    for tree in (fsdp.state.variables, fsdp.state.ema, fsdp.state.optimizer):
         flat = jax.tree.leaves(tree)
         # The head's offset [5] and counters are what 8 devices cannot share.
-        whole = sum(leaf.nbytes for leaf in flat if not leaf.ndim or leaf.shape == (5,))
-        assert whole < 100
-        share = (sum(leaf.nbytes for leaf in flat) - whole) / 8 + whole
+        small = [leaf.nbytes for leaf in flat if not leaf.ndim or leaf.shape == (5,)]
+        assert sum(small) < 100
+        share = (sum(leaf.nbytes for leaf in flat) - sum(small)) / 8 + sum(small)
         for device in jax.devices():
             assert bytes_on(device, tree) == share
+
+
+def test_parameters_are_gathered_and_gradients_scattered_once(fsdp):
+    """And nothing is sent inside a loop: neither the attack's nor that over the parts."""
+    text = fsdp.program.as_text()
+    assert " while(" in text
+    sent = {row["kind"]: row for row in costs.collectives(text, 8)}
+    trained = [
+        leaf
+        for leaf in jax.tree.leaves(state.trained(fsdp.state.variables))
+        if leaf.shape != (5,)
+    ]
+    size = sum(leaf.nbytes for leaf in trained)
+    assert sent["all-gather"]["bytes"] == sent["reduce-scatter"]["bytes"] == size
+    assert sent["reduce-scatter"]["count"] <= len(trained)
+    assert sent["all-reduce"]["bytes"] < size / 10  # metrics, norms, the head's offset
+    assert all(row["in_loops"] == 0 for row in sent.values())
+
+
+def test_a_split_checkpoint_becomes_a_whole_one_and_back(fsdp, mesh, tmp_path):
+    def placed(sharding):
+        places = meshes.places(mesh, fsdp.state, sharding)
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=place
+            ),
+            fsdp.state,
+            places,
+        )
+
+    found = fsdp.state
+    for step_, sharding in enumerate(("replicated", "fsdp")):
+        with checkpoints.Checkpoints(tmp_path / sharding) as saved:
+            saved.save(step_, found)
+            saved.manager.wait_until_finished()
+            found = saved.restore(placed(sharding), step_)
+        chex.assert_trees_all_equal(jax.device_get(found), jax.device_get(fsdp.state))
+        whole = all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(found))
+        assert whole == (sharding == "replicated")
