@@ -30,9 +30,10 @@ through itself, on the test images.
   --step=4000                    a checkpoint's step, "best" or "latest" (default)
   --adapters=FILE                an adapters.npz of another run with the same frozen
                                  backbone, instead of this run's own adapters
+  --name=evaluation              of the files that are written
 
-Prints a table; writes the rows to DIR/evaluation.json and what each network says of each
-image to DIR/evaluation.npz, for `select` and `report`. Under several attacks, "union" is
+Prints a table; writes the rows to DIR/NAME.json and what each network says of each image
+to DIR/NAME.npz, for `select` and `report`. Under several attacks, "union" is
 the robustness to all of them. AutoAttack writes rows only, records every batch under
 DIR/autoattack, and goes on from there when it is started again.
 """
@@ -40,6 +41,7 @@ DIR/autoattack, and goes on from there when it is started again.
 import hashlib
 import json
 import os
+import shlex
 from fractions import Fraction
 
 import numpy as np
@@ -67,7 +69,9 @@ FLAGS = {
     "examples": "",
     "step": "latest",
     "adapters": "",
+    "name": "evaluation",
 }
+RESERVED = ("config", "results", "adapters", "lineage", "study", "selection", "transfer")
 COMBINE = ("mean", "max", "sum")
 AUTOATTACK = {"autoattack": "standard", "autoattack-plus": "plus"}
 
@@ -75,22 +79,10 @@ AUTOATTACK = {"autoattack": "standard", "autoattack-plus": "plus"}
 def main(argv):
     """Returns the exit code."""
     _, flags = configs.parse(argv, FLAGS, with_config=False)
+    check_flags(flags)
     cascade = flags["suite"] in AUTOATTACK
-    asked = flags["suite"].split(",") if flags["suite"] else []
-    if not cascade and set(asked) & AUTOATTACK.keys():
-        raise UsageError("--suite: AutoAttack runs alone, without other suites")
-    if (flags["norm"] or flags["eps"]) and not cascade:
-        raise UsageError(
-            "--norm and --eps are for --suite=autoattack; other suites have theirs in "
-            "the config"
-        )
     corrupted = read_corruptions(flags["suite"], flags["severity"])
     others = [name for name in flags["data"].split(",") if name]
-    if others and flags["suite"]:
-        raise UsageError(
-            "--data goes without --suite: images of other sets are as they are"
-        )
-    combine = pick({name: name for name in COMBINE}, flags["combine"], "--combine")
     from advadapters.commands import evaluating, runs, workdir
     from advadapters.evaluation import shifts, tables
 
@@ -101,45 +93,75 @@ def main(argv):
     images = read_number("statistics", flags["statistics"])
     test = evaluating.sample(run.data.test, examples)
     eps = read_eps(flags["eps"]) if cascade else None
-    known = run.evaluation.suites | dict.fromkeys([*AUTOATTACK, "corruptions"])
-    asked = [] if corrupted else asked or run.evaluation.suites
-    suites = {name: pick(known, name, "suite") for name in asked}
+    suites = {} if corrupted else read_suites(run, flags["suite"])
     adapters = os.path.expanduser(flags["adapters"])
     variables, step = runs.restore_variables(opened, flags["step"], adapters)
     if images:
         cases = evaluating.with_statistics(opened, variables, cases, images)
+    given = (opened, variables, test, cases)
     if cascade:
-        rows = evaluating.autoattack(
-            opened,
-            variables,
-            test,
-            step,
-            cases,
-            version=AUTOATTACK[flags["suite"]],
-            norm=flags["norm"] or "linf",
-            eps=eps,
-            journal=(f"-adapters-{digest(adapters)}" if adapters else "")
-            + (f"-statistics{images}" if images else ""),
-        )
+        settings = dict(version=AUTOATTACK[flags["suite"]], eps=eps)
+        settings["norm"] = flags["norm"] or "linf"
+        settings["journal"] = f"-adapters-{digest(adapters)}" if adapters else ""
+        settings["journal"] += f"-statistics{images}" if images else ""
+        rows = evaluating.autoattack(*given, step, **settings)
     else:
-        given = (opened, variables, test, cases)
         if corrupted:
             found = evaluating.corrupted(*given, *corrupted)
         elif others:
-            where = dict(data_dir=flags["data_dir"], combine=combine, examples=examples)
-            found = evaluating.shifted(opened, variables, cases, others, **where)
+            where = {key: flags[key] for key in ("data_dir", "combine")}
+            found = evaluating.shifted(
+                opened, variables, cases, others, examples=examples, **where
+            )
         else:
             found = evaluating.evaluate(*given, suites)
         rows = evaluating.rows(opened, variables, cases, found, step)
-        workdir.write_tables(opened.folder / "evaluation.npz", cases, found)
+        file = opened.folder / f"{flags['name']}.npz"
+        workdir.write_tables(file, cases, found, command_of(argv))
     if adapters:
         rows = [row | {"adapters": os.path.abspath(adapters)} for row in rows]
         print(f"with the adapters of {adapters}")
-    file = opened.folder / "evaluation.json"
+    file = opened.folder / f"{flags['name']}.json"
     workdir.write_text(file, json.dumps(rows, indent=1) + "\n")
     print(shifts.markdown(rows) if corrupted else tables.markdown(rows))
     print(f"written to {file}")
     return 0
+
+
+def check_flags(flags):
+    """Raises UsageError for flags that do not go together."""
+    cascade = flags["suite"] in AUTOATTACK
+    if not cascade and set(flags["suite"].split(",")) & AUTOATTACK.keys():
+        raise UsageError("--suite: AutoAttack runs alone, without other suites")
+    if (flags["norm"] or flags["eps"]) and not cascade:
+        raise UsageError(
+            "--norm and --eps are for --suite=autoattack; other suites have theirs in "
+            "the config"
+        )
+    if flags["data"] and flags["suite"]:
+        raise UsageError(
+            "--data goes without --suite: images of other sets are as they are"
+        )
+    pick({name: name for name in COMBINE}, flags["combine"], "--combine")
+    if not flags["name"].replace("-", "").isidentifier() or flags["name"] in RESERVED:
+        raise UsageError(
+            f"--name must be letters, digits, - and _, and none of {', '.join(RESERVED)}, "
+            f"got {flags['name']!r}"
+        )
+
+
+def read_suites(run, text):
+    """{name: attack} of the config's suites that are asked for, all for none."""
+    if text in AUTOATTACK:
+        return {}
+    known = run.evaluation.suites | dict.fromkeys([*AUTOATTACK, "corruptions"])
+    names = text.split(",") if text else run.evaluation.suites
+    return {name: pick(known, name, "suite") for name in names}
+
+
+def command_of(argv):
+    """The command line that says the same again."""
+    return shlex.join(["advadapters", "evaluate", *argv])
 
 
 def read_corruptions(suite, severity):

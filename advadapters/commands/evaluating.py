@@ -235,7 +235,7 @@ def with_statistics(opened, variables, cases, images):
     return found
 
 
-def autoattack(opened, variables, split, step, cases, *, version, norm, eps, journal):
+def autoattack(opened, variables, split, cases, step, *, version, norm, eps, journal):
     """Result rows: AutoAttack on each case alone, clean and after the cascade.
 
     journal: what the record's name ends with where the networks are not the run's own.

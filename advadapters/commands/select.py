@@ -9,6 +9,7 @@ and image (DIR/evaluation.npz), so nothing is computed again:
 
 Several workdirs are seeds of one thing: the table then shows their mean.
 
+  --name=evaluation              the --name that `evaluate` was given
   --labels=10,50,100,500         numbers of labelled images (default: of 10, 50, 100, 500,
                                  1000 those that leave half of the images unseen)
   --draws=20                     random draws of the labelled images, where they are fewer
@@ -30,7 +31,7 @@ from advadapters import config as configs
 from advadapters.errors import UsageError, pick
 
 LABELS = (10, 50, 100, 500, 1000)
-FLAGS = {"workdir": None, "labels": "", "draws": "20", "suite": ""}
+FLAGS = dict(workdir=None, name="evaluation", labels="", draws="20", suite="")
 
 
 def main(argv):
@@ -43,10 +44,15 @@ def main(argv):
 
     folders = [epath.Path(name).expanduser() for name in flags["workdir"].split(",")]
     draws = evaluate.read_number("draws", flags["draws"]) or 1
-    read = [workdir.read_tables(folder / "evaluation.npz") for folder in folders]
+    read = [workdir.read_tables(folder / f"{flags['name']}.npz") for folder in folders]
     told = read[0][0]
     need_alike(folders, read)
-    tables = [keep_suites(found, flags["suite"]) for _, found in read]
+    if sum(not one.get("ensemble") for one in told) < 3:
+        raise UsageError(
+            f"{folders[0]} has {len(told)} networks to choose from: run `advadapters "
+            "evaluate --grid=0.2` first"
+        )
+    tables = [keep_suites(found, flags["suite"]) for _, found, _ in read]
     fewest = min(len(t.labels) for found in tables for t in found.values())
     labels = read_labels(flags["labels"], fewest)
     runs = [choosing.rows(told, found, labels, draws) for found in tables]
@@ -65,19 +71,14 @@ def main(argv):
 
 
 def need_alike(folders, read):
-    """Raises UsageError where runs differ in networks or suites, or hold no grid."""
-    (told, first), *others = read
-    for folder, (other, found) in zip(folders[1:], others, strict=True):
+    """Raises UsageError where runs differ in networks or suites."""
+    (told, first, _), *others = read
+    for folder, (other, found, _) in zip(folders[1:], others, strict=True):
         if other != told or found.keys() != first.keys():
             raise UsageError(
                 f"{folder} was not evaluated like {folders[0]}: run the same `advadapters "
-                "evaluate --grid=... --suite=...` on both"
+                "evaluate` on both"
             )
-    if sum(not one.get("ensemble") for one in told) < 3:
-        raise UsageError(
-            f"{folders[0]} has {len(told)} networks to choose from: run `advadapters "
-            "evaluate --grid=0.2` first"
-        )
 
 
 def keep_suites(found, text):

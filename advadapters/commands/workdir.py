@@ -172,16 +172,20 @@ def write_results(folder, rows):
     write_text(folder / "results.json", json.dumps(rows, indent=1) + "\n")
 
 
-def write_tables(file, cases, found):
-    """Writes {suite: `accuracy.Table`} of the cases as an .npz, whole or not at all."""
+def write_tables(file, cases, found, command=""):
+    """Writes {suite: `accuracy.Table`} of the cases as an .npz, whole or not at all.
+
+    command: what made them, to be told beside them.
+    """
     arrays = {"networks": np.array(json.dumps([case.told for case in cases]))}
+    arrays["command"] = np.array(command)
     for suite, table in found.items():
         arrays |= {f"{suite}/{key}": value for key, value in table._asdict().items()}
     write_whole(file, lambda raw: np.savez_compressed(raw, **arrays))
 
 
 def read_tables(file):
-    """(what each network is told of, {suite: `accuracy.Table`}) of such an .npz.
+    """(what each network is told of, {suite: `accuracy.Table`}, command) of such an .npz.
 
     Raises UsageError where it is not there or is none.
     """
@@ -189,7 +193,7 @@ def read_tables(file):
 
     try:
         with file.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
-            told = json.loads(str(arrays["networks"]))
+            told, command = json.loads(str(arrays["networks"])), str(arrays["command"])
             suites = dict.fromkeys(n.rpartition("/")[0] for n in arrays if "/" in n)
             found = {
                 suite: Table(*(arrays[f"{suite}/{key}"] for key in Table._fields))
@@ -197,7 +201,7 @@ def read_tables(file):
             }
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot read {file} as tables of predictions: {error}") from None
-    return told, found
+    return told, found, command
 
 
 @hosts.once

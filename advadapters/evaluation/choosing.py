@@ -3,7 +3,7 @@
 import numpy as np
 
 from advadapters import soups
-from advadapters.evaluation.studies import half_width
+from advadapters.evaluation.studies import spread
 from advadapters.evaluation.tables import name_of
 from advadapters.intervals import wilson
 
@@ -158,10 +158,3 @@ def cell(rows):
         value, low, high = (100 * rows[0][key] for key in ("value", "low", "high"))
         return f"{value:.1f} ({low:.1f}-{high:.1f})"
     return spread([row["value"] for row in rows])
-
-
-def spread(values):
-    """ "81.2 ± 0.9", or "81.2" of a single value."""
-    half = half_width(values)
-    told = "" if half is None else f" ± {100 * half:.1f}"
-    return f"{100 * np.mean(values):.1f}{told}"

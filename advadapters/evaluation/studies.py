@@ -63,6 +63,13 @@ def half_width(values):
     return float(stats.t.ppf(0.975, len(values) - 1) * spread)
 
 
+def spread(values, digits=1):
+    """ "81.2 ± 0.9": percent, the mean of seeds and half of its 95% interval."""
+    half = half_width(values)
+    told = "" if half is None else f" ± {100 * half:.{digits}f}"
+    return f"{100 * np.mean(values):.{digits}f}{told}"
+
+
 def by_case(rows):
     """{case: {suite: row}} in the order of the rows."""
     table = {}
@@ -92,8 +99,7 @@ def markdown(rows):
 
 def cell(row):
     """ "98.7 ± 0.4 (clean mode)"."""
-    half = "" if row["low"] is None else f" ± {100 * (row['high'] - row['mean']):.1f}"
-    return f"{100 * row['mean']:.1f}{half} ({row['mode']})"
+    return f"{spread(row['values'])} ({row['mode']})"
 
 
 def draw(rows, file):

@@ -82,7 +82,7 @@ def test_other_test_sets(trained, tmp_path, capsys):
     where = f"--data_dir={tmp_path}"
     (row,) = evaluated(trained, "--data=mnist_corrupted/fog", where)
     assert (row["suite"], row["metric"]) == ("mnist_corrupted/fog", "accuracy")
-    _, tables = workdir.read_tables(trained / "evaluation.npz")
+    _, tables, command = workdir.read_tables(trained / "evaluation.npz")
     found = tables["mnist_corrupted/fog"]
     assert sorted(found.labels.tolist()) == sorted(labels) and row["n"] == 20
     assert row["correct"] == found.right.sum()

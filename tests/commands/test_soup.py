@@ -112,7 +112,7 @@ def test_statistics_are_estimated_anew(season):
     found = []
     for more in ([], ["--statistics=360"]):
         assert main(["evaluate", *argv, *more]) == 0
-        told, tables = workdir.read_tables(season / "soup" / "evaluation.npz")
+        told, tables, _ = workdir.read_tables(season / "soup" / "evaluation.npz")
         assert told == [{"mixture": {"linf": 0.5, "nominal": 0.5}}]
         found.append(tables["clean"])
     mixed, fresh = found

@@ -1,0 +1,133 @@
+"""usage: advadapters report --workdir=DIR[,DIR,...] [--name=evaluation]
+       advadapters report --papers="NAME=DIR,DIR;NAME=DIR@WAY" --output=FILE
+
+Tables and pictures of what `evaluate` found, nothing computed again; several workdirs are
+seeds of one thing. Writes to DIR (the first):
+
+  report.md           accuracies with the spread over the seeds, the command of each; for
+                      each suite the classes that lose most between the network best on
+                      clean images and the one best in the suite
+  report_fronts.png   each suite against clean accuracy, a point per soup
+  report_simplex.png  the same over the triangle of any three domains, where a grid was
+                      evaluated
+  report_classes.png  each class along the front between clean images and a suite
+
+  --name=results      of the files to read: the --name that `evaluate` was given, or
+                      results, which `train` wrote (default: evaluation)
+
+--papers fills the table on the poster of Croce et al. (2023) with our rows: for each name
+the first network of evaluation.json of each DIR, a seed each, or of selection.json the
+WAY: ingredient, single, specific or ensemble. Cells that were not run stay empty.
+"""
+
+import json
+
+import numpy as np
+
+from advadapters import config as configs
+from advadapters.errors import UsageError, pick
+
+FLAGS = dict(workdir="", name="evaluation", papers="", output="")
+
+
+def main(argv):
+    """Returns the exit code."""
+    _, flags = configs.parse(argv, FLAGS, with_config=False)
+    if bool(flags["workdir"]) == bool(flags["papers"] and flags["output"]):
+        raise UsageError("give either --workdir=... or --papers=... with --output=FILE")
+    if flags["papers"]:
+        return write_papers(flags["papers"], flags["output"])
+    from etils import epath
+
+    from advadapters.commands import workdir
+    from advadapters.commands.select import need_alike
+    from advadapters.evaluation import pictures
+
+    folders = [epath.Path(name).expanduser() for name in flags["workdir"].split(",")]
+    read = [workdir.read_tables(folder / f"{flags['name']}.npz") for folder in folders]
+    need_alike(folders, read)
+    (told, tables, _), first = read[0], folders[0]
+    drawn = {"fronts": pictures.draw_fronts}
+    if pictures.faces(told):
+        drawn["simplex"] = pictures.draw_simplex
+    whole = all(table.labels.ndim == 1 for table in tables.values())
+    if whole and "clean" in tables and len(tables) > 1:
+        drawn["classes"] = pictures.draw_classes
+    if "clean" not in tables:
+        del drawn["fronts"]
+    files = [f"report_{name}.png" for name in drawn]
+    for file, draw in zip(files, drawn.values(), strict=True):
+        workdir.write_whole(first / file, lambda raw, draw=draw: draw(told, tables, raw))
+    text = describe(folders, read, "classes" in drawn)
+    text += "".join(f"\n![{file}]({file})\n" for file in files)
+    workdir.write_text(first / "report.md", text)
+    print(text)
+    print(f"written to {first}: report.md, {', '.join(files)}")
+    return 0
+
+
+def describe(folders, read, classes):
+    """The text of report.md; classes: whether there are tables by class."""
+    from advadapters.evaluation import classes as by_class
+    from advadapters.evaluation.studies import spread
+    from advadapters.evaluation.tables import name_of
+
+    told, tables, _ = read[0]
+    lines = ["| network | " + " | ".join(tables) + " |", "| --- |" + " --- |" * len(tables)]
+    means = {
+        suite: np.array([found[suite].right.mean(axis=1) for _, found, _ in read])
+        for suite in tables
+    }
+    for n, one in enumerate(told):
+        cells = [spread(list(means[suite][:, n])) for suite in tables]
+        lines.append(f"| {name_of(one)} | " + " | ".join(cells) + " |")
+    lines += ["", f"percent; {len(read)} seed(s), half of the 95% interval over them:", ""]
+    for folder, (_, _, command) in zip(folders, read, strict=True):
+        lines.append(f"- `{command or f'advadapters train ... --workdir={folder}'}`")
+    for suite in [name for name in tables if name != "clean"] if classes else []:
+        rows = by_class.changes(told, tables, suite)
+        lines += ["", f"Classes by what robustness to {suite} costs them:", ""]
+        lines.append(by_class.markdown(rows, suite))
+    return "\n".join(lines) + "\n"
+
+
+def write_papers(text, output):
+    """The poster's table with our rows, as markdown; returns the exit code."""
+    from etils import epath
+
+    from advadapters.commands import workdir
+    from advadapters.evaluation import published
+
+    ours = {}
+    for part in filter(None, text.split(";")):
+        name, equals, where = part.partition("=")
+        folders, _, way = where.partition("@")
+        if not equals or not folders:
+            raise UsageError(f"--papers: {part!r} is not NAME=DIR,DIR or NAME=DIR@WAY")
+        paths = [epath.Path(folder).expanduser() for folder in folders.split(",")]
+        found = [read_seed(path, way) for path in paths]
+        told = "select" if way else "evaluate"
+        ours[name] = (f"`advadapters {told} --workdir={folders}`", found)
+    table = published.markdown(ours)
+    workdir.write_text(epath.Path(output).expanduser(), table + "\n")
+    print(f"{table}\nwritten to {output}")
+    return 0
+
+
+def read_seed(folder, way):
+    """{suite: accuracy} of one run; raises UsageError where it was not evaluated."""
+    from advadapters.evaluation.tables import name_of
+
+    file = folder / ("selection.json" if way else "evaluation.json")
+    try:
+        rows = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {file}: {error}") from None
+    if way:
+        ways = {}
+        own = [row for row in rows["rows"] if row["workdir"] == str(folder)]
+        for row in own:  # of several numbers of labels the last is the most
+            ways.setdefault(row["way"], {})[row["suite"]] = row["value"]
+        return pick(ways, way, "way of choosing")
+    first = name_of(rows[0])
+    return {row["suite"]: row["value"] for row in rows if name_of(row) == first}

@@ -1,0 +1,57 @@
+"""Who pays for robustness: accuracies by class, from tables of predictions."""
+
+import numpy as np
+
+from advadapters.evaluation.tables import name_of
+
+
+def accuracies(table):
+    """(classes [L], accuracy [S, L]) of the classes that occur, one label an image."""
+    classes = np.unique(table.labels)
+    right = table.right
+    found = [right[:, table.labels == label].mean(axis=1) for label in classes]
+    return classes, np.stack(found, axis=1)
+
+
+def extremes(told, tables, suite):
+    """(number of the network best on clean images, of the one best in the suite)."""
+    alone = [n for n, one in enumerate(told) if not one.get("ensemble")]
+    return tuple(
+        alone[int(np.argmax(tables[name].right[alone].mean(axis=1)))]
+        for name in ("clean", suite)
+    )
+
+
+def changes(told, tables, suite):
+    """Rows by class, the greatest loss first: what the network best in a suite costs it.
+
+    told, tables: see `commands.workdir.read_tables`.
+    """
+    first, second = extremes(told, tables, suite)
+    classes, clean = accuracies(tables["clean"])
+    _, robust = accuracies(tables[suite])
+    found = [
+        {
+            "class": int(label),
+            "from": name_of(told[first]),
+            "to": name_of(told[second]),
+            "clean": [float(clean[n, k]) for n in (first, second)],
+            "robust": [float(robust[n, k]) for n in (first, second)],
+        }
+        for k, label in enumerate(classes)
+    ]
+    return sorted(found, key=lambda row: row["clean"][1] - row["clean"][0])
+
+
+def markdown(rows, suite, most=10):
+    """A line per class, the `most` that lose the most clean accuracy, percent."""
+    first, second = rows[0]["from"], rows[0]["to"]
+    lines = [
+        f"| class | clean, {first} | clean, {second} | {suite}, {first} "
+        f"| {suite}, {second} |",
+        "| --- |" + " --- |" * 4,
+    ]
+    for row in rows[:most]:
+        cells = [f"{100 * value:.1f}" for value in (*row["clean"], *row["robust"])]
+        lines.append(f"| {row['class']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,142 @@
+"""Pictures of many soups: fronts, simplexes, classes."""
+
+import itertools
+
+import numpy as np
+
+from advadapters.evaluation import classes
+from advadapters.evaluation.tables import name_of
+
+
+def sheet(rows, columns, file, draw):
+    """Writes a sheet of panels; draw: (axes [rows, columns], figure) fills them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = (1 + 4.2 * columns, 0.6 + 3.9 * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure.subplots(rows, columns, squeeze=False), figure)
+    figure.savefig(file, dpi=120)
+
+
+def front(across, along):
+    """Numbers of the points that no other beats in both coordinates, by the first."""
+    order = np.lexsort((-np.asarray(along), -np.asarray(across)))
+    kept, highest = [], -np.inf
+    for n in order:
+        if along[n] > highest:
+            kept.append(int(n))
+            highest = along[n]
+    return kept
+
+
+def draw_fronts(told, tables, file):
+    """Accuracy in every suite against clean accuracy, a point per soup.
+
+    The line joins those that no other beats in both; the mixed networks are named,
+    ensembles are squares.
+    """
+    suites = [name for name in tables if name != "clean"] or ["clean"]
+    clean = 100 * tables["clean"].right.mean(axis=1)
+    alone = np.array([not one.get("ensemble") for one in told])
+
+    def draw(panels, figure):
+        for axes, suite in zip(panels[0], suites, strict=True):
+            value = 100 * tables[suite].right.mean(axis=1)
+            axes.plot(clean[alone], value[alone], "o", ms=3, color="0.6")
+            axes.plot(clean[~alone], value[~alone], "s", ms=6, mfc="none", color="C2")
+            best = np.flatnonzero(alone)[front(clean[alone], value[alone])]
+            axes.plot(clean[best], value[best], "-o", ms=4, color="C0")
+            for n, one in enumerate(told):
+                if name_of(one).endswith(" mode"):
+                    axes.plot(clean[n], value[n], "o", ms=8, mfc="none", color="C3")
+                    axes.annotate(
+                        name_of(one).removesuffix(" mode"), (clean[n], value[n]),
+                        xytext=(6, -10), textcoords="offset points", fontsize=8,
+                        color="C3",
+                    )  # fmt: skip
+            axes.set_xlabel("clean accuracy, %")
+            axes.set_ylabel(f"{suite}, %")
+            axes.grid(alpha=0.3)
+
+    sheet(1, len(suites), file, draw)
+
+
+def corners(weights):
+    """Places [N, 2] of weights [N, 3] in a triangle of side 1."""
+    places = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
+    return np.asarray(weights) @ places
+
+
+def faces(told):
+    """{three domains: [(number of the network, its weights [3]), ...]} where it is a grid.
+
+    The faces of the simplex of three and more ingredients; a face is there with six soups
+    or more.
+    """
+    alone = [n for n, one in enumerate(told) if not one.get("ensemble")]
+    domains = list(told[alone[0]].get("mixture", {}))
+    found = {}
+    for three in itertools.combinations(domains, 3):
+        weights = {n: [told[n]["mixture"][name] for name in three] for n in alone}
+        inside = [(n, w) for n, w in weights.items() if abs(sum(w) - 1) < 1e-6]
+        if len(inside) >= 6:
+            found[three] = inside
+    return found
+
+
+def draw_simplex(told, tables, file):
+    """Accuracy over every face of the simplex, a row of triangles for each suite."""
+    known = faces(told)
+
+    def draw(panels, figure):
+        for line, (suite, table) in zip(panels, tables.items(), strict=True):
+            value = 100 * table.right.mean(axis=1)
+            shown = [n for inside in known.values() for n, _ in inside]
+            span = dict(vmin=value[shown].min(), vmax=value[shown].max())
+            for axes, (three, inside) in zip(line, known.items(), strict=True):
+                numbers, weights = zip(*inside, strict=True)
+                x, y = corners(weights).T
+                points = axes.scatter(x, y, c=value[list(numbers)], s=110, **span)
+                top = numbers[int(np.argmax(value[list(numbers)]))]
+                axes.plot(*corners([dict(inside)[top]])[0], "k*", ms=9)
+                for name, (px, py) in zip(three, corners(np.eye(3)), strict=True):
+                    below = -0.09 if py == 0 else 0.06
+                    axes.text(px, py + below, name, ha="center", fontsize=9)
+                axes.set_title(f"{suite}, %", fontsize=9)
+                axes.axis("off")
+                axes.set_aspect("equal")
+                axes.margins(0.12)
+            figure.colorbar(points, ax=line[-1], shrink=0.7)
+
+    sheet(len(tables), len(known), file, draw)
+
+
+def draw_classes(told, tables, file):
+    """Clean and robust accuracy of each class along the way from accurate to robust.
+
+    The networks of the front between clean images and each suite, a line per class.
+    """
+    suites = [name for name in tables if name != "clean"]
+    alone = [n for n, one in enumerate(told) if not one.get("ensemble")]
+
+    def draw(panels, figure):
+        for line, suite in zip(panels, suites, strict=True):
+            means = [tables[name].right[alone].mean(axis=1) for name in ("clean", suite)]
+            along = [alone[n] for n in front(*means)]
+            for axes, name in zip(line, ("clean", suite), strict=True):
+                labels, values = classes.accuracies(tables[name])
+                for k, label in enumerate(labels[:20]):
+                    color = f"C{k % 10}"
+                    axes.plot(100 * values[along, k], "-o", ms=3, color=color)
+                    end = (len(along) - 1, 100 * values[along[-1], k])
+                    axes.annotate(str(label), end, xytext=(5, -3), fontsize=8,
+                                  textcoords="offset points", color=color)  # fmt: skip
+                axes.plot(100 * tables[name].right[along].mean(axis=1), "k-", lw=2.5)
+                axes.set_xlabel(f"front from clean to {suite}")
+                axes.set_ylabel(f"{name}, %, by class (black: all)")
+                axes.set_xticks([])
+                axes.grid(alpha=0.3)
+
+    sheet(len(suites), 2, file, draw)

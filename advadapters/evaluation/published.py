@@ -1,0 +1,71 @@
+"""The numbers of the papers, and ours beside them.
+
+Source of `ROWS`: the table on the poster of Croce et al. (2023), ViT-B/16 on ImageNet,
+top-1 accuracy in percent; "C" is accuracy on ImageNet-C, not mCE. Its means are recomputed.
+"""
+
+import numpy as np
+
+from advadapters.evaluation.studies import spread
+
+# Title of a column: the suite that ours comes from.
+COLUMNS = {
+    "IN": "imagenet",
+    "Real": "imagenet_real",
+    "V2": "imagenet_v2",
+    "A": "imagenet_a",
+    "R": "imagenet_r",
+    "Sketch": "imagenet_sketch",
+    "Conflict": "conflict_stimuli/shape",
+    "C": "corruptions mean",
+}
+# Name: (forward passes, percents in the order of COLUMNS).
+ROWS = {
+    "Nominal training": (1, (82.64, 87.33, 71.42, 28.03, 47.94, 34.43, 30.47, 64.45)),
+    "Adversarial training": (1, (76.88, 83.91, 64.81, 12.35, 55.76, 40.11, 59.45, 55.44)),
+    "Fine-tuned MAE-B16": (1, (83.10, 88.02, 72.80, 37.92, 49.30, 35.69, 27.81, 63.23)),
+    "AdvProp": (1, (83.39, 88.06, 73.17, 34.81, 53.04, 39.25, 38.98, 70.39)),
+    "Pyramid-AT": (1, (83.14, 87.82, 72.53, 32.72, 51.78, 38.60, 37.27, 67.01)),
+    "Independent networks ensemble": (
+        2, (82.86, 87.78, 71.73, 25.99, 54.20, 37.33, 46.41, 65.61)
+    ),
+    "Individual networks ensemble": (
+        4, (81.31, 86.97, 70.21, 23.13, 54.82, 39.51, 56.02, 68.17)
+    ),
+    "Single soup": (1, (82.49, 87.85, 71.99, 34.31, 53.84, 39.84, 38.52, 66.82)),
+    "Dataset-specific soups": (1, (82.29, 87.89, 71.95, 38.27, 56.39, 40.73, 67.03, 69.34)),
+}  # fmt: skip
+
+
+def markdown(ours):
+    """The poster's table, a line of ours below each of its own where there are runs.
+
+    ours: {name: (command, [{suite: accuracy in [0, 1]} of each seed])}; names that the
+    poster has not come last. A cell of ours is the mean over the seeds and half of its 95%
+    interval, and empty where a seed has not been evaluated.
+    """
+    titles = ["setup", "forward passes", *COLUMNS, "mean", "seeds", "command"]
+    lines = ["| " + " | ".join(titles) + " |", "| --- |" + " --- |" * (len(titles) - 1)]
+    for name in [*ROWS, *(name for name in ours if name not in ROWS)]:
+        if name in ROWS:
+            passes, values = ROWS[name]
+            cells = [f"{value:.2f}" for value in (*values, np.mean(values))]
+            told = [f"{name}, published", str(passes), *cells, "", ""]
+            lines.append("| " + " | ".join(told) + " |")
+        command, seeds = ours.get(name, ("", []))
+        told = [f"{name}, ours", "", *our_cells(seeds), str(len(seeds)), command]
+        lines.append("| " + " | ".join(told) + " |")
+    return "\n".join(lines)
+
+
+def our_cells(seeds):
+    """Cells of one row, its mean where all columns are there."""
+    whole = [
+        suite for suite in COLUMNS.values() if seeds and all(suite in s for s in seeds)
+    ]
+    cells = [
+        spread([s[c] for s in seeds], 2) if c in whole else "" for c in COLUMNS.values()
+    ]
+    if len(whole) < len(COLUMNS):
+        return [*cells, ""]
+    return [*cells, spread([np.mean([s[c] for c in whole]) for s in seeds], 2)]
