@@ -25,7 +25,7 @@ class Data(NamedTuple):
 
 
 def read_data(c, classes, mesh):
-    """config.data -> Data, for batches over a mesh."""
+    """config.data -> Data, for batches over a mesh; classes: 0 if they do not matter."""
     channels = c.take("channels", int, low=1)
     source = sources.load(
         c.take("source", str),

@@ -44,12 +44,11 @@ def train_batches(
     stream = grain.MapDataset.range(len(split)).shuffle(seed=seed).repeat()
     first, rows = host_rows(batch_size, process)
 
+    cut = make_crop(size, crop, seed)
+
     def example(position):
-        rng = np.random.default_rng((seed, position))
         image, label = readable(split, stream[position])
-        if crop == "random_resized":
-            return codecs.random_resized_crop(image, size, rng), label
-        return codecs.central_crop(image, size, 1.0), label
+        return cut(image, position), label
 
     def batch(step):
         base = step * batch_size + first
@@ -58,6 +57,18 @@ def train_batches(
         return stack_examples(examples) | {"index": index}
 
     return prefetched(grain.MapDataset.range(start, stop).map(batch), workers)
+
+
+def make_crop(size, crop, seed):
+    """(image, position in the stream of training images) -> image [size, size, C]."""
+
+    def cut(image, position):
+        if crop == "central":
+            return codecs.central_crop(image, size, 1.0)
+        rng = np.random.default_rng((seed, position))
+        return codecs.random_resized_crop(image, size, rng)
+
+    return cut
 
 
 def prefetched(steps, workers):

@@ -264,8 +264,8 @@ def load(spec, *, channels=3, skip_corrupt=False, data_dir=""):
 
 
 def check(source, classes, channels):
-    """Raises UsageError if labels or channels do not fit a model for `classes`."""
-    if source.classes and source.classes != classes:
+    """Raises UsageError if labels or channels do not fit a model for `classes` (0: any)."""
+    if classes and source.classes and source.classes != classes:
         raise UsageError(
             f"the data has {source.classes} classes but config.model.classes={classes}"
         )
@@ -273,7 +273,8 @@ def check(source, classes, channels):
         if not len(split):
             raise UsageError(f"the {name} split is empty")
         labels = getattr(split, "labels", None)
-        if labels is not None and not (0 <= labels.min() <= labels.max() < classes):
+        known = classes and labels is not None
+        if known and not (0 <= labels.min() <= labels.max() < classes):
             raise UsageError(
                 f"{name} labels run from {labels.min()} to {labels.max()}; a model with "
                 f"{classes} classes allows 0 to {classes - 1}"
