@@ -2,6 +2,7 @@
 
 import multiprocessing
 
+import cv2
 import numpy as np
 import pytest
 
@@ -99,6 +100,22 @@ def test_crops(rng):
         areas.add(crop.tobytes())
     assert len(areas) > 15
     assert codecs.random_resized_crop(image[..., :1], 5, rng).shape == (5, 5, 1)
+
+
+def test_evaluation_prepares_images_as_the_readme_says(rng):
+    """500x375, size 224, ratio 0.875: 341x256 by area, then the middle; by hand."""
+    image = rng.integers(0, 256, (375, 500, 3)).astype(np.uint8)
+    small = cv2.resize(image, (341, 256), interpolation=cv2.INTER_AREA)
+    found = codecs.central_crop(image, 224, 0.875)
+    np.testing.assert_array_equal(found, small[16:240, 58:282])
+    image = rng.integers(0, 256, (90, 60, 1)).astype(np.uint8)
+    large = cv2.resize(image, (256, 384), interpolation=cv2.INTER_CUBIC)[..., None]
+    found = codecs.central_crop(image, 224, 0.875)
+    np.testing.assert_array_equal(found, large[80:304, 16:240])
+    # By area, half the size is the mean of four pixels.
+    image = rng.integers(0, 256, (8, 12, 3)).astype(np.uint8)
+    mean = image.reshape(4, 2, 6, 2, 3).mean((1, 3))
+    assert np.abs(codecs.central_crop(image, 4, 1.0) - mean[:, 1:5]).max() <= 0.5
 
 
 def test_random_resized_crop_has_the_area_and_ratio_it_says(monkeypatch, rng):
