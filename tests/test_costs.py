@@ -134,12 +134,37 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 
 def test_messages_of_a_program():
-    assert costs.collectives(PROGRAM, 4) == [
+    assert costs.collectives(costs.computations(PROGRAM), 4) == [
         {"kind": "all-reduce", "count": 2, "bytes": 8 * 4 + 16 * 4 + 16 * 2, "in_loops": 1},
         {"kind": "all-gather", "count": 1, "bytes": 8 * 4, "in_loops": 0},
         {"kind": "reduce-scatter", "count": 1, "bytes": 4 * 3 * 4, "in_loops": 0},
         {"kind": "collective-permute", "count": 1, "bytes": 16 * 4 + 4, "in_loops": 0},
     ]
+
+
+def test_traffic_of_a_program():
+    """What runs, with its operands: neither inside of fusions nor what is on the chip."""
+    program = """\
+%inside (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %twice = f32[8]{0} add(%p, %p)
+}
+
+%body (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %copy = f32[8]{0} copy(%p), metadata={op_name="a"}
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0:T(128)} parameter(0)
+  %near = (f32[8]{0:T(128)S(1)}, f32[8]{0:T(128)}, u32[]{:S(2)}) copy-start(%a)
+  %there = f32[8]{0:T(128)S(1)} copy-done(%near)
+  %sum = bf16[100]{0:T(128)} fusion(%a, %there), kind=kLoop, calls=%inside
+  ROOT %loop = f32[8]{0} while(%sum), condition=%never, body=%body
+}
+"""
+    # copied near: 32; fused: 32 read, 200 written; in the loop: 32 read, 32 written.
+    assert costs.traffic(costs.computations(program)) == 32 + 32 + 200 + 64
 
 
 def test_seconds_are_those_of_the_slowest_part():

@@ -15,8 +15,8 @@ chip, what chips send each other, and the time that the chip's figures allow.
 
 A ViT-B takes minutes of a core to compile for a TPU. FLOPs are of matrix products, a
 product and a sum each; the compiler counts a loop's body once, which is corrected by the
-count on paper. Times are lower bounds at the chip's peak, with the compiler's count of
-bytes, which includes some that never leave the chip.
+count on paper. Times are at the chip's peak, if products, memory and links never wait for
+each other: nothing is faster. Bytes from and to memory are counted in the compiled program.
 """
 
 import itertools
@@ -147,13 +147,16 @@ def measure(name, run, mesh, chip):
         return row | {"fits": False, "memory": {"peak": needed(str(error))}}
     row["memory"] = costs.memory(compiled)
     row["fits"] = row["memory"]["peak"] <= chip.memory if chip else None
-    row["collectives"] = costs.collectives(compiled.as_text(), mesh.size)
+    program = costs.computations(compiled.as_text())
+    row["collectives"] = costs.collectives(program, mesh.size)
+    row["traffic"] = (
+        costs.traffic(program) * row["flops"]["paper"] // row["flops"]["paper_once"]
+    )
     once, paper = row["flops"]["paper_once"], row["flops"]["paper"]
-    analysis = compiled.cost_analysis()
-    found = analysis["flops"] * mesh.size / run.batch_size
+    found = compiled.cost_analysis()["flops"] * mesh.size / run.batch_size
     row["flops"] |= {"compiled_once": found, "compiled": found + paper - once}
     if chip:
-        row |= times(row, chip, analysis["bytes accessed"] * paper / once)
+        row |= times(row, chip)
     row["compile_seconds"] = time.monotonic() - started
     print(f"{name}, batch {run.batch_size}: {row['compile_seconds']:.0f} s", flush=True)
     return row
@@ -180,12 +183,13 @@ def needed(text):
     return float(match[1]) * 1024 ** (" KMG".index(match[2])) if match else None
 
 
-def times(row, chip, traffic):
+def times(row, chip):
     """What a row tells about time: at best, by the figures of a chip."""
     from advadapters import costs
 
     flops = row["flops"]["compiled"] * row["batch_size"]
-    seconds = costs.seconds(chip, row["devices"], flops, traffic, row["collectives"])
+    spent = (flops, row["traffic"], row["collectives"])
+    seconds = costs.seconds(chip, row["devices"], *spent)
     hours = row["steps"] * seconds["step"] / 3600
     return {
         "seconds": seconds,
