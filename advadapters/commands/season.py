@@ -13,10 +13,12 @@ from it whatever their config says, in DIR/OTHER; puts them together as DIR/soup
   --config.KEY=VALUE             changes all variants
 
 A second call goes on where the first was cut off. Writes to DIR/soup what `soup` and
-`evaluate` write, and season.md: the table, and the best of each suite. Choosing on the
-images that are evaluated flatters the best: see `select`.
+`evaluate` write, and season.md: the table, the best of each suite, and whether the
+networks belong together. Choosing on the images that are evaluated flatters the best: see
+`select`.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -80,9 +82,39 @@ def summarise(folder):
     from advadapters.evaluation import tables
 
     rows = json.loads((folder / "evaluation.json").read_text())
-    text = tables.markdown(rows) + "\n\n" + best(rows) + "\n"
-    (folder / "season.md").write_text(text)
-    return best(rows)
+    told = best(rows) + "\n\n" + barriers(rows)
+    (folder / "season.md").write_text(tables.markdown(rows) + "\n\n" + told + "\n")
+    return told
+
+
+def barriers(rows):
+    """A table: how far clean accuracy falls below the straight line between ingredients.
+
+    On the soups of two that were evaluated; networks that do not belong together show a
+    deep valley (Frankle et al. 2020).
+    """
+    from advadapters import soups
+
+    clean = [row for row in rows if row["suite"] == "clean" and "ensemble" not in row]
+    names = list(clean[0]["mixture"])
+    errors = {key_of(row["mixture"].values()): 1 - row["value"] for row in clean}
+    lines = [
+        "| between | clean accuracy below the line, points | at |",
+        "| --- | --- | --- |",
+    ]
+    for first, second in itertools.combinations(range(len(names)), 2):
+        edge = [m for m in errors if m[first] >= 0 <= m[second]]
+        edge = [m for m in edge if abs(m[first] + m[second] - 1) < 1e-6]
+        score = lambda mixtures: [errors[key_of(m)] for m in mixtures]  # noqa: E731
+        found = soups.barrier(score, len(names), first, second, points=len(edge))
+        pair = f"{names[first]} and {names[second]}"
+        lines.append(f"| {pair} | {100 * found.height:.1f} | {found.at:g} {names[first]} |")
+    return "\n".join(lines)
+
+
+def key_of(mixture):
+    """Weights without their rounding errors."""
+    return tuple(round(weight, 6) for weight in mixture)
 
 
 def best(rows):
@@ -94,7 +126,7 @@ def best(rows):
         "| --- | --- | --- | --- | --- |",
     ]
     for suite in dict.fromkeys(row["suite"] for row in rows):
-        found = [row for row in rows if row["suite"] == suite]
+        found = [row for row in rows if row["suite"] == suite and "ensemble" not in row]
         alone = [row for row in found if name_of(row).endswith(" mode")]
         one, two = (max(part, key=lambda row: row["value"]) for part in (alone, found))
         cells = [suite, name_of(one), percent(one), name_of(two), percent(two)]
