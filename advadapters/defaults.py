@@ -64,6 +64,20 @@ def config():
     )
 
 
+def digits(model):
+    """`config` for a short run on scikit-learn's digits, 337 steps; model: see `model`."""
+    made = config()
+    made.epochs = 30.0
+    made.ema_decay = 0.99
+    made.checkpoint_every = 200
+    made.model = model
+    made.model.mean = made.model.std = (0.5,)
+    made.data.update(source="digits", image_size=8, channels=1, flip=False)
+    made.optimizer.update(base_lr=4e-3, clip_norm=1.0)
+    made.evaluation.batch_size = 120
+    return made
+
+
 def model(name, size, **more):
     """The keys of config.model for a row of `advadapters.models.MODELS`.
 

@@ -17,20 +17,8 @@ EPS = {"linf": 0.12, "l2": 0.7, "l1": 2.5}
 
 def get_config(name=""):
     name = variant(name, defaults.METHODS)
-    config = defaults.config()
+    config = defaults.digits(defaults.model("vit", "64x4x256x4", patch=2))
     config.epochs = 60.0
-    config.ema_decay = 0.99
-    config.checkpoint_every = 200
-    config.model.size = "64x4x256x4"
-    config.model.patch = 2
-    config.model.mean = config.model.std = (0.5,)
-    config.data.source = "digits"
-    config.data.image_size = 8
-    config.data.channels = 1
-    config.data.flip = False
-    config.optimizer.base_lr = 4e-3
-    config.optimizer.clip_norm = 1.0
-    config.evaluation.batch_size = 120
     attacks = {norm: defaults.pgd(norm, eps, steps=3) for norm, eps in EPS.items()}
     config.update(defaults.method(name, attacks))
     config.evaluation.suites = {

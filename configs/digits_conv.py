@@ -38,19 +38,7 @@ def get_config(name=""):
     name = variant(name, VARIANTS)
     dual = ("norms",) if name in ("four", "advprop") else ()
     norm, adapters, statistics = NORMS.get(name, ("batch", dual, "separate"))
-    config = defaults.config()
-    config.epochs = 30.0
-    config.ema_decay = 0.99
-    config.checkpoint_every = 200
-    config.model = defaults.model("wide_resnet", "10-1", norm=norm)
-    config.model.mean = config.model.std = (0.5,)
-    config.data.source = "digits"
-    config.data.image_size = 8
-    config.data.channels = 1
-    config.data.flip = False
-    config.optimizer.base_lr = 4e-3
-    config.optimizer.clip_norm = 1.0
-    config.evaluation.batch_size = 120
+    config = defaults.digits(defaults.model("wide_resnet", "10-1", norm=norm))
     attacks = {norm: defaults.pgd(norm, eps, steps=3) for norm, eps in EPS.items()}
     config.update(defaults.method("cotrain" if name in NORMS else name, attacks))
     config.adapters = adapters

@@ -32,20 +32,9 @@ RATES = {
 
 def get_config(name=""):
     name = variant(name, VARIANTS)
-    config = defaults.config()
+    config = defaults.digits(defaults.model("vit", "32x3x128x4", patch=2))
     config.epochs = 60.0 if name == "nominal" else 30.0
-    config.ema_decay = 0.99
-    config.checkpoint_every = 200
-    config.model.size = "32x3x128x4"
-    config.model.patch = 2
-    config.model.mean = config.model.std = (0.5,)
-    config.data.source = "digits"
-    config.data.image_size = 8
-    config.data.channels = 1
-    config.data.flip = False
     config.optimizer.base_lr = RATES.get(name, 6.4e-2)
-    config.optimizer.clip_norm = 1.0
-    config.evaluation.batch_size = 120
     attacks = {"linf": defaults.pgd("linf", EPS, steps=10)}
     if name == "nominal":
         config.update(defaults.method("nominal", attacks))

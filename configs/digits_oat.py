@@ -26,22 +26,10 @@ VARIANTS = (
 
 def get_config(name=""):
     name = variant(name, VARIANTS)
-    config = defaults.config()
-    config.epochs = 30.0
-    config.ema_decay = 0.99
-    config.checkpoint_every = 200
     if name.startswith("vit"):
-        config.model.update(patch=2, size="32x3x128x4")
+        config = defaults.digits(defaults.model("vit", "32x3x128x4", patch=2))
     else:
-        config.model = defaults.model("wide_resnet", "10-1")
-    config.model.mean = config.model.std = (0.5,)
-    config.data.source = "digits"
-    config.data.image_size = 8
-    config.data.channels = 1
-    config.data.flip = False
-    config.optimizer.base_lr = 4e-3
-    config.optimizer.clip_norm = 1.0
-    config.evaluation.batch_size = 120
+        config = defaults.digits(defaults.model("wide_resnet", "10-1"))
     attacks = {"linf": defaults.pgd("linf", EPS, steps=7)}
     config.evaluation.suites = {
         "pgd20_linf": defaults.evaluation_pgd("linf", EPS, steps=20)

@@ -19,19 +19,7 @@ VARIANTS = (*EPS, "nominal")
 
 def get_config(name=""):
     name = variant(name, VARIANTS)
-    config = defaults.config()
-    config.epochs = 30.0
-    config.ema_decay = 0.99
-    config.checkpoint_every = 200
-    config.model = defaults.model("wide_resnet", "10-1", norm="layer")
-    config.model.mean = config.model.std = (0.5,)
-    config.data.source = "digits"
-    config.data.image_size = 8
-    config.data.channels = 1
-    config.data.flip = False
-    config.optimizer.base_lr = 4e-3
-    config.optimizer.clip_norm = 1.0
-    config.evaluation.batch_size = 120
+    config = defaults.digits(defaults.model("wide_resnet", "10-1", norm="layer"))
     attacks = {norm: defaults.pgd(norm, eps, steps=3) for norm, eps in EPS.items()}
     if name == "nominal":
         config.update(defaults.method("nominal", {}))

@@ -29,18 +29,8 @@ VARIANTS = tuple(METHODS)
 
 def get_config(name=""):
     name = variant(name, VARIANTS)
-    config = defaults.config()
-    config.epochs = 30.0
-    config.ema_decay = 0.99
-    config.checkpoint_every = 200
-    config.model = defaults.model("wide_resnet", "10-1")
-    config.model.mean = config.model.std = (0.5,)
-    config.data.source = "digits"
-    config.data.image_size = 8
-    config.data.channels = 1
-    config.data.flip = False
+    config = defaults.digits(defaults.model("wide_resnet", "10-1"))
     config.optimizer = defaults.sgd(base_lr=0.1, weight_decay=1e-4, clip_norm=1.0)
-    config.evaluation.batch_size = 120
     attacks = {"linf": defaults.pgd("linf", EPS, steps=5)}
     config.update(defaults.method(METHODS[name], attacks))
     config.statistics = "separate"
