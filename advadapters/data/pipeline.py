@@ -84,16 +84,7 @@ def prefetched(steps, workers):
     if not flags.FLAGS.is_parsed():  # Grain asks for its own, and we parse no global ones
         flags.FLAGS.mark_as_parsed()
     processes = grain.MultiprocessingOptions(num_workers=workers)
-    return closed(made.mp_prefetch(processes, worker_init_fn=settle_worker))
-
-
-def closed(made):
-    """Iterates over an IterDataset and stops its processes after that, whatever happens."""
-    iterator = iter(made)
-    try:
-        yield from iterator
-    finally:
-        iterator.close()
+    return iter(made.mp_prefetch(processes, worker_init_fn=settle_worker))
 
 
 def settle_worker(number, count):

@@ -145,7 +145,7 @@ def test_workers_make_the_same_batches_and_end(tmp_path):
         assert found.keys() == expected.keys() and running() == before + 2, step
         for key in expected:
             np.testing.assert_array_equal(found[key], expected[key])
-    made.close()
+    del found, made
     assert running() == before
     one = tmp_path / "broken.png"
     one.write_bytes(b"")
