@@ -4,7 +4,8 @@ Paper: Rebuffi, Croce and Gowal, "Revisiting adapters with adversarial training"
   (ICLR 2023, arXiv 2210.04886); recipe: He et al., "Masked autoencoders" (2022),
   appendix A.2, ViT-B trained from scratch with labels.
 Command: advadapters train --config=configs/imagenet_vit_b16.py:cotrain --workdir=DIR
-Data: TFDS imagenet2012, prepared once with --file_format=array_record.
+Data: TFDS imagenet2012, prepared once with --file_format=array_record; or
+  --config.data.source=tar:DIR with ImageNet's two tars as they come (README).
 Variants: cotrain (default), nominal, adversarial, advprop (dual layer norms), pyramid,
   finetune (MAE's recipe with layer decay: name weights in config.start.workdir);
   alpha_10, alpha_20, alpha_30, alpha_40, alpha_50, alpha_60, alpha_70, alpha_80, alpha_90
