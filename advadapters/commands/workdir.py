@@ -24,6 +24,7 @@ def open_workdir(path, config):
             f"{folder} is not there on host {hosts.joined().process_id}: several hosts "
             "need a workdir on a file system that all of them share"
         )
+    refuse_other(folder, read_config(folder), retuple(json.loads(json.dumps(config))))
     return folder
 
 
@@ -35,7 +36,6 @@ def make_workdir(path, config):
     file = folder / "config.json"
     try:
         if file.exists():
-            refuse_other(folder, load_config(folder), retuple(json.loads(text)))
             return folder
         if folder.exists() and any(folder.iterdir()):
             raise UsageError(
@@ -77,7 +77,8 @@ def leaves(tree, prefix=""):
     return flat
 
 
-def load_config(path):
+@hosts.once
+def read_config(path):
     """The config of a run's folder."""
     file = epath.Path(os.path.expanduser(path)) / "config.json"
     try:
@@ -87,9 +88,6 @@ def load_config(path):
     if not isinstance(config, dict):
         raise UsageError(f"{path} holds no run: config.json is no config")
     return config
-
-
-read_config = hosts.once(load_config)
 
 
 def retuple(value):
