@@ -137,13 +137,13 @@ def views_loss(network, views, *, pooled=True, perturbation=0.0, axis=None):
         total, (per_view, logits, stats) = objective(trained)
         right = jnp.argmax(logits, -1) == losses.class_of(batch["labels"])
         right = jnp.mean(right.astype(jnp.float32), axis=1)  # [V]
-        if axis is not None:
-            right = jax.lax.pmean(right, axis)
         stats = running(variables["stats"], mixtures, stats)
+        many = [v for v, view in enumerate(views) if len(view.attacks) > 1]
+        # Only what is drawn must be the same on all devices: the step averages metrics.
+        over = jax.lax.pmean(right, axis) if many and axis is not None else right
         stats["errors"] = {
-            view.name: drawn_error(variables, view, drawn, 1 - right[v])
-            for v, (view, (_, drawn)) in enumerate(zip(views, shown, strict=True))
-            if len(view.attacks) > 1
+            views[v].name: drawn_error(variables, views[v], shown[v][1], 1 - over[v])
+            for v in many
         }
         return total, (stats, {"loss": total} | by_name(views, per_view, right))
 
