@@ -45,6 +45,7 @@ def get_config(name=""):
     attacks = {norm: defaults.pgd(norm, eps, steps=3) for norm, eps in EPS.items()}
     if name == "tokens":
         config.update(defaults.method("four", attacks))
+        config.evaluation.soup_weights = (1.0, 0.0)  # the modes; `evaluate --grid` has all
     elif name == "nominal":
         config.update(defaults.method("nominal", {}))
     else:
