@@ -2,8 +2,9 @@
 
 import contextlib
 import functools
-import importlib.util
+import glob
 import itertools
+import math
 import os
 import pickle
 import signal
@@ -16,8 +17,17 @@ import traceback
 from advadapters.errors import UsageError
 
 SECONDS = "300"
-# What clusters set, or need; without any of it jax need not be asked (nor imported).
-SIGNS = ("SLURM_", "OMPI_", "KUBERNETES_", "TPU_", "MEGASCALE_", "JAX_COORDINATOR_")
+# What clusters set, or have; without any of it jax need not be asked (nor imported).
+SIGNS = (
+    "SLURM_PROCID",
+    "OMPI_",
+    "JOB_COMPLETION_INDEX",  # Kubernetes
+    "TPU_WORKER_",
+    "TPU_PROCESS_ADDRESSES",
+    "MEGASCALE_",
+    "JAX_COORDINATOR_",
+)
+TPUS = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 GREETING = "advadapters:"
 FAILED = "advadapters/failed"
 LONG = 10**9  # milliseconds; who waits is ended when another one fails
@@ -82,7 +92,7 @@ def join(distributed, seconds):
 def detect(seconds):
     """(address, processes, number) of the cluster that started this one, or None."""
     signs = any(name.startswith(SIGNS) for name in os.environ)
-    if not signs and not importlib.util.find_spec("libtpu"):
+    if not signs and not any(map(glob.glob, TPUS)):
         return None
     from jax._src.clusters import ClusterEnv
 
@@ -90,8 +100,9 @@ def detect(seconds):
     try:
         address, count, index, _ = ask(None, None, None, None, None, seconds)
     except Exception as error:  # whatever metadata servers and clusters answer
+        reason = str(error).partition("\n")[0]
         raise UsageError(
-            f"cannot tell the hosts of this cluster: {str(error).splitlines()[0]}; give "
+            f"cannot tell the hosts of this cluster: {reason}; give "
             "--distributed=none, or HOST:PORT,COUNT,INDEX"
         ) from None
     return address and (address, count, index)
@@ -109,7 +120,7 @@ def meet(address, count, index, seconds):
 
 def listen(address, count, seconds):
     """Process 0: waits for the others; returns (and tells them) who did not come, or ""."""
-    calls, shown, deadline = {}, 0.0, time.monotonic() + seconds
+    calls, shown, deadline = {}, -math.inf, time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(open_port(address))
         while missing := sorted(set(range(1, count)) - calls.keys()):
