@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from advadapters import costs
+from advadapters import costs, hlo
 from advadapters.attacks.pgd import pgd
 from advadapters.errors import UsageError
 from advadapters.training import state, step, views
@@ -134,7 +134,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 
 def test_messages_of_a_program():
-    assert costs.collectives(costs.computations(PROGRAM), 4) == [
+    assert hlo.collectives(hlo.computations(PROGRAM), 4) == [
         {"kind": "all-reduce", "count": 2, "bytes": 8 * 4 + 16 * 4 + 16 * 2, "in_loops": 1},
         {"kind": "all-gather", "count": 1, "bytes": 8 * 4, "in_loops": 0},
         {"kind": "reduce-scatter", "count": 1, "bytes": 4 * 3 * 4, "in_loops": 0},
@@ -164,7 +164,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 }
 """
     # copied near: 32; fused: 32 read, 200 written; in the loop: 32 read, 32 written.
-    assert costs.traffic(costs.computations(program)) == 32 + 32 + 200 + 64
+    assert hlo.traffic(hlo.computations(program)) == 32 + 32 + 200 + 64
 
 
 def test_seconds_are_those_of_the_slowest_part():

@@ -6,7 +6,7 @@ import pathlib
 PACKAGE = pathlib.Path(__file__).parents[1] / "advadapters"
 FLOORS = [
     {"errors", "intervals", "trees", "rng", "mesh", "defaults"},
-    {"balls", "losses", "config", "costs", "hosts"},
+    {"balls", "losses", "config", "costs", "hlo", "hosts"},
     {"models", "adapters", "attacks", "data", "soups"},
     {"networks"},
     {"training", "evaluation", "checkpoints", "interop"},

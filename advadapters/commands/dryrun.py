@@ -124,7 +124,7 @@ def measure(name, run, mesh, chip):
     """A row: everything that is known of one combination."""
     import jax
 
-    from advadapters import builders, costs
+    from advadapters import builders, costs, hlo
 
     started = time.monotonic()
     batch = builders.abstract_batch(run, mesh)
@@ -147,10 +147,10 @@ def measure(name, run, mesh, chip):
         return row | {"fits": False, "memory": {"peak": needed(str(error))}}
     row["memory"] = costs.memory(compiled)
     row["fits"] = row["memory"]["peak"] <= chip.memory if chip else None
-    program = costs.computations(compiled.as_text())
-    row["collectives"] = costs.collectives(program, mesh.size)
+    program = hlo.computations(compiled.as_text())
+    row["collectives"] = hlo.collectives(program, mesh.size)
     row["traffic"] = (
-        costs.traffic(program) * row["flops"]["paper"] // row["flops"]["paper_once"]
+        hlo.traffic(program) * row["flops"]["paper"] // row["flops"]["paper_once"]
     )
     once, paper = row["flops"]["paper_once"], row["flops"]["paper"]
     found = compiled.cost_analysis()["flops"] * mesh.size / run.batch_size
@@ -263,7 +263,8 @@ def advice(row):
     if row["fits"]:
         loops = sum(sent["in_loops"] for sent in row["collectives"])
         told = f"{loops} messages inside loops" if loops else "no messages inside loops"
-        return f"{where}: fits; {told}; at best as fast as its slowest part"
+        slowest = max(("compute", "memory", "links"), key=row["seconds"].get)
+        return f"{where}: fits; {told}; {slowest} is the slowest part"
     steps = [
         ("--config.sharding=fsdp", row["sharding"] == "replicated" and row["devices"] > 1),
         ("--config.model.remat=True", row["remat"] is False),

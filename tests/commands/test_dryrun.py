@@ -13,6 +13,8 @@ import pytest
 from advadapters import builders, trees
 from advadapters.__main__ import main
 from advadapters.commands import dryrun
+from advadapters.data import sources
+from advadapters.errors import UsageError
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = [
@@ -64,6 +66,13 @@ def test_the_abstract_batch_is_the_pipelines(mesh):
         lambda x: (x.shape, np.dtype(x.dtype)), builders.abstract_batch(run, mesh)
     )
     assert shapes == told
+
+
+def test_images_that_are_not_there():
+    found = sources.load("blank:3", channels=1)
+    assert len(found.train) == 3 and found.train[2][0].shape == (1, 1, 1)
+    with pytest.raises(UsageError, match="source 'blank' takes a number of images"):
+        sources.load("blank:")
 
 
 def test_every_combination():

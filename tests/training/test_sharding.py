@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from advadapters import checkpoints, costs
+from advadapters import checkpoints, hlo
 from advadapters import mesh as meshes
 from advadapters.attacks.pgd import pgd
 from advadapters.data.augment import make_augment
@@ -122,7 +122,7 @@ def test_parameters_are_gathered_and_gradients_scattered_once(fsdp):
     """And nothing is sent inside a loop: neither the attack's nor that over the parts."""
     text = fsdp.program.as_text()
     assert " while(" in text
-    rows = costs.collectives(costs.computations(text), 8)
+    rows = hlo.collectives(hlo.computations(text), 8)
     sent = {row["kind"]: row for row in rows}
     trained = [
         leaf
