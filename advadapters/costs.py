@@ -45,7 +45,7 @@ KNOWN = (
     "TPUs as VERSION:SHAPE, like v5e:16x16, v4:4x4x4, v5p:4x4x4 or v6e:16x16 (versions: "
     f"{', '.join(TPUS)}), cpu:COUNT, and gpu for the GPUs that are here"
 )
-# Products run on a chip of theirs; v4's and v5p's two cores work as one device.
+# The two cores of a v4 or v5p work as one device.
 CORES = {"v4": {"chip_config_name": "megacore"}, "v5p": {"chip_config_name": "megacore"}}
 
 
