@@ -35,7 +35,7 @@ COLUMNS = (
     "state, GiB", "temporaries", "peak", "of", "messages (in loops)",
     "compute, ms", "memory, ms", "links, ms", "images/s", "hours", "chip-hours",
 )  # fmt: skip
-RATES = ("images_per_second", "hours", "chip_hours")
+RATES = {"images_per_second": ",.0f", "hours": ",.1f", "chip_hours": ",.0f"}
 
 
 def main(argv):
@@ -246,7 +246,7 @@ def cells(row):
         number(row["chip_memory"], 2**30, ".0f"),
         messages or ("none" if sent == [] else "?"),
         *(number(seconds.get(key), 1e-3, ".1f") for key in ("compute", "memory", "links")),
-        *(number(row.get(key), 1, ",.0f") for key in RATES),
+        *(number(row.get(key), 1, form) for key, form in RATES.items()),
     ]
 
 
