@@ -271,5 +271,5 @@ def test_one_that_fails_stops_the_others(tmp_path, environment):
     ]  # fmt: skip
     said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
-    assert "stopped, as host 1 has failed: bad config: seed" in said[0], said[0]
-    assert "advadapters train: bad config: seed" in said[1]
+    assert "stopped, as host 1 has failed: flag --config.seed=x" in said[0], said[0]
+    assert "advadapters train: flag --config.seed=x" in said[1]
