@@ -47,7 +47,6 @@ from fractions import Fraction
 import numpy as np
 
 from advadapters import config as configs
-from advadapters import soups
 from advadapters.errors import UsageError, pick
 
 FLAGS = {
@@ -228,6 +227,8 @@ def read_cases(run, flags):
 
 def read_mixtures(flag, text, domains):
     """ "clean=0.9,linf=0.1;clean=1" -> [(0.9, 0.1), (1.0, 0.0)]."""
+    from advadapters import soups
+
     try:
         return [soups.parse(part, domains) for part in text.split(";") if part]
     except ValueError as error:
@@ -236,6 +237,8 @@ def read_mixtures(flag, text, domains):
 
 def read_grid(flags, count):
     """The mixtures of the grid that --grid and --extrapolation describe."""
+    from advadapters import soups
+
     try:
         return soups.simplex(count, float(flags["grid"]), float(flags["extrapolation"]))
     except ValueError as error:

@@ -12,7 +12,6 @@ Writes config.json and checkpoints/ to the new folder NEW; nothing is trained.
 """
 
 from advadapters import config as configs
-from advadapters import soups
 from advadapters.errors import UsageError
 
 FLAGS = {"workdir": None, "output": None, "mixture": "", "width": "", "step": "latest"}
@@ -37,7 +36,7 @@ def main(argv):
 
 def soup(run, config, flags):
     """(config of a network with one domain, variables -> its variables)."""
-    from advadapters import defaults, networks, trees
+    from advadapters import defaults, networks, soups, trees
     from advadapters.training import state as states
 
     if run.film:

@@ -5,12 +5,12 @@ Tables and pictures of what `evaluate` found, nothing computed again; several wo
 seeds of one thing. Writes to DIR (the first):
 
   report.md           accuracies with the spread over the seeds, the command of each; for
-                      each suite the classes that lose most between the network best on
-                      clean images and the one best in the suite
+                      each suite, if they are five or fewer, the classes that lose most
+                      between the network best on clean images and the one best in it
   report_fronts.png   each suite against clean accuracy, a point per soup
   report_simplex.png  the same over the triangle of any three domains, where a grid was
                       evaluated
-  report_classes.png  each class along the front between clean images and a suite
+  report_classes.png  each class along the front between clean images and such a suite
 
   --name=results      of the files to read: the --name that `evaluate` was given, or
                       results, which `train` wrote (default: evaluation)
@@ -27,6 +27,7 @@ import numpy as np
 from advadapters import config as configs
 from advadapters.errors import UsageError, pick
 
+MOST = 5  # suites that are told by class
 FLAGS = dict(workdir="", name="evaluation", papers="", output="")
 
 
@@ -51,7 +52,7 @@ def main(argv):
     if pictures.faces(told):
         drawn["simplex"] = pictures.draw_simplex
     whole = all(table.labels.ndim == 1 for table in tables.values())
-    if whole and "clean" in tables and len(tables) > 1:
+    if whole and "clean" in tables and 1 < len(tables) <= 1 + MOST:
         drawn["classes"] = pictures.draw_classes
     if "clean" not in tables:
         del drawn["fronts"]

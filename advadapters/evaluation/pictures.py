@@ -38,11 +38,14 @@ def draw_fronts(told, tables, file):
     ensembles are squares.
     """
     suites = [name for name in tables if name != "clean"] or ["clean"]
+    columns = min(4, len(suites))
     clean = 100 * tables["clean"].right.mean(axis=1)
     alone = np.array([not one.get("ensemble") for one in told])
 
     def draw(panels, figure):
-        for axes, suite in zip(panels[0], suites, strict=True):
+        for axes in panels.flat[len(suites) :]:
+            axes.axis("off")
+        for axes, suite in zip(panels.flat, suites, strict=False):
             value = 100 * tables[suite].right.mean(axis=1)
             axes.plot(clean[alone], value[alone], "o", ms=3, color="0.6")
             axes.plot(clean[~alone], value[~alone], "s", ms=6, mfc="none", color="C2")
@@ -60,7 +63,7 @@ def draw_fronts(told, tables, file):
             axes.set_ylabel(f"{suite}, %")
             axes.grid(alpha=0.3)
 
-    sheet(1, len(suites), file, draw)
+    sheet(-(-len(suites) // columns), columns, file, draw)
 
 
 def corners(weights):

@@ -247,7 +247,8 @@ def test_help_is_instant_and_needs_no_jax():
         out = run(*argv)
         assert time.monotonic() - started < 1 and "usage: advadapters" in out
     code = (
-        "import sys; from advadapters.__main__ import main; main(['train', '--help']);"
+        "import sys; from advadapters.__main__ import VERBS, main;"
+        "print([main([verb, '--help']) for verb in VERBS]);"
         "assert 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
