@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -243,9 +244,10 @@ def test_a_corrupt_image_is_named_during_the_run(tmp_path):
 
 def test_help_is_instant_and_needs_no_jax():
     for argv in (["--help"], ["train", "--help"], ["evaluate", "--help"]):
-        started = time.monotonic()
+        spent = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         out = run(*argv)
-        assert time.monotonic() - started < 1 and "usage: advadapters" in out
+        spent = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - spent
+        assert spent < 1 and "usage: advadapters" in out
     code = (
         "import sys; from advadapters.__main__ import VERBS, main;"
         "print([main([verb, '--help']) for verb in VERBS]);"
