@@ -13,6 +13,7 @@ import pytest
 
 from advadapters import builders, defaults
 from advadapters.__main__ import main
+from advadapters.commands import evaluating
 from advadapters.commands import runs as commands
 from advadapters.errors import UsageError
 from advadapters.training import state as states
@@ -99,7 +100,7 @@ def test_autoattack_of_two_files_has_two_journals(runs, monkeypatch):
         journals.append(resume.name)
         raise UsageError("enough")
 
-    monkeypatch.setattr(commands.attacks, "autoattack", autoattack)
+    monkeypatch.setattr(evaluating.attacks, "autoattack", autoattack)
     argv = ("--suite=autoattack", "--eps=1/50", "--examples=8", "--mixture=linf=1")
     for name in ("first", "second", "first"):
         assert evaluate(runs, "first", name, *argv) == 2

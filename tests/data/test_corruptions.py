@@ -132,7 +132,9 @@ def test_displacing_is_going_from_pixel_to_pixel(rng):
     for reach in (1, 3):
         image = rng.uniform(size=(20, 30, 3)).astype(np.float32)
         shifts = rng.integers(-reach, reach, (2, 20, 30))
-        found = jax.jit(corruptions.displace, static_argnums=2)(image, shifts, reach)
+        # A copy: jax may read the array itself, and later than the loop below writes it.
+        displace = jax.jit(corruptions.displace, static_argnums=2)
+        found = displace(image.copy(), shifts, reach)
         for y in range(20 - reach, reach, -1):
             for x in range(30 - reach, reach, -1):
                 image[y, x] = image[y + shifts[0, y, x], x + shifts[1, y, x]]

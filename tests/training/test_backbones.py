@@ -313,10 +313,12 @@ def test_evaluation_counts_by_device(mesh, one_device):
     mixtures = networks.Knob(jnp.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]))
 
     def count(mesh):
-        counter = accuracy.make_counter(network("wide_resnet"), attack, seed=0, mesh=mesh)
+        predictor = accuracy.make_predictor(
+            network("wide_resnet"), attack, seed=0, mesh=mesh
+        )
         placed = meshes.global_batch(mesh, batch)
-        compiled = counter.lower(tree, mixtures, placed).compile()
-        return counter(tree, mixtures, placed), compiled.cost_analysis()["flops"]
+        compiled = predictor.lower(tree, mixtures, placed).compile()
+        return predictor(tree, mixtures, placed), compiled.cost_analysis()["flops"]
 
     (one, alone), (many, together) = count(one_device), count(mesh)
     np.testing.assert_array_equal(one, many)

@@ -192,7 +192,9 @@ def test_weight_perturbation_on_eight_devices(mesh, one_device):
     gradient = step.differentiated(loss)
     tree, key = linear_variables(), jax.random.key(0)
     slopes = [
-        jax.jit(step.over_devices(gradient, m))(tree, tiny.batch(16), key)[0]
+        jax.jit(step.over_devices(gradient, m, meshes.replicated(m)))(
+            tree, tiny.batch(16), key
+        )[0]
         for m in (mesh, one_device)
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *slopes)
@@ -243,7 +245,7 @@ def test_eat_on_eight_devices_in_parts(mesh, one_device):
     found = []
     for m, parts in ((mesh, 2), (one_device, 1), (one_device, 4)):
         gradient = step.accumulated(step.differentiated(loss), parts)
-        run = jax.jit(step.over_devices(gradient, m))
+        run = jax.jit(step.over_devices(gradient, m, meshes.replicated(m)))
         found.append([run(tree, tiny.batch(16), jax.random.key(n)) for n in range(5)])
     for other in found[1:]:
         jax.tree.map(
@@ -331,12 +333,12 @@ def test_fgsm_rs_is_one_clipped_step(mesh):
 
 
 def test_catastrophic_overfitting_is_told(capsys):
-    from advadapters.commands import runs
+    from advadapters.commands import evaluating
 
-    runs.warn_of_overfitting("linf", 0.8, 0.1)
+    evaluating.warn_of_overfitting("linf", 0.8, 0.1)
     out = capsys.readouterr().out
     assert "catastrophic overfitting of view linf" in out and "10.0% under its alarm" in out
-    runs.warn_of_overfitting("linf", 0.8, 0.6)
+    evaluating.warn_of_overfitting("linf", 0.8, 0.6)
     assert not capsys.readouterr().out
 
 
