@@ -7,7 +7,8 @@ Paper: Croce, Rebuffi, Shelhamer and Gowal, "Seasoning Model Soups for Robustnes
 Command: advadapters season --config=configs/digits_season.py
     --variants=linf,l2,l1,nominal --workdir=runs/season
 Variants: linf (default, the first network), l2, l1, nominal (from runs/season/linf).
-Cost: 6 minutes on 2 CPU cores. Expected: not measured yet.
+Cost: over half an hour on 2 busy CPU cores, most of it attacks on 35 soups. Expected: not
+  measured yet.
 """
 
 from advadapters import defaults
