@@ -15,8 +15,8 @@ Data: the four IDX files of Debian's package dataset-fashion-mnist (default), or
   --config.data.source=tfds:fashion_mnist (prepared with --file_format=array_record).
 Variants: linf (default, the first network), l2, l1, nominal (a quarter of its epochs, from
   runs/season/linf), tokens (clean, linf, l2 and l1 tokens).
-Cost: about 20 minutes on a CPU core each, half of it attacks on test images. Expected: the tables in README.md
-  (measured there).
+Cost: about 20 minutes on a CPU core each, half of it attacks on test images. Expected:
+  the tables in README.md (measured there).
 """
 
 from advadapters import defaults
