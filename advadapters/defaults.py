@@ -103,7 +103,7 @@ def model(name, size, **more):
             pool="tokens",  # or "class"
             positions="learned",  # or "sincos"
             drop_path=0.0,
-            remat=False,
+            remat="none",  # or "dots", "full": computed again going back
             scan=False,
         ),
         # width: factor of all channels, at most 1; activation: or "silu"; stem: or

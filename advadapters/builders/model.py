@@ -29,7 +29,7 @@ MODEL_SETTINGS = {
     "film": lambda c: read_film(c.section("film")),
     "resize": lambda c: c.take("resize", int, low=0),
     "activation": lambda c: c.choice("activation", layers.ACTIVATIONS),
-    "remat": lambda c: c.take("remat", bool),
+    "remat": lambda c: c.choice("remat", vit.REMAT),
     "scan": lambda c: c.take("scan", bool),
     "dtype": lambda c: DTYPES[c.choice("dtype", DTYPES)],
 }

@@ -9,7 +9,7 @@ chip, what chips send each other, and the time that the chip's figures allow.
   --images=1281167                training images, where the data is not at hand
   --batch_size=2048,4096          in place of config.batch_size; with several values ...
   --sharding=replicated,fsdp      ... here and below, ...
-  --remat=False,True              ... every combination is compiled
+  --remat=none,dots,full           ... every combination is compiled
   --output=FILE.json              all numbers, rewritten after each combination
   --config.KEY=VALUE              changes all of them
 
@@ -81,11 +81,7 @@ def change(config, key, value):
         return config | {key: int(value)}
     if key == "sharding":
         return config | {key: value}
-    if value not in ("True", "False") or "remat" not in config["model"]:
-        raise UsageError(
-            f"--remat must be True or False, and the model a ViT, got {value!r}"
-        )
-    return config | {"model": config["model"] | {"remat": value == "True"}}
+    return config | {"model": config["model"] | {"remat": value}}
 
 
 def prepare(names):
@@ -267,7 +263,8 @@ def advice(row):
         return f"{where}: fits; {told}; {slowest} is the slowest part"
     steps = [
         ("--config.sharding=fsdp", row["sharding"] == "replicated" and row["devices"] > 1),
-        ("--config.model.remat=True", row["remat"] is False),
+        ("--config.model.remat=dots", row["remat"] == "none"),
+        ("--config.model.remat=full", row["remat"] in ("none", "dots")),
         (f"--config.accumulate={2 * row['accumulate']}", True),
     ]
     changes = ", ".join(change for change, possible in steps if possible)

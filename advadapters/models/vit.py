@@ -41,6 +41,13 @@ SIZES = {
 LAYER_NORM_EPS = 1e-6
 POOLS = ("tokens", "class")
 POSITIONS = ("learned", "sincos")
+# What the backward pass need not compute again of a block: everything, the results of
+# products with weights (not of queries with keys), nothing.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 token_init = nn.initializers.normal(0.02)
 dense_init = nn.initializers.xavier_uniform()
@@ -191,8 +198,8 @@ class ViT(nn.Module):
       which batch statistics are averaged.
     resize: side in pixels that images are resized to inside, see `layers.resize`; 0 for
       none.
-    remat: recompute each block in the backward pass; scan: one compiled block for
-      all (faster to compile, far more live memory without remat).
+    remat: in REMAT, what the backward pass computes again of each block; scan: one
+      compiled block for all (faster to compile, far more live memory without remat).
     index: int [B], numbers of the examples, from which drop path is drawn; 0, 1, ... by
       default.
     film, lam: how the network is conditioned on lambda ([] or [B]), see `film`: after the
@@ -209,7 +216,7 @@ class ViT(nn.Module):
     pool: str = "tokens"
     positions: str = "learned"
     drop_path: float = 0.0
-    remat: bool = False
+    remat: str = "none"
     scan: bool = False
     resize: int = 0
     norm: str = "layer"
@@ -271,7 +278,9 @@ class ViT(nn.Module):
         """The transformer blocks, unrolled or scanned."""
         depth = self.size.depth
         rates = jnp.linspace(0, self.drop_path, depth)
-        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        block, policy = Block, REMAT[self.remat]
+        if policy:
+            block = nn.remat(Block, prevent_cse=not self.scan, policy=policy)
         arguments = dict(
             size=self.size,
             dtype=self.dtype,

@@ -76,14 +76,12 @@ def test_images_that_are_not_there():
 
 
 def test_every_combination():
-    flags = dict(
-        dryrun.FLAGS, topology="cpu:2,cpu:4", remat="True,False", batch_size="8,16"
-    )
-    config = {"batch_size": 1, "model": {"remat": False}, "data": {"source": "x"}}
+    flags = dict(dryrun.FLAGS, topology="cpu:2,cpu:4", remat="none,full", batch_size="8,16")
+    config = {"batch_size": 1, "model": {"remat": "none"}, "data": {"source": "x"}}
     cases = dryrun.read_cases(config, flags)
     assert len(cases) == 8 and cases[0][0] == "cpu:2"
     seen = {(n, c["batch_size"], c["model"]["remat"]) for n, c in cases}
-    assert len(seen) == 8 and ("cpu:4", 16, True) in seen
+    assert len(seen) == 8 and ("cpu:4", 16, "full") in seen
 
 
 @pytest.mark.parametrize(
@@ -93,7 +91,7 @@ def test_every_combination():
         (["--topology=cpu:8", "--batch_size=20"], "batch_size=20 is not divisible by 8"),
         (["--topology=cpu:8", "--batch_size=many"], "--batch_size must be whole numbers"),
         (["--topology=cpu:8", "--images=many"], "--images must be a number, got 'many'"),
-        (["--topology=cpu:8", "--remat=maybe"], "--remat must be True or False"),
+        (["--topology=cpu:8", "--remat=maybe"], "'maybe'; there are: none, dots, full"),
         (["--topology=cpu:8", "--sharding=half"], "'half'; there are: replicated, fsdp"),
         ([], "--topology=... is missing"),
     ],
@@ -109,13 +107,14 @@ def test_what_does_not_fit():
     assert dryrun.needed(text) == 17.5 * 2**30
     row = dict(
         topology="v5e:2x2", devices=4, batch_size=64, accumulate=2, sharding="replicated",
-        remat=False, fits=False,
+        remat="none", fits=False,
     )  # fmt: skip
     told = dryrun.advice(row)
     assert "does NOT fit" in told
-    for change in ("sharding=fsdp", "model.remat=True", "accumulate=4"):
+    for change in ("sharding=fsdp", "model.remat=dots", "model.remat=full", "accumulate=4"):
         assert f"--config.{change}" in told
-    assert "remat" not in dryrun.advice(row | {"remat": True})
+    assert "remat=dots" not in dryrun.advice(row | {"remat": "dots"})
+    assert "remat" not in dryrun.advice(row | {"remat": "full"})
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from advadapters.models import layers
 
 NETS = {
     "vit": dict(drop_path=0.5),
-    "vit scanned": dict(drop_path=0.5, scan=True, remat=True),
+    "vit scanned": dict(drop_path=0.5, scan=True, remat="full"),
     "preact_resnet": dict(dropout=0.5, norm="group"),
 }
 

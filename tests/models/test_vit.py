@@ -92,7 +92,10 @@ def test_scan_and_remat_change_nothing():
         return logits, slopes["pos_embed"]
 
     expected, slopes = run(plain, params)
-    for fields in (dict(remat=True), dict(scan=True), dict(scan=True, remat=True)):
+    for fields in (
+        dict(remat="full"), dict(remat="dots"), dict(scan=True),
+        dict(scan=True, remat="full"),
+    ):  # fmt: skip
         other = tiny.network(**fields)
         same = to_scanned(params) if "scan" in fields else params
         logits, again = run(other, same)
@@ -202,7 +205,7 @@ def test_batch_statistics_are_the_same_scanned():
 
     logits, changed = run(model, variables)
     scanned = {name: to_scanned(tree) for name, tree in variables.items()}
-    found, stats = run(model.clone(scan=True, remat=True), scanned)
+    found, stats = run(model.clone(scan=True, remat="full"), scanned)
     np.testing.assert_allclose(found, logits, atol=1e-5)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, atol=1e-5),
