@@ -100,6 +100,6 @@ def make(shape, method, batch, pgd, fast):
         torch._foreach_lerp_(average, list(model.parameters()), 1e-4)
         if fast:
             torch.cuda.synchronize()
-        return float(loss)
+        return loss.item()
 
     return step

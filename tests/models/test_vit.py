@@ -147,6 +147,40 @@ def by_hand(params, images, heads):
     return {pool: np.stack(logits) for pool, logits in pooled.items()}
 
 
+@pytest.mark.parametrize("dtype, within", [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_attention_and_its_derivatives_are_those_of_jax(dtype, within):
+    draw = functools.partial(jax.random.normal, shape=(2, 3, 5, 4))
+    parts = tuple(2 * draw(jax.random.key(i)) for i in range(3))
+    slope, moves = (
+        draw(jax.random.key(3)),
+        tuple(draw(jax.random.key(i)) for i in (4, 5, 6)),
+    )
+
+    def ours(query, key, value):
+        return vit.attend(*(x.astype(dtype) for x in (query, key, value))).astype("float32")
+
+    def jaxs(*parts):
+        parts = (jnp.swapaxes(x, 1, 2) for x in parts)
+        return jnp.swapaxes(jax.nn.dot_product_attention(*parts), 1, 2)
+
+    def everything(attend):
+        mixed, pull = jax.vjp(attend, *parts)
+        return mixed, pull(slope), jax.jvp(attend, parts, moves)[1]
+
+    found, expected = jax.jit(everything, static_argnums=0), everything(jaxs)
+    for one, other in zip(
+        jax.tree.leaves(found(ours)), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=within * np.abs(other).max())
+
+
+def test_gelu_and_its_slope_are_those_of_jax():
+    x = jnp.linspace(-8, 8, 1001)
+    exact = functools.partial(jax.nn.gelu, approximate=False)
+    for change in (lambda f: f, lambda f: jax.vmap(jax.grad(f))):
+        np.testing.assert_allclose(change(vit.gelu)(x), change(exact)(x), atol=1e-6)
+
+
 def test_forward_pass_against_numpy():
     images = tiny.batch(3)["images"]
     params = tiny.plain(tiny.network())
