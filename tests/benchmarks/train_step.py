@@ -93,11 +93,11 @@ def describe(row):
 
 
 def matmul_rate(dtype, size):
-    """FLOP/s of the best of ten products of two square matrices."""
+    """FLOP/s of the best of fifty products of two square matrices."""
     left = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a, b: (a @ b).astype(dtype))
     product(left, left).block_until_ready()
-    best = min(timed(lambda: product(left, left).block_until_ready()) for _ in range(10))
+    best = min(timed(lambda: product(left, left).block_until_ready()) for _ in range(50))
     return 2 * size**3 / best
 
 
