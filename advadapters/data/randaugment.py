@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from advadapters import mesh as meshes
 
 MOST = 10.0  # the largest magnitude
+MOST_DEGREES = 30.0  # of a rotation
 PROBABILITY = 0.5  # of an operation that has been drawn to be applied
 LUMA = (19595, 38470, 7471)  # of red, green and blue, in parts of 65536
 
@@ -138,19 +139,26 @@ def along_rows(image, places, fill):
 def rotate(image, degrees, fill):
     """Around its middle, anticlockwise, bicubic.
 
-    Matrix products of full rows and columns, for each row of the result: gathering the 16
-    neighbours of each pixel is what accelerators are slow at.
+    Matrix products of full rows, for each row of the result, over the rows that a turn by
+    MOST_DEGREES can reach: gathering the 16 neighbours of each pixel is what accelerators
+    are slow at.
     """
     height, width = image.shape[:2]
     padded = jnp.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge")
+    reach = math.ceil(width * math.sin(math.radians(MOST_DEGREES))) + 4
+    reach = min(reach, height + 4)
     angle = degrees * (math.pi / 180)
     c, s, x = jnp.cos(angle), jnp.sin(angle), centers(width) - width / 2
 
     def row(y):
         across, down = c * x - s * y + width / 2, s * x + c * y + height / 2
         inside = (across >= 0) & (across < width) & (down >= 0) & (down < height)
-        columns, rows = cubic(across, width), cubic(down, height)
-        lines = jnp.einsum("wq,rqc->wrc", columns, padded, precision="highest")
+        top = jnp.floor(jnp.min(down)).astype(jnp.int32)  # in `padded`: two rows above
+        top = jnp.clip(top, 0, height + 4 - reach)
+        near = jax.lax.dynamic_slice_in_dim(padded, top, reach)
+        rows = jax.lax.dynamic_slice_in_dim(cubic(down, height), top, reach, axis=1)
+        columns = cubic(across, width)
+        lines = jnp.einsum("wq,rqc->wrc", columns, near, precision="highest")
         found = jnp.einsum("wr,wrc->wc", rows, lines, precision="highest")
         return finish(found, inside, fill)
 
@@ -207,7 +215,7 @@ OPERATIONS = {
     "AutoContrast": (autocontrast, nothing),
     "Equalize": (equalize, nothing),
     "Invert": (invert, nothing),
-    "Rotate": (rotate, signed(30)),
+    "Rotate": (rotate, signed(MOST_DEGREES)),
     "PosterizeIncreasing": (posterize, whole(4, start=4)),
     "SolarizeIncreasing": (solarize, whole(256, start=256)),
     "SolarizeAdd": (solarize_add, whole(110)),
