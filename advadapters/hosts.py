@@ -4,9 +4,9 @@ import contextlib
 import functools
 import glob
 import itertools
+import json
 import math
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -256,9 +256,10 @@ def first():
 
 
 def once(function):
-    """Has process 0 alone run a function; all return what it returned (or raise it).
+    """Has process 0 alone run a function; all return what it returned, which is JSON.
 
-    All must call it, in the same order. What is returned is pickled.
+    All must call it, in the same order. If it raises, all do: process 0 the same error,
+    the others a UsageError or a RuntimeError with its text.
     """
 
     @functools.wraps(function)
@@ -267,17 +268,30 @@ def once(function):
         if connection is None:
             return function(*args, **kwargs)
         key = f"advadapters/once/{next(CALLS)}"
-        if first():
-            try:
-                found = function(*args, **kwargs), None
-            except Exception as error:
-                found = None, error
-            connection.key_value_set_bytes(key, pickle.dumps(found))
-        else:
-            raw = connection.blocking_key_value_get_bytes(key, LONG)
-            found = pickle.loads(raw)
-        if found[1]:
-            raise found[1]
-        return found[0]
+        if not first():
+            return hear(connection.blocking_key_value_get(key, LONG))
+        try:
+            found = function(*args, **kwargs)
+        except Exception as error:
+            connection.key_value_set(key, tell(None, error))
+            raise
+        connection.key_value_set(key, tell(found, None))
+        return found
 
     return run
+
+
+def tell(found, error):
+    """What a function returned, or raised, as text for `hear`."""
+    told = {"found": found}
+    if error:
+        told = {"usage": isinstance(error, UsageError), "error": str(error)}
+    return json.dumps(told)
+
+
+def hear(text):
+    """What was told: returns it, or raises it."""
+    told = json.loads(text)
+    if "error" in told:
+        raise (UsageError if told["usage"] else RuntimeError)(told["error"])
+    return told["found"]

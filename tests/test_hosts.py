@@ -243,6 +243,15 @@ def test_two_processes_train_as_one(tmp_path, environment, request, tries):
     assert names == {path.name.partition(".tfevents")[0] for path in one.iterdir()}
 
 
+def test_what_process_0_finds_is_told():
+    rows = [{"name": "a", "value": 0.5, "none": None}]
+    assert hosts.hear(hosts.tell(rows, None)) == rows
+    with pytest.raises(UsageError, match="^a message$"):
+        hosts.hear(hosts.tell(None, UsageError("a message")))
+    with pytest.raises(RuntimeError, match="^broken$"):
+        hosts.hear(hosts.tell(None, OSError("broken")))
+
+
 def test_a_second_start_does_not_compile_again(environment):
     code = """if True:
         from advadapters import __main__

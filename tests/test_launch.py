@@ -62,3 +62,30 @@ def test_sigterm_is_passed_on_and_ends_it(command, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 143
     assert (tmp_path / "codes").read_text().split() == ["0"]
+
+
+def test_gke_builds_pushes_and_starts_with_stand_ins(tmp_path):
+    stand_ins = {
+        "docker": 'echo "docker $1 ${!#}" >> "$TOLD"',
+        "xpk": 'echo "xpk $1 $2" >> "$TOLD"; last=${!#}; eval "${last#--command=}"',
+        "advadapters": 'printf "%s\\n" "$@" "$JAX_COMPILATION_CACHE_DIR" >> "$TOLD"',
+    }
+    for name, script in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    names = ("CLUSTER", "PROJECT", "ZONE", "TYPE", "NAME")
+    environment = (
+        os.environ
+        | dict.fromkeys(names, "a")
+        | {
+            "IMAGE": "registry/image",
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "TOLD": f"{tmp_path}/told",
+        }
+    )
+    command = ["bash", LAUNCH / "gke.sh", "train", "--workdir=/bucket/a b"]
+    subprocess.run(command, env=environment, check=True)
+    lines = (tmp_path / "told").read_text().splitlines()
+    (build, push), rest = lines[:2], lines[2:]
+    assert build == "docker build ." and push.startswith("docker push registry/image:")
+    assert rest == ["xpk workload create", "train", "--workdir=/bucket/a b", "/bucket/xla"]

@@ -18,7 +18,7 @@ def open_workdir(path, config):
     Raises UsageError if it cannot be written, holds a run of another config, or is not
     there for all hosts.
     """
-    folder = make_workdir(path, config)
+    folder = epath.Path(make_workdir(path, config))
     if not folder.exists():
         raise UsageError(
             f"{folder} is not there on host {hosts.joined().process_id}: several hosts "
@@ -30,13 +30,13 @@ def open_workdir(path, config):
 
 @hosts.once
 def make_workdir(path, config):
-    """What `open_workdir` does in process 0."""
+    """What `open_workdir` does in process 0; returns the folder's whole path."""
     folder = epath.Path(os.path.abspath(os.path.expanduser(path)))
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     file = folder / "config.json"
     try:
         if file.exists():
-            return folder
+            return os.fspath(folder)
         if folder.exists() and any(folder.iterdir()):
             raise UsageError(
                 f"{folder} is not empty and holds no run (no config.json): "
@@ -46,7 +46,7 @@ def make_workdir(path, config):
         write_text(file, text)
     except OSError as error:
         raise UsageError(f"cannot use {folder} as a workdir: {error}") from None
-    return folder
+    return os.fspath(folder)
 
 
 @hosts.once
@@ -77,17 +77,22 @@ def leaves(tree, prefix=""):
     return flat
 
 
-@hosts.once
 def read_config(path):
     """The config of a run's folder."""
-    file = epath.Path(os.path.expanduser(path)) / "config.json"
-    try:
-        config = retuple(json.loads(file.read_text()))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} holds no run: {error}") from None
+    config = retuple(read_json(path))
     if not isinstance(config, dict):
         raise UsageError(f"{path} holds no run: config.json is no config")
     return config
+
+
+@hosts.once
+def read_json(path):
+    """What `read_config` reads in process 0."""
+    file = epath.Path(os.path.expanduser(path)) / "config.json"
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} holds no run: {error}") from None
 
 
 def retuple(value):
