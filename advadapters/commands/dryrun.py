@@ -9,7 +9,7 @@ chip, what chips send each other, and the time that the chip's figures allow.
   --images=1281167                training images, where the data is not at hand
   --batch_size=2048,4096          in place of config.batch_size; with several values ...
   --sharding=replicated,fsdp      ... here and below, ...
-  --remat=none,dots,full           ... every combination is compiled
+  --remat=none,dots,full          ... every combination is compiled
   --output=FILE.json              all numbers, rewritten after each combination
   --config.KEY=VALUE              changes all of them
 

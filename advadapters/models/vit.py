@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from advadapters.errors import UsageError
 from advadapters.models import layers
@@ -43,10 +44,12 @@ LAYER_NORM_EPS = 1e-6
 POOLS = ("tokens", "class")
 POSITIONS = ("learned", "sincos")
 # What the backward pass need not compute again of a block: everything, the results of
-# products with weights (not of queries with keys), nothing.
+# products with weights (not of queries with keys), nothing. By name, as under `vmap` over
+# views products with an adapter are batched like those of attention.
+PRODUCT = "product"
 REMAT = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -114,15 +117,25 @@ def dense(module, added, x, features, name, dtype, parts=()):
     rows = x.reshape(-1, x.shape[-1])
     y = nn.Dense(features, dtype=dtype, kernel_init=dense_init, name=name)(rows)
     y = y.reshape(*x.shape[:-1], features)
-    return add(added, (*module.path, name), x, y, dtype=dtype, parts=parts)
+    y = add(added, (*module.path, name), x, y, dtype=dtype, parts=parts)
+    return checkpoint_name(y, PRODUCT)
 
 
 def attend(query, key, value):
     """softmax(query key / sqrt(d)) value, of [B, H, N, d] each; softmax in float32."""
-    query = query * query.shape[-1] ** -0.5
-    exact = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=exact)
-    return weigh(scores, value)
+    scale = query.shape[-1] ** -0.5
+    if query.dtype == jnp.bfloat16:
+        # Scaled, the query would be rounded once more. The preset keeps the transposed
+        # products from being of float32.
+        scores = jnp.einsum(
+            "bhqd,bhkd->bhqk",
+            query,
+            key,
+            precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32,
+            preferred_element_type=jnp.float32,
+        )
+        return weigh(scores * scale, value)
+    return weigh(jnp.einsum("bhqd,bhkd->bhqk", query * scale, key), value)
 
 
 @jax.custom_jvp
@@ -141,7 +154,7 @@ def weigh_jvp(primals, tangents):
     """The softmax's sum over keys comes after the product with the values, not before.
 
     Transposed, that is FlashAttention's gradient (Dao et al. 2022): a sum over d in place
-    of N, and the weights are kept in the type of the values alone.
+    of N.
     """
     (scores, value), (scores_move, value_move) = primals, tangents
     weights = jax.nn.softmax(scores).astype(value.dtype)
@@ -153,12 +166,29 @@ def weigh_jvp(primals, tangents):
     return mixed, along + average(weights, value_move)
 
 
+@jax.custom_jvp
 def gelu(x):
     """x times the normal distribution's probability below x (Hendrycks and Gimpel 2016).
 
-    `jax.nn.gelu` takes erfc for its last bits below zero, at two to three times the cost.
+    In float32, as bfloat16 has no digits left of 1 + erf(x) below zero. `jax.nn.gelu`
+    takes erfc for its last bits there, at two to three times the cost.
     """
-    return x * (0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5))))
+    return gelu_and_slope(x)[0]
+
+
+def gelu_and_slope(x):
+    """(the function, its derivative), both in the type of x."""
+    exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    below = 0.5 * (1 + jax.lax.erf(exact * math.sqrt(0.5)))
+    density = jnp.exp(-0.5 * exact * exact) * (1 / math.sqrt(2 * math.pi))
+    return (exact * below).astype(x.dtype), (below + exact * density).astype(x.dtype)
+
+
+@gelu.defjvp
+def gelu_jvp(primals, tangents):
+    """Written out, so that only the slope is kept."""
+    value, slope = gelu_and_slope(*primals)
+    return value, slope * tangents[0]
 
 
 class Attention(nn.Module):
