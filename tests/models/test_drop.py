@@ -133,7 +133,8 @@ def test_gradients_that_are_dropped_leave_the_logits_alone(name, train):
     slopes, same = run(images, keep=0.5)
     np.testing.assert_array_equal(same, logits)
     assert (jnp.abs(slopes - plain).max((1, 2, 3)) > 1e-3).sum() >= 3
-    np.testing.assert_array_equal(run(images, keep=1.0)[0], plain)
+    # Another program, which may round otherwise.
+    np.testing.assert_allclose(run(images, keep=1.0)[0], plain, atol=1e-5)
     assert (run(images, keep=0.5, key=1)[0] != slopes).any()
     half = run(images[4:], jnp.arange(4, 8), keep=0.5)[0]
     np.testing.assert_allclose(half, slopes[4:], atol=1e-5)
