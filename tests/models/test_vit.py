@@ -147,7 +147,7 @@ def by_hand(params, images, heads):
     return {pool: np.stack(logits) for pool, logits in pooled.items()}
 
 
-@pytest.mark.parametrize("dtype, within", [("float32", 1e-5), ("bfloat16", 0.015)])
+@pytest.mark.parametrize("dtype, within", [("float32", 1e-5), ("bfloat16", 0.012)])
 def test_attention_and_its_derivatives_are_those_of_jax(dtype, within):
     draw = functools.partial(jax.random.normal, shape=(2, 3, 5, 20))
     parts = tuple(2 * draw(jax.random.key(i)) for i in range(3))
@@ -167,11 +167,12 @@ def test_attention_and_its_derivatives_are_those_of_jax(dtype, within):
         mixed, pull = jax.vjp(attend, *parts)
         return mixed, pull(slope), jax.jvp(attend, parts, moves)[1]
 
-    found, expected = jax.jit(everything, static_argnums=0), everything(jaxs)
-    for one, other in zip(
-        jax.tree.leaves(found(ours)), jax.tree.leaves(expected), strict=True
-    ):
-        np.testing.assert_allclose(one, other, atol=within * np.abs(other).max())
+    found = jax.tree.leaves(jax.jit(everything, static_argnums=0)(ours))
+    expected = jax.tree.leaves(everything(jaxs))
+    # The last, forward mode, is the difference of two numbers that were rounded.
+    for one, other, much in zip(found, expected, (1, 1, 1, 1, 3), strict=True):
+        atol = much * within * np.abs(other).max()
+        np.testing.assert_allclose(one, other, atol=atol)
 
 
 def test_gelu_and_its_slope_are_those_of_jax():
