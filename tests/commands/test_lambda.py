@@ -36,6 +36,14 @@ def rows_of(file):
     return json.loads(file.read_text())
 
 
+def need_same(found, whole):
+    """Rows of the same network in two programs, which round each in its way: an attack may
+    take the other side of a tie.
+    """
+    for one, other in zip(found, whole, strict=True):
+        assert abs(one["correct"] - other["correct"]) <= (one["suite"] != "clean")
+
+
 def test_every_lambda_and_width_is_evaluated(oats):
     rows = rows_of(oats / "results.json")
     seen = {(row["lambda"], row["width"], row["suite"]) for row in rows}
@@ -74,7 +82,7 @@ def test_a_width_taken_out_is_an_ordinary_smaller_run(oats, tmp_path, capsys):
     assert main(["evaluate", f"--workdir={small}"]) == 0
     whole = [row for row in rows_of(oats / "results.json") if row["width"] == 0.5]
     found = rows_of(small / "evaluation.json")
-    assert [row["correct"] for row in found] == [row["correct"] for row in whole]
+    need_same(found, whole)
     assert not any("width" in row for row in found)
     sizes = [sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
              for folder in (small / "checkpoints", oats / "checkpoints")]  # fmt: skip
@@ -118,4 +126,4 @@ def test_a_soup_taken_out_is_an_ordinary_network(tmp_path):
     assert main(["extract", *argv]) == 0
     assert main(["evaluate", f"--workdir={soup}"]) == 0
     whole, found = rows_of(workdir / "results.json"), rows_of(soup / "evaluation.json")
-    assert [row["correct"] for row in found] == [row["correct"] for row in whole]
+    need_same(found, whole)
