@@ -47,9 +47,10 @@ def perceptron(params, images):
 
 @functools.cache
 def network(classes=5, seed=0):
-    keys = jax.random.split(jax.random.key(seed))
-    first = 0.3 * jax.random.normal(keys[0], (64, 16))
-    second = 0.5 * jax.random.normal(keys[1], (16, classes))
+    with jax.ensure_compile_time_eval():  # what is kept must be no tracer of a first caller
+        keys = jax.random.split(jax.random.key(seed))
+        first = 0.3 * jax.random.normal(keys[0], (64, 16))
+        second = 0.5 * jax.random.normal(keys[1], (16, classes))
     return Partial(perceptron, (first, second))
 
 
