@@ -184,6 +184,9 @@ def rows(opened, variables, cases, found, step):
             row = accuracy.row(one, suite, int(right.sum()), len(right), step)
             natural = {} if suite in attacked else {"metric": "accuracy"}
             listed.append(row | natural | shifts.told_of(suite))
+    cues = [f"conflict_stimuli/{cue}" for cue in ("shape", "texture")]
+    if found.keys() >= {*cues}:
+        listed += shifts.shape_bias_rows(told, *(found[cue] for cue in cues), step)
     classes = workdir.read_config(opened.folder)["model"]["classes"]
     imagenet = classes == 1000 and opened.run.data.image_size == 224
     return listed + shifts.summary(listed, imagenet)

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 from advadapters import rng
 from advadapters.data.augment import to_float
 from advadapters.data.corruptions import COMMON, CORRUPTIONS, SEVERITIES, corrupt
-from advadapters.evaluation import tables
+from advadapters.evaluation import accuracy, tables
 from advadapters.intervals import wilson
 
 # AlexNet's errors on the published ImageNet-C, means over the severities (Hendrycks and
@@ -99,23 +99,26 @@ def mce_row(rows):
     return kept | {"suite": "mCE", "metric": "mCE", "value": sum(ratios) / len(ratios)}
 
 
-def shape_bias_row(rows):
-    """One network's rows on conflicting cues -> the share of decisions by shape.
+def shape_bias_rows(told, shape, texture, step):
+    """A row for each network: the share of its decisions by shape.
 
-    Of the decisions for an image's shape or its texture (Geirhos et al. 2019).
+    Of the decisions for an image's shape or its texture (Geirhos et al. 2019); images
+    whose shape and texture agree say nothing of it and are left out. told: what each
+    network is told of; shape, texture: one Table with either labels.
     """
-    by_suite = {row["suite"]: row for row in rows}
-    shape, texture = (by_suite[f"conflict_stimuli/{cue}"] for cue in ("shape", "texture"))
-    right, both = shape["correct"], shape["correct"] + texture["correct"]
-    low, high = wilson(right, both)
-    value = right / both if both else 0.0
-    found = dict(value=value, low=low, high=high, correct=right, n=both)
-    return shape | found | {"suite": "shape bias", "metric": "shape_bias"}
+    conflict = shape.labels != texture.labels
+    found = []
+    for one, by_shape, by_texture in zip(told, shape.right, texture.right, strict=True):
+        right = int(by_shape[conflict].sum())
+        both = right + int(by_texture[conflict].sum())
+        row = accuracy.row(one, "shape bias", right, both, step)
+        found.append(row | {"metric": "shape_bias"})
+    return found
 
 
 def summary(rows, imagenet):
     """Rows made of all networks' rows: means over corruptions, and mCE's if `imagenet`
-    (1,000 classes); the bias to shape.
+    (1,000 classes).
     """
     found = []
     for _, by_suite in tables.by_name(rows):
@@ -124,8 +127,6 @@ def summary(rows, imagenet):
             found.append(mean_row(moved))
             mce = mce_row(moved) if imagenet else None
             found += [mce] if mce else []
-        if "conflict_stimuli/shape" in by_suite:
-            found.append(shape_bias_row(list(by_suite.values())))
     return found
 
 

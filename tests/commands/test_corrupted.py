@@ -96,14 +96,19 @@ def test_other_test_sets(trained, tmp_path, capsys):
         assert told in err and "\n" not in err
 
 
-def test_shape_bias_is_the_share_of_decisions_by_shape():
-    told = {"mixture": {"a": 1.0}}
-    rows = [
-        accuracy.row(told, f"conflict_stimuli/{cue}", correct, 100, 7)
-        for cue, correct in (("shape", 20), ("texture", 60))
-    ]
-    (found,) = shifts.summary(rows, imagenet=True)
-    assert (found["value"], found["n"], found["metric"]) == (0.25, 80, "shape_bias")
+def test_shape_bias_is_the_share_of_decisions_by_shape_where_cues_conflict(trained):
+    # Two by shape, six by texture, one by neither, two by both, which agree.
+    said = np.array([[1] * 2 + [2] * 6 + [3] + [4] * 2])
+    shape = accuracy.Table(said, np.array([1] * 9 + [4] * 2), np.arange(11))
+    texture = shape._replace(labels=np.array([2] * 9 + [4] * 2))
+    opened = runs.open_run(workdir.read_config(str(trained)), str(trained))
+    variables, step = runs.restore_variables(opened, "latest")
+    tables = {"conflict_stimuli/shape": shape, "conflict_stimuli/texture": texture}
+    cases = opened.run.evaluation.cases
+    *cues, bias = evaluating.rows(opened, variables, cases, tables, step)
+    assert [(row["correct"], row["n"]) for row in cues] == [(4, 11), (8, 11)]
+    assert (bias["correct"], bias["n"], bias["value"]) == (2, 8, 0.25)
+    assert (bias["suite"], bias["metric"]) == ("shape bias", "shape_bias")
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,24 @@ def test_the_published_means_are_the_posters():
     np.testing.assert_allclose(found, means, atol=0.006)
 
 
+def images_of(percent, images):
+    """Counts of right images that two digits behind the point may stand for."""
+    counts = np.arange(images + 1)
+    return counts[np.round(100 * counts / images, 2) == percent].tolist()
+
+
+def test_the_published_numbers_tell_the_images_that_they_are_of():
+    """Conflict Stimuli: all 1,280, not the 1,200 whose cues conflict; soups that 1,000
+    labels chose: all images of a set, not those that are left."""
+    number = list(published.COLUMNS).index("Conflict")
+    for _, values in published.ROWS.values():
+        assert images_of(values[number], 1280) and not images_of(values[number], 1200)
+    own = published.ROWS["Dataset-specific soups"][1]
+    assert images_of(own[number], 1280) == [858] and not images_of(own[number], 280)
+    on_a = own[list(published.COLUMNS).index("A")]
+    assert images_of(on_a, 7500) == [2870] and not images_of(on_a, 6500)
+
+
 def test_our_rows_stand_below_the_papers(tmp_path, capsys):
     rows = [
         accuracy.row({"mixture": {"a": 1.0}}, suite, correct, 1000, 7)
