@@ -9,7 +9,7 @@ import os
 from importlib import metadata
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
