@@ -47,6 +47,19 @@ class Ball(NamedTuple):
     to_plane: Callable
 
 
+# Nothing of this size or below is divided by: its inverse may be infinite.
+TINY = 1e-30
+
+
+def divisor(sizes):
+    """Sizes >= 0 to divide by, 1 in place of zeros.
+
+    A maximum with a tiny number would guard eager code alone: a compiler may divide once
+    by the product of two such numbers, which is zero.
+    """
+    return jnp.where(sizes > TINY, sizes, 1)
+
+
 def flat(images):
     """[B, ...] -> [B, D]."""
     return images.reshape(images.shape[0], -1)
@@ -81,7 +94,7 @@ def fill(priority, room, budget):
     low, high = bisect(lambda threshold: spent(threshold) <= budget, top)
     full, more = spent(high), spent(low)
     # Between the two thresholds lies one coordinate, or a few that float32 cannot part.
-    share = jnp.clip((budget - full) / jnp.maximum(more - full, TINY), 0, 1)
+    share = jnp.clip((budget - full) / divisor(more - full), 0, 1)
     return room * jnp.where(priority > high, 1, jnp.where(priority > low, share, 0))
 
 
@@ -147,12 +160,9 @@ def step_linf(points, gradient, size, count):
 def step_l2(points, gradient, size, count):
     rows = flat(gradient)
     # Scaled first, so that squares of tiny gradients do not vanish.
-    rows = rows / jnp.maximum(jnp.max(jnp.abs(rows), axis=1, keepdims=True), TINY)
-    unit = rows / jnp.maximum(rows_l2(rows), TINY)
+    rows = rows / divisor(jnp.max(jnp.abs(rows), axis=1, keepdims=True))
+    unit = rows / divisor(rows_l2(rows))
     return points + per_row(size, points) * unit.reshape(points.shape)
-
-
-TINY = 1e-30
 
 
 def step_l1(points, gradient, size, count, walls=True):
@@ -183,7 +193,7 @@ def sample_l2(key, shape, eps):
     normal = jax.random.normal(direction, shape, jnp.float32)
     size = normal.size
     radius = eps * jax.random.uniform(radius, (), jnp.float32) ** (1 / size)
-    return radius * normal / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(normal))), TINY)
+    return radius * normal / divisor(jnp.sqrt(jnp.sum(jnp.square(normal))))
 
 
 def sample_l1(key, shape, eps):
@@ -200,13 +210,13 @@ def sample_l1(key, shape, eps):
 def outward_linf(key, shape, eps):
     """Uniform, scaled so that the largest coordinate is eps."""
     draw = jax.random.uniform(key, shape, jnp.float32, minval=-1, maxval=1)
-    return eps * draw / jnp.maximum(jnp.max(jnp.abs(draw)), TINY)
+    return eps * draw / divisor(jnp.max(jnp.abs(draw)))
 
 
 def outward_l2(key, shape, eps):
     """Uniform on the sphere."""
     draw = jax.random.normal(key, shape, jnp.float32)
-    return eps * draw / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(draw))), TINY)
+    return eps * draw / divisor(jnp.sqrt(jnp.sum(jnp.square(draw))))
 
 
 def outward_l1(key, shape, eps):
@@ -226,7 +236,7 @@ def towards(points, weights, gap):
     """
     signs = jnp.sign(weights) * jnp.where(gap < 0, -1, 1)[:, None]
     size, gap = jnp.abs(weights), jnp.abs(gap)[:, None]
-    scale = jnp.maximum(jnp.max(size, axis=1, keepdims=True), TINY)
+    scale = divisor(jnp.max(size, axis=1, keepdims=True))
     # No plane further than that is within reach, as rooms and sizes are at most 1.
     gap = jnp.minimum(gap / scale, 2.0 * size.shape[1])
     return signs, rooms(points, signs), size / scale, gap
@@ -249,9 +259,9 @@ def to_plane_dual(reach):
 
         # Without the box the multiplier is `least`; at `most` all room is used up. The
         # two can be far apart, so the exponent between them is halved.
-        least = gap / jnp.maximum(jnp.sum(size * reach(size, 1.0), 1, keepdims=True), TINY)
+        least = gap / divisor(jnp.sum(size * reach(size, 1.0), axis=1, keepdims=True))
         slowest = jnp.min(jnp.where(size > 1e-8, reach(size, 1.0), 1e8), 1, keepdims=True)
-        least = jnp.maximum(least, TINY)
+        least = jnp.maximum(least, 1e-20)
         ratio = jnp.maximum(1 / slowest / least, 1)
         _, exponent = bisect(lambda t: arrived(least * ratio**t), jnp.ones_like(gap))
         multiplier = least * ratio**exponent
@@ -268,7 +278,7 @@ def to_plane_l1(points, weights, gap):
     """The largest weights first: each unit of distance then gains most."""
     signs, room, size, gap = towards(points, weights, gap)
     gained = fill(size, size * room, gap)
-    return signs * gained / jnp.maximum(size, TINY)
+    return signs * gained / divisor(size)
 
 
 def max_abs(delta):

@@ -14,9 +14,13 @@ def class_of(labels):
 
 
 def misclassified(logits, labels):
-    """bool [B]; logits that are not finite decide nothing and do not count."""
+    """bool [B]: another class is the largest, or some logit is not finite.
+
+    Who gives no numbers has not given the label. Evaluation counts the same way, so an
+    attack that finds such an image has broken it.
+    """
     wrong = jnp.argmax(logits, axis=-1) != class_of(labels)
-    return wrong & jnp.all(jnp.isfinite(logits), axis=-1)
+    return wrong | ~jnp.all(jnp.isfinite(logits), axis=-1)
 
 
 def cross_entropy(logits, labels):

@@ -23,6 +23,14 @@ def test_margin_is_positive_when_misclassified():
     )
 
 
+def test_logits_that_are_not_finite_are_misclassified():
+    """The label's logit is the largest in each row but the last."""
+    inf, nan = np.inf, np.nan
+    logits = jnp.array([[2.0, 1], [2, nan], [2, -inf], [inf, 1], [nan, nan], [1, 2]])
+    found = losses.misclassified(logits, jnp.zeros(6, int))
+    assert found.tolist() == [False, True, True, True, True, True]
+
+
 def test_losses_are_float32_whatever_the_logits():
     for loss in losses.LOSSES.values():
         assert loss(LOGITS.astype(jnp.bfloat16), jnp.array([0, 1])).dtype == jnp.float32

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from advadapters import losses, rng
+from advadapters.attacks.contract import ascent, rows_where
 from advadapters.balls import BALLS
 
 MOMENTUM = 0.75
@@ -129,9 +130,8 @@ def run_apgd(
 
 def finish(done):
     """Climb -> Found."""
-    pick = done.broken.reshape(-1, *[1] * (done.points.ndim - 1))
-    points = jax.lax.stop_gradient(jnp.where(pick, done.found, done.best))
-    return Found(points, done.broken, done.step + 1)
+    points = rows_where(done.broken, done.found, done.best)
+    return Found(jax.lax.stop_gradient(points), done.broken, done.step + 1)
 
 
 def looker(logits_fn, labels, loss, targets, expectation, keys):
@@ -141,19 +141,17 @@ def looker(logits_fn, labels, loss, targets, expectation, keys):
 
     def objective(points, draw):
         logits = logits_fn(points) if expectation == 1 else logits_fn(points, draw)
-        rows = function(logits, labels, *extra)
-        return jnp.sum(rows), (rows, losses.misclassified(logits, labels))
+        return function(logits, labels, *extra), losses.misclassified(logits, labels)
 
-    gradient = jax.value_and_grad(objective, has_aux=True)
+    once = ascent(objective)
 
     def look(points, step):
         if expectation == 1:
-            (_, (rows, wrong)), slope = gradient(points, None)
-            return rows, wrong, slope
+            return once(points, None)
         draws = jax.random.split(rng.fold(keys[0], "draws", step), expectation)
 
         def add(total, draw):
-            (_, (rows, wrong)), slope = gradient(points, draw)
+            rows, wrong, slope = once(points, draw)
             return (total[0] + rows, total[1] + wrong, total[2] + slope), None
 
         zeros = (jnp.zeros(labels.shape, jnp.float32),) * 2 + (jnp.zeros_like(points),)
@@ -246,11 +244,6 @@ def sparse_move(ball, state, images, eps, last):
     settings = dict(walls=jnp.logical_not(last))
     ahead = ball.step(state.points, state.slope, state.size, state.count, **settings)
     return ball.project(ahead, images, eps)
-
-
-def rows_where(choose, new, old):
-    """Row by row `new` where `choose` [B], else `old`."""
-    return jnp.where(choose.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 def record(state, moved, rows, wrong, slope):

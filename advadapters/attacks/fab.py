@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from advadapters import rng
-from advadapters.attacks.apgd import Found, rows_where
+from advadapters.attacks.apgd import Found
+from advadapters.attacks.contract import finite, rows_where
 from advadapters.balls import BALLS, flat
 from advadapters.losses import class_of, misclassified
 
@@ -72,10 +73,10 @@ def run_fab(
         return (walk.step < steps) & jnp.any(active & ~inside(walk.distance))
 
     def iterate(walk):
-        gap, weights = plane(logits_fn, walk.points, labels, targets, ball)
+        gap, weights = finite(plane(logits_fn, walk.points, labels, targets, ball))
         weights, here = flat(weights), flat(walk.points)
         # Both projections in one call: from here, and from the image.
-        from_image = gap + jnp.sum(weights * (here - origin), axis=1)
+        from_image = finite(gap + jnp.sum(weights * (here - origin), axis=1))
         both = ball.to_plane(
             jnp.concatenate([here, origin]),
             jnp.concatenate([weights, weights]),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from advadapters import losses, rng
+from advadapters.attacks.contract import ascent, finite, rows_where
 from advadapters.balls import BALLS
 
 TARGETS = ("", "random", "least_likely")
@@ -87,21 +88,19 @@ def pgd(
 
     def objective(points, network):
         logits = network(points)
-        rows = function(logits)  # [B]
-        wrong = losses.misclassified(logits, labels)
-        return jnp.sum(rows), (rows, wrong)
+        return function(logits), losses.misclassified(logits, labels)
 
     def climb(restart, step, carry):
         points, best, memory = carry
         network = logits_fn
         if vary:
             points, network = vary(points, restart * steps + step)
-        (_, (rows, wrong)), slope = gradient(points, network)
+        rows, wrong, slope = look(points, network)
         best = better(best, (points, rows, wrong)) if keep_best else best
         points, memory = move(points, slope, step, memory)
         return ball.project(points, images, eps), best, memory
 
-    gradient = jax.value_and_grad(objective, has_aux=True)
+    look = ascent(objective)
     worst = jnp.full(images.shape[:1], -jnp.inf, jnp.float32)
     nothing = (images, worst, jnp.zeros(images.shape[:1], bool))
 
@@ -113,8 +112,7 @@ def pgd(
         ascent = functools.partial(climb, restart)
         points, best, _ = jax.lax.fori_loop(0, steps, ascent, (points, best, moments))
         if keep_best:
-            _, (rows, wrong) = objective(points, logits_fn)
-            return better(best, (points, rows, wrong)), None
+            return better(best, (points, *objective(points, logits_fn))), None
         return (points, *best[1:]), None
 
     (points, _, _), _ = jax.lax.scan(attempt, nothing, jnp.arange(restarts))
@@ -128,6 +126,7 @@ def mover(ball, optimizer, images, eps, steps, step_size):
 
         def move(points, slope, step, memory):
             direction, memory = adam.update(slope, memory)
+            direction = finite(direction)  # moments of huge slopes overflow
             return points + adam_rate(step, steps, step_size) * direction, memory
 
         return move, adam.init(images)
@@ -180,9 +179,8 @@ def better(first, second):
     points, rows, wrong = first
     new_points, new_rows, new_wrong = second
     win = (new_wrong & ~wrong) | ((new_wrong == wrong) & (new_rows > rows))
-    pick = win.reshape(-1, *[1] * (points.ndim - 1))
     return (
-        jnp.where(pick, new_points, points),
+        rows_where(win, new_points, points),
         jnp.where(win, new_rows, rows),
         jnp.where(win, new_wrong, wrong),
     )

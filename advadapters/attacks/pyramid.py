@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from advadapters import losses, rng
+from advadapters.attacks.contract import ascent
 from advadapters.attacks.pgd import choose_goal
 from advadapters.errors import UsageError
 
@@ -50,10 +51,10 @@ def pyramid(
         return moved
 
     def objective(levels):
-        return sign * jnp.sum(losses.LOSSES[loss](logits_fn(apply(levels)), goal))
+        return sign * losses.LOSSES[loss](logits_fn(apply(levels)), goal), ()
 
     def climb(_, levels):
-        slopes = jax.grad(objective)(levels)
+        _, _, slopes = ascent(objective)(levels)
         return [
             jnp.clip(level + step_size * jnp.sign(slope), -eps, eps)
             for level, slope in zip(levels, slopes, strict=True)

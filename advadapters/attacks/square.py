@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from advadapters import losses, rng
-from advadapters.attacks.apgd import Found, rows_where
+from advadapters.attacks.apgd import Found
+from advadapters.attacks.contract import rows_where
 from advadapters.balls import BALLS
 
 P_INIT = 0.8

@@ -175,10 +175,24 @@ def autoattack(
 
 
 def as_partial(function):
-    """The function as a pytree, so that it can be an argument of a jitted program."""
-    if isinstance(function, jax.tree_util.Partial):
-        return function
-    return jax.tree_util.Partial(function)
+    """The function as a Partial whose leaves are arrays: an argument of jitted programs.
+
+    What else a given Partial binds, such as train=False, goes into its function: as a
+    leaf it would be traced, and a network could not decide by it.
+    """
+    if not isinstance(function, jax.tree_util.Partial):
+        return jax.tree_util.Partial(function)
+    leaves, structure = jax.tree.flatten(function)
+    arrays = [isinstance(leaf, jax.Array | np.ndarray | np.number) for leaf in leaves]
+
+    def call(weights, *args):
+        weights = iter(weights)
+        pairs = zip(leaves, arrays, strict=True)
+        whole = [next(weights) if array else leaf for leaf, array in pairs]
+        return jax.tree.unflatten(structure, whole)(*args)
+
+    weights = [leaf for leaf, array in zip(leaves, arrays, strict=True) if array]
+    return jax.tree_util.Partial(call, weights)
 
 
 class State:

@@ -220,7 +220,7 @@ def test_warnings():
     assert checks.after({"clean": 0.9, "square": 0.5}) == []
 
 
-def test_nan_is_no_success_of_an_attack():
+def test_a_gradient_of_nan_breaks_nothing():
     def poisoned(images):  # finite logits, gradients that are not
         return network()(images) + 0 * jnp.sqrt(jnp.abs(images - images).sum())
 
@@ -232,6 +232,25 @@ def test_nan_is_no_success_of_an_attack():
     (told,) = (w for w in report.warnings if w["check"] == "not-finite-gradient")
     assert told["images"] == told["sample"] == 16
     assert report.robust_accuracy >= 0.75 and np.isfinite(report.images).all()
+
+
+def test_settings_bound_to_a_network_stay_what_they_are():
+    """What is no array in a Partial goes into its function: `if train` must work."""
+
+    def apply(params, scale, images, train, mode):
+        if train or mode != "eval":
+            raise AssertionError
+        return scale * params(images)
+
+    images, labels = data()
+    bound = Partial(apply, network(), 2.0, train=False, mode="eval")
+    report = autoattack(
+        bound, images, labels, jax.random.key(0), norm="linf", eps=0.03,
+        version=("apgd-ce",),
+    )  # fmt: skip
+    assert report.clean_accuracy == 0.8 and report.robust_accuracy < 0.8
+    arrays = jax.tree.leaves(suites.as_partial(bound))
+    assert [leaf.shape for leaf in arrays] == [(64, 16), (16, 5)]
 
 
 def test_sign_agreement_of_a_bfloat16_network():
