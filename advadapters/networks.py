@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from advadapters import rng, trees
+from advadapters.precision import differ, in_precision
 
 
 class Knob(NamedTuple):
@@ -62,8 +63,11 @@ class Network(NamedTuple):
     train: (plain, images, key, index, pooled) -> (logits, new batch_stats); to be called
       under the mapped axes "views" and "data"; batch statistics are means over the
       devices, and if `pooled` over the views too.
-    evaluate: (plain, images) -> logits, in the precision of evaluation.
-    coarse: whether apply works in another precision than that.
+    evaluate: (plain, images) -> logits, in the precision of evaluation, which every
+      derivative of it has too, wherever it is taken.
+    observe: (plain, images, key, index) -> the new batch_stats of `train`, not pooled, in
+      the precision of evaluation.
+    coarse: whether apply works in another precision than evaluate.
     patch: side in pixels of the images' square patches, 0 where there are none (whole).
     gated: whether apply takes a gate.
     """
@@ -73,17 +77,19 @@ class Network(NamedTuple):
     apply: Callable
     train: Callable
     evaluate: Callable
+    observe: Callable
     coarse: bool
     patch: int
     gated: bool
 
 
-def make_network(model, shape, exact=jnp.float32, narrow=False):
+def make_network(model, shape, exact=jnp.float32, precision="highest", narrow=False):
     """A linen module as pure functions; shape: [H, W, C] of its images.
 
     exact: the type of matrix products in evaluation. Around a pixel value bfloat16 has
-    steps as coarse as those of an attack. narrow: whether the variables are those of a
-    wider network, of which this one is a corner.
+    steps as coarse as those of an attack. precision: of products in evaluation, see
+    `in_precision`. narrow: whether the variables are those of a wider network, of which
+    this one is a corner.
     """
     precise = model.clone(dtype=exact)
     own, all_views = (
@@ -103,19 +109,6 @@ def make_network(model, shape, exact=jnp.float32, narrow=False):
             plain = plain | {"batch_stats": knob.stats}
         return plain if knob.lam is None else plain | {"lambda": knob.lam}
 
-    def given(plain):
-        tree = {branch: leaves for branch, leaves in plain.items() if branch != "lambda"}
-        return tree, {"lam": plain["lambda"]} if "lambda" in plain else {}
-
-    def draws(key, index, gate):
-        streams, gated = {}, {}
-        if key is not None:
-            streams["drop_path"] = rng.fold(key, "path")
-            streams["dropout"] = rng.fold(key, "dropout")
-        if gate is not None:
-            streams["gradient_drop"], gated["gradient_keep"] = gate
-        return dict(index=index, rngs=streams, **gated)
-
     def apply(plain, images, key=None, index=None, gate=None):
         if key is None:
             tree, lam = given(plain)
@@ -124,16 +117,18 @@ def make_network(model, shape, exact=jnp.float32, narrow=False):
         return logits
 
     def train(plain, images, key, index, pooled, gate=None):
-        tree, lam = given(plain)
-        random = draws(key, index, gate)
-        logits, changed = (all_views if pooled else own).apply(
-            tree, images, train=True, mutable="batch_stats", **lam, **random
-        )
-        return logits, changed.get("batch_stats", {})
+        chosen, random = all_views if pooled else own, draws(key, index, gate)
+        return trained(chosen, plain, images, random)
 
     def evaluate(plain, images):
         tree, lam = given(plain)
-        return precise.apply(tree, images, **lam)
+        with in_precision(precision):
+            return precise.apply(tree, images, **lam)
+
+    def observe(plain, images, key, index):
+        random = draws(key, index, None)
+        with in_precision(precision):
+            return trained(own.clone(dtype=exact), plain, images, random)[1]
 
     return Network(
         init,
@@ -141,10 +136,37 @@ def make_network(model, shape, exact=jnp.float32, narrow=False):
         apply,
         train,
         evaluate,
-        coarse=model.dtype != exact,
+        observe,
+        coarse=differ(model.dtype, exact, precision),
         patch=patch_of(model, shape[0]),
         gated="gradient_keep" in inspect.signature(model.__call__).parameters,
     )
+
+
+def given(plain):
+    """A plain tree as a module's variables, and what else it is told."""
+    tree = {branch: leaves for branch, leaves in plain.items() if branch != "lambda"}
+    return tree, {"lam": plain["lambda"]} if "lambda" in plain else {}
+
+
+def draws(key, index, gate):
+    """The random streams of a pass, as arguments of a module's `apply`."""
+    streams, gated = {}, {}
+    if key is not None:
+        streams["drop_path"] = rng.fold(key, "path")
+        streams["dropout"] = rng.fold(key, "dropout")
+    if gate is not None:
+        streams["gradient_drop"], gated["gradient_keep"] = gate
+    return dict(index=index, rngs=streams, **gated)
+
+
+def trained(model, plain, images, random):
+    """(logits, new batch_stats) of a training pass; random: see `draws`."""
+    tree, lam = given(plain)
+    logits, changed = model.apply(
+        tree, images, train=True, mutable="batch_stats", **lam, **random
+    )
+    return logits, changed.get("batch_stats", {})
 
 
 def ensemble(network):
@@ -168,7 +190,11 @@ def ensemble(network):
         return log_p
 
     return network._replace(
-        at=at, apply=mixed(network.apply), train=None, evaluate=mixed(network.evaluate)
+        at=at,
+        apply=mixed(network.apply),
+        train=None,
+        evaluate=mixed(network.evaluate),
+        observe=None,
     )
 
 

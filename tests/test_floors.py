@@ -5,7 +5,7 @@ import pathlib
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "advadapters"
 FLOORS = [
-    {"errors", "intervals", "trees", "rng", "mesh", "defaults"},
+    {"errors", "intervals", "trees", "rng", "mesh", "defaults", "precision"},
     {"balls", "losses", "config", "costs", "hlo", "hosts"},
     {"models", "adapters", "attacks", "data", "soups"},
     {"networks"},

@@ -10,6 +10,7 @@ from advadapters.builders import methods
 from advadapters.errors import UsageError
 from advadapters.models import MODELS, READ_SIZE, added, film, layers, resnet, vit
 from advadapters.networks import make_network
+from advadapters.precision import PRECISIONS
 from advadapters.training import state
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -35,8 +36,14 @@ MODEL_SETTINGS = {
 }
 
 
+def read_exact(c):
+    """dtype and precision of config.evaluation, as keywords of `make_network`."""
+    exact = DTYPES[c.choice("dtype", DTYPES)]
+    return dict(exact=exact, precision=c.choice("precision", PRECISIONS))
+
+
 def read_model(c, data, classes, exact):
-    """config.model -> Network; exact: the name of evaluation's type."""
+    """config.model -> Widths; exact: see `read_exact`."""
     name = c.choice("name", MODELS)
     module = MODELS[name]
     fields = module.__dataclass_fields__
@@ -57,7 +64,7 @@ def read_model(c, data, classes, exact):
         **settings,
     )
     shape = (data.image_size, data.image_size, data.channels)
-    widths = Widths(model, shape, DTYPES[exact])
+    widths = Widths(model, shape, exact)
     check_targets(model, widths.make())
     return widths
 
@@ -67,7 +74,7 @@ class Widths(NamedTuple):
 
     model: Any
     shape: tuple[int, ...]
-    exact: Any
+    exact: dict
 
     @property
     def film(self):
@@ -77,11 +84,11 @@ class Widths(NamedTuple):
     def make(self, width=1.0):
         """The network of a width; raises UsageError if it cannot be made narrower."""
         if width == 1:
-            return make_network(self.model, self.shape, self.exact)
+            return make_network(self.model, self.shape, **self.exact)
         if not hasattr(self.model.size, "scaled"):
             raise UsageError("config.oat.widths below 1 need a convolutional network")
         model = self.model.clone(size=self.model.size.scaled(width))
-        return make_network(model, self.shape, self.exact, narrow=True)
+        return make_network(model, self.shape, **self.exact, narrow=True)
 
 
 def read_film(c):

@@ -11,7 +11,7 @@ from advadapters import adapters, soups
 from advadapters import mesh as meshes
 from advadapters.builders import methods
 from advadapters.builders.data import Data, need_divisible, read_data
-from advadapters.builders.model import DTYPES, check_patterns, read_model
+from advadapters.builders.model import check_patterns, read_exact, read_model
 from advadapters.builders.optimizer import read_drops, read_optimizer
 from advadapters.builders.views import read_attacks, read_tricks, read_views
 from advadapters.config import Section
@@ -92,8 +92,7 @@ def build(config, mesh):
             data = read_data(section, classes, mesh)
         evaluated = c.section("evaluation")
         with model:
-            exact = evaluated.choice("dtype", DTYPES)
-            widths = read_model(model, data, classes, exact)
+            widths = read_model(model, data, classes, read_exact(evaluated))
         epochs = c.take("epochs", float, above=0)
         epoch = len(data.train) / batch_size
         steps = max(1, round(epochs * epoch))

@@ -17,9 +17,9 @@ def make_estimate(network, mesh):
 
         def one(images):
             key, index = jax.random.key(0), batch["index"]
-            return network.train(plain | {"batch_stats": empty}, images, key, index, False)
+            return network.observe(plain | {"batch_stats": empty}, images, key, index)
 
-        _, moved = jax.vmap(one, axis_name="views")(to_float(batch["images"])[None])
+        moved = jax.vmap(one, axis_name="views")(to_float(batch["images"])[None])
         return jax.tree.map(lambda leaf: leaf[0] / (1 - MOMENTUM), moved)
 
     mapped = jax.shard_map(

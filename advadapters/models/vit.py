@@ -134,23 +134,29 @@ def attend(query, key, value):
             precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32,
             preferred_element_type=jnp.float32,
         )
-        return weigh(scores * scale, value)
-    return weigh(jnp.einsum("bhqd,bhkd->bhqk", query * scale, key), value)
+        scores = scores * scale
+    else:
+        scores = jnp.einsum("bhqd,bhkd->bhqk", query * scale, key)
+    # The derivative may be traced elsewhere, so it is told the precision that holds here.
+    return weigh(scores, value, jax.config.jax_default_matmul_precision)
 
 
-@jax.custom_jvp
-def weigh(scores, value):
-    """softmax(scores) value, of [B, H, N, N] in float32 and [B, H, N, d]."""
-    return average(jax.nn.softmax(scores).astype(value.dtype), value)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def weigh(scores, value, precision):
+    """softmax(scores) value, of [B, H, N, N] in float32 and [B, H, N, d].
+
+    precision: of the products, see `jax.default_matmul_precision`.
+    """
+    return average(jax.nn.softmax(scores).astype(value.dtype), value, precision)
 
 
-def average(weights, value):
+def average(weights, value, precision):
     """weights [B, H, N, N] times value [B, H, N, d]."""
-    return jnp.einsum("bhqk,bhkd->bhqd", weights, value)
+    return jnp.einsum("bhqk,bhkd->bhqd", weights, value, precision=precision)
 
 
 @weigh.defjvp
-def weigh_jvp(primals, tangents):
+def weigh_jvp(precision, primals, tangents):
     """The softmax's sum over keys comes after the product with the values, not before.
 
     Transposed, that is FlashAttention's gradient (Dao et al. 2022): a sum over d in place
@@ -158,12 +164,12 @@ def weigh_jvp(primals, tangents):
     """
     (scores, value), (scores_move, value_move) = primals, tangents
     weights = jax.nn.softmax(scores).astype(value.dtype)
-    mixed = average(weights, value)
+    mixed = average(weights, value, precision)
     move = weights * scores_move
-    along = average(move.astype(value.dtype), value)
+    along = average(move.astype(value.dtype), value, precision)
     shift = jnp.sum(move, axis=-1, keepdims=True) * mixed.astype(scores.dtype)
     along = (along.astype(scores.dtype) - shift).astype(value.dtype)
-    return mixed, along + average(weights, value_move)
+    return mixed, along + average(weights, value_move, precision)
 
 
 def gelu(x):
