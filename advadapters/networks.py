@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters import rng, trees
+from advadapters import rng, soups, trees
 from advadapters.precision import differ, in_precision
 
 
@@ -41,8 +41,9 @@ ENSEMBLE = "ensemble"
 
 
 def mixture_case(domains, mixture, ensemble=False):
-    """The Case of weights [K] over the domains."""
-    weights = dict(zip(domains, map(float, mixture), strict=True))
+    """The Case of weights [K] over the domains; raises ValueError as `soups.check` does."""
+    mixture = soups.check(mixture, convex=ensemble)
+    weights = dict(zip(domains, mixture, strict=True))
     case = Case({"mixture": weights}, Knob(np.array(mixture, np.float32)))
     told = case.told | {"ensemble": True}
     return case._replace(told=told, network=ENSEMBLE) if ensemble else case

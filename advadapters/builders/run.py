@@ -253,7 +253,10 @@ def read_evaluation(c, method, mesh):
         cases = [method.case(lam, w) for w in method.widths for lam in method.lambdas]
     else:
         names = method.domains()
-        mixtures = dict.fromkeys(soups.lines(len(names), weights))
+        try:
+            mixtures = dict.fromkeys(soups.lines(len(names), weights))
+        except ValueError as error:  # beyond what floats can subtract from 1
+            raise UsageError(f"{c.name}.soup_weights={weights}: {error}") from None
         cases = [mixture_case(names, mixture) for mixture in mixtures]
     return Evaluation(
         batch_size=batch_size,

@@ -3,7 +3,7 @@
 import functools
 import inspect
 
-from advadapters import losses
+from advadapters import losses, soups
 from advadapters.attacks import ATTACKS
 from advadapters.attacks.pgd import OPTIMIZERS, TARGETS
 from advadapters.balls import BALLS
@@ -85,15 +85,11 @@ def read_views(sections, domains, attacks, read):
 def read_view(name, c, domains, attacks, names):
     """One view; names: those of all views."""
     mixture = c.take("mixture", dict)
-    unknown = [domain for domain in mixture if domain not in domains]
-    if unknown or not mixture:
-        raise UsageError(
-            f"{c.name}.mixture names {unknown or 'nothing'}; config.domains has: "
-            + ", ".join(domains)
-        )
-    weights = [Section(c.name + ".mixture", mixture).take(d, float) for d in mixture]
-    if abs(sum(weights) - 1) > 1e-6:
-        raise UsageError(f"{c.name}.mixture must sum to 1, got {mixture}")
+    weights = {d: Section(c.name + ".mixture", mixture).take(d, float) for d in mixture}
+    try:
+        weights = soups.weights_of(weights, domains)
+    except ValueError as error:
+        raise UsageError(f"{c.name}.mixture={mixture}: {error}") from None
     drawn = [part for part in c.take("attack", str).split(",") if part]
     alarm = c.take("alarm", str)
     terms = read_losses(c)
@@ -107,7 +103,7 @@ def read_view(name, c, domains, attacks, names):
         )
     return views.View(
         name=name,
-        mixture=tuple(float(mixture.get(domain, 0.0)) for domain in domains),
+        mixture=weights,
         weight=c.take("weight", float, low=0.0),
         attacks=tuple(pick(attacks, part, f"{c.name}.attack") for part in drawn),
         train_mode=c.choice("attack_mode", MODES) == "train",

@@ -44,8 +44,6 @@ import os
 import shlex
 from fractions import Fraction
 
-import numpy as np
-
 from advadapters import config as configs
 from advadapters.errors import UsageError, pick
 
@@ -212,13 +210,14 @@ def read_cases(run, flags):
         )
     mixtures = read_mixtures("mixture", flags["mixture"], run.domains)
     ensembles = read_mixtures("ensemble", flags.get("ensemble", ""), run.domains)
-    if ensembles and (len(run.domains) == 1 or np.min(ensembles) < 0):
+    if ensembles and len(run.domains) == 1:
         raise UsageError(
-            f"--ensemble mixes the probabilities of several domains ({run.domains} here) "
-            "with weights of at least 0"
+            f"--ensemble mixes the probabilities of several domains; {run.domains[0]} is "
+            "the only one here"
         )
     if flags.get("grid"):
         mixtures += read_grid(flags, len(run.domains))
+    mixtures = dict.fromkeys(mixtures)
     cases = [networks.mixture_case(run.domains, mixture) for mixture in mixtures]
     if ensembles and not cases:
         cases = list(run.evaluation.cases)
@@ -226,11 +225,18 @@ def read_cases(run, flags):
 
 
 def read_mixtures(flag, text, domains):
-    """ "clean=0.9,linf=0.1;clean=1" -> [(0.9, 0.1), (1.0, 0.0)]."""
+    """ "clean=0.9,linf=0.1;clean=1" -> [(0.9, 0.1), (1.0, 0.0)], each once.
+
+    flag: "ensemble" asks for mixtures of probabilities.
+    """
     from advadapters import soups
 
+    parts = [part for part in text.split(";") if part.strip()]
+    if text and not parts:
+        raise UsageError(f"--{flag}={text!r} names no mixture; write --{flag}=DOMAIN=1")
     try:
-        return [soups.parse(part, domains) for part in text.split(";") if part]
+        found = [soups.parse(part, domains, flag == "ensemble") for part in parts]
+        return list(dict.fromkeys(found))
     except ValueError as error:
         raise UsageError(f"--{flag}: {error}") from None
 

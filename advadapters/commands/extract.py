@@ -36,16 +36,16 @@ def main(argv):
 
 def soup(run, config, flags):
     """(config of a network with one domain, variables -> its variables)."""
-    from advadapters import defaults, networks, soups, trees
+    from advadapters import defaults, networks, trees
+    from advadapters.commands.evaluate import read_mixtures
     from advadapters.training import state as states
 
     if run.film:
         raise UsageError("--mixture: this network goes by lambda; take out a --width")
-    try:
-        mixture = soups.parse(flags["mixture"], run.domains)
-    except ValueError as error:
-        raise UsageError(f"--mixture: {error}") from None
-    case = networks.mixture_case(run.domains, mixture)
+    mixtures = read_mixtures("mixture", flags["mixture"], run.domains)
+    if len(mixtures) != 1:
+        raise UsageError(f"--mixture must be one mixture, got {flags['mixture']!r}")
+    case = networks.mixture_case(run.domains, mixtures[0])
 
     def make(variables, like):
         made = states.branches(run.network.at(variables, case.knob), (), 1)

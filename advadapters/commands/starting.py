@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from advadapters import checkpoints, trees
+from advadapters import checkpoints, soups, trees
 from advadapters.commands import workdir
 from advadapters.errors import UsageError
 from advadapters.interop import torch_resnet
@@ -87,14 +87,12 @@ def from_run(start):
 def weights_of(start, domains):
     """The mixture as weights over the domains of the other run."""
     mixture = start.mixture or ({domains[0]: 1.0} if len(domains) == 1 else {})
-    if not mixture or set(mixture) - set(domains):
+    try:
+        return soups.weights_of(mixture, domains)
+    except ValueError as error:
         raise UsageError(
-            f"config.start.mixture={start.mixture} must name domains of "
-            f"{start.workdir}; there are: {', '.join(domains)}"
-        )
-    if abs(sum(mixture.values()) - 1) > 1e-6:
-        raise UsageError(f"config.start.mixture must sum to 1, got {start.mixture}")
-    return np.array([mixture.get(domain, 0.0) for domain in domains], np.float32)
+            f"config.start.mixture={start.mixture} of {start.workdir}: {error}"
+        ) from None
 
 
 def fit(there, fresh, patterns):

@@ -1,12 +1,22 @@
 """Adversarial model soups: which mixtures there are, and how to choose one.
 
-A mixture is a tuple of weights [K] that sum to 1; `trees.mix` applies it. Only
+A mixture is a tuple of weights [K] that sum to 1 (`check`); `trees.mix` applies it. Only
 numpy and jax are needed, so that soups run in a bare notebook.
 """
 
 from advadapters.soups.ingredients import mix_by_path, mix_files, stack, write_leaves
 from advadapters.soups.learned import Learned, cross_entropy, learn
-from advadapters.soups.mixtures import average, line, lines, one_hot, parse, simplex
+from advadapters.soups.mixtures import (
+    average,
+    check,
+    line,
+    lines,
+    number,
+    one_hot,
+    parse,
+    simplex,
+    weights_of,
+)
 from advadapters.soups.protocol import (
     Chosen,
     choose,
@@ -28,6 +38,7 @@ __all__ = [
     "ancestor_warning",
     "average",
     "barrier",
+    "check",
     "choose",
     "choose_for_all",
     "cross_entropy",
@@ -42,6 +53,7 @@ __all__ = [
     "make_scorer",
     "mix_by_path",
     "mix_files",
+    "number",
     "one_hot",
     "parse",
     "relative_distances",
@@ -50,5 +62,6 @@ __all__ = [
     "simplex",
     "split_images",
     "stack",
+    "weights_of",
     "write_leaves",
 ]

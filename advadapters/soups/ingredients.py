@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 
 from advadapters import trees
+from advadapters.soups.mixtures import check
 
 
 def stack(ingredients, names=None):
@@ -68,8 +69,10 @@ def mix_files(folders, weights):
     """The soup sum_k w_k theta_k of K folders of leaves, a tree of numpy arrays.
 
     Summed in float32, one leaf of one ingredient after the other: memory holds the soup
-    and one leaf. Ingredients that weigh 0 are not read. Raises ValueError as `agree` does.
+    and one leaf. Ingredients that weigh 0 are not read. Raises ValueError as `agree` and
+    `check` do.
     """
+    weights = check(weights)
     if len(folders) != len(weights):
         raise ValueError(f"{len(weights)} mixture weights for {len(folders)} folders")
     ingredients = [read_leaves(folder) for folder in folders]
@@ -89,8 +92,10 @@ def mix_by_path(adapters, weights):
     """`trees.blend` with weights by path: {pattern: w [K]}, the first that matches a leaf.
 
     Raises ValueError for leaves that no pattern matches, patterns that are no leaf's first,
-    and a LoRA whose parts get different ones: it is their product that is mixed.
+    weights that are no combination (`check`), and a LoRA whose parts get different ones: it
+    is their product that is mixed.
     """
+    weights = {pattern: check(w) for pattern, w in weights.items()}
     flat = trees.flatten(adapters)
     first = {
         path: next((p for p in weights if trees.matches(p, path)), None) for path in flat

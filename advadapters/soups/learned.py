@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advadapters.soups.mixtures import check
+
 
 class Learned(NamedTuple):
     """weights [K] that sum to 1; the losses on the way there, the last one theirs."""
@@ -94,9 +96,9 @@ def learn(
     inf are no bounds. apply, at, ingredients: as for `make_scorer`; loss: (logits [N, L],
     labels) -> [N]. All images are taken at once, with K - 1 tangents each.
     """
-    weights = np.asarray(start, np.float64)
-    if abs(weights.sum() - 1) > 1e-6 or weights.min() < low or weights.max() > high:
-        raise ValueError(f"start {start} does not sum to 1 in bounds [{low}, {high}]")
+    weights = np.array(check(start))
+    if weights.min() < low or weights.max() > high:
+        raise ValueError(f"start {start} is not in the bounds [{low}, {high}]")
     given = ingredients, images, labels
     basis, losses = tangents(len(weights)), []
     value_at = lambda w: float(mean_loss(apply, at, loss, single(w), *given))  # noqa: E731

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advadapters.soups.mixtures import check
+
 
 def right(logits, labels):
     """Whether each prediction [N] is right; logits that are not finite are wrong."""
@@ -22,7 +24,8 @@ def make_scorer(apply, at, ingredients, *, at_once=8, batch=128, measure=right):
 
     at: (ingredients, weights [K]) -> plain, `trees.mix` for K whole networks stacked in one
     tree, `trees.plain` for shared parameters and adapters. apply: (plain, images) -> logits
-    [N, L]. measure: (logits, labels) -> [N]; 0 where the mask is False.
+    [N, L]. measure: (logits, labels) -> [N]; 0 where the mask is False. Mixtures that are
+    none raise ValueError, see `check`.
 
     Compiled once: `at_once` soups on `batch` images a call, padded where there are fewer.
     That many soups are mixed on the device at once.
@@ -34,7 +37,7 @@ def make_scorer(apply, at, ingredients, *, at_once=8, batch=128, measure=right):
         return jax.vmap(soup)(weights)
 
     def score(mixtures, images, labels, mask=None):
-        mixtures = np.asarray(mixtures, np.float32)
+        mixtures = np.array([check(mixture) for mixture in mixtures], np.float32)
         images, labels = np.asarray(images), np.asarray(labels)
         groups = list(padded(at_once, mixtures))
         columns = [

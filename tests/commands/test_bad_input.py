@@ -108,7 +108,7 @@ CASES = {
     ),
     "view of an unknown domain": (
         [DIGITS, '--config.domains=("clean",)'],
-        "config.views.linf.mixture names ['linf']; config.domains has: clean",
+        "config.views.linf.mixture={'linf': 1.0}: unknown domain 'linf'; there are: clean",
     ),
     "unknown backbone": (
         [DIGITS, "--config.model.name=resnext"],
@@ -312,7 +312,7 @@ CASES = {
     ),
     "eps in a view's mixture": (
         [DIGITS, "--config.views.linf.mixture.linf=0.5"],
-        "config.views.linf.mixture must sum to 1",
+        "config.views.linf.mixture={'linf': 0.5}: weights must sum to 1, got 0, 0.5",
     ),
     "no weights": (
         [DIGITS, "--config.views.linf.weight=0.0", "--config.views.clean.weight=0.0"],
@@ -324,6 +324,10 @@ CASES = {
     ),
     "infinite epochs": ([DIGITS, "--config.epochs=inf"], "epochs must be finite"),
     "no soups": ([DIGITS, "--config.evaluation.soup_weights=()"], "soup_weights is empty"),
+    "a soup too far out": (
+        [DIGITS, "--config.evaluation.soup_weights=(1e17,)"],
+        "config.evaluation.soup_weights=(1e+17,): weights must sum to 1",
+    ),
     "soup of words": ([DIGITS, '--config.evaluation.soup_weights=("a",)'], "soup_weights"),
     "adapter number": ([DIGITS, "--config.adapters=(1,)"], "adapters must hold str"),
     "domain number": ([DIGITS, '--config.domains=("clean",3)'], "domains must hold str"),

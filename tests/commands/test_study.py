@@ -85,8 +85,8 @@ def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
         same = fresh[path] if path.startswith("head/") else leaf
         np.testing.assert_allclose(found[path], same, atol=1e-6)
     for argv_, message in (
-        (["--config.start.mixture={'l2': 1.0}"], "must name domains of"),
-        (["--config.start.mixture={}"], "must name domains of"),
+        (["--config.start.mixture={'l2': 1.0}"], "unknown domain 'l2'; there are: clean"),
+        (["--config.start.mixture={}"], "no domain is named; there are: clean, linf"),
         (["--config.start.mixture={'clean': 0.5}"], "must sum to 1"),
         (["--config.start.step=best"], "has no checkpoint 'best'; there are: 11"),
         (["--config.start.step=7"], "has no checkpoint '7'; there are: 11"),

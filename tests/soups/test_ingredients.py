@@ -69,13 +69,13 @@ def test_order_does_not_matter_and_mixes_mix():
 
 def test_bfloat16_ingredients_are_summed_in_float32(tmp_path):
     # One by one in bfloat16, each 2**-8 is lost beside 1: half of its last place.
-    values = [1.0, 2.0**-8, 2.0**-8, 2.0**-8]
+    values = [4.0, 2.0**-6, 2.0**-6, 2.0**-6]
     ingredients = [{"a": jnp.full((2,), value, jnp.bfloat16)} for value in values]
-    lossy = sum(tree["a"] for tree in ingredients)
+    lossy = sum(0.25 * tree["a"] for tree in ingredients)
     assert float(lossy[0]) == 1.0
     for k, tree in enumerate(ingredients):
         soups.write_leaves(tmp_path / str(k), tree)
-    mixed = soups.mix_files([tmp_path / str(k) for k in range(4)], [1.0] * 4)
+    mixed = soups.mix_files([tmp_path / str(k) for k in range(4)], [0.25] * 4)
     np.testing.assert_array_equal(mixed["a"], np.float32([1 + 3 * 2.0**-8] * 2))
 
 

@@ -78,8 +78,8 @@ def test_bounded_minimum_of_an_indifferent_corner():
 
 
 def test_start_must_be_a_mixture_in_the_bounds():
-    for start in [(0.5, 0.6), (1.5, -0.5)]:
-        with pytest.raises(ValueError, match="does not sum to 1 in bounds"):
+    for start, told in [((0.5, 0.6), "must sum to 1"), ((1.5, -0.5), "not in the bounds")]:
+        with pytest.raises(ValueError, match=told):
             learn(linear(count=2), start)
 
 
