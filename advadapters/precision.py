@@ -5,7 +5,9 @@ import contextlib
 import jax
 import jax.numpy as jnp
 
-PRECISIONS = ("highest", "default")
+from advadapters.errors import pick
+
+PRECISIONS = {"highest": "highest", "default": None}  # jax's names
 
 
 def in_precision(precision):
@@ -15,9 +17,8 @@ def in_precision(precision):
     changes nothing. What jax makes of these products for a derivative takes their
     precision over, wherever the derivative is taken.
     """
-    if precision == "default":
-        return contextlib.nullcontext()
-    return jax.default_matmul_precision(precision)
+    name = pick(PRECISIONS, precision, "precision")
+    return jax.default_matmul_precision(name) if name else contextlib.nullcontext()
 
 
 def differ(dtype, exact, precision):

@@ -5,8 +5,8 @@ import pathlib
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "advadapters"
 FLOORS = [
-    {"errors", "intervals", "trees", "rng", "mesh", "defaults", "precision"},
-    {"balls", "losses", "config", "costs", "hlo", "hosts"},
+    {"errors", "intervals", "trees", "rng", "mesh", "defaults"},
+    {"balls", "losses", "config", "costs", "hlo", "hosts", "precision"},
     {"models", "adapters", "attacks", "data", "soups"},
     {"networks"},
     {"training", "evaluation", "checkpoints", "interop"},

@@ -26,6 +26,7 @@ from advadapters.attacks.square import run_square
 from advadapters.balls import BALLS
 from advadapters.errors import UsageError, pick
 from advadapters.intervals import wilson
+from advadapters.precision import in_precision
 
 
 class Stage(NamedTuple):
@@ -126,6 +127,7 @@ def autoattack(
     mesh=None,
     resume="",
     progress=lambda **news: None,
+    precision="highest",
 ):
     """Robust accuracy under a cascade of attacks -> Report.
 
@@ -143,9 +145,23 @@ def autoattack(
       resume: a folder that records every batch; a later call with the same network,
         data and settings goes on where it was cut off.
       progress: called with stage=, round=, rounds=, done=, total=, robust=.
+      precision: of the network's products of float32, unless it names its own. "highest"
+        is float32; "default" is jax's, bfloat16 on TPUs and TF32 on recent GPUs.
 
     Raises UsageError for input that cannot be right.
     """
+    with in_precision(precision):
+        return cascade(
+            logits_fn, images, labels, key, norm, eps, version, batch_size, mesh, resume,
+            progress, precision,
+        )  # fmt: skip
+
+
+def cascade(
+    logits_fn, images, labels, key, norm, eps, version, batch_size, mesh, resume, progress,
+    precision,
+):  # fmt: skip
+    """`autoattack` within the context of its precision."""
     images, labels = checks.inputs(images, labels)
     eps, key = checks.radius(norm, eps), checks.random_key(key)
     checks.network(logits_fn, version == "rand")
@@ -158,7 +174,11 @@ def autoattack(
     warnings = checks.before(attacker, images, labels, logits, todo, key)
     state = State.start(images, labels, logits, norm, eps, todo)
     settings = dict(
-        norm=norm, eps=eps, version=str(version), key=str(jax.random.key_data(key))
+        norm=norm,
+        eps=eps,
+        version=str(version),
+        key=str(jax.random.key_data(key)),
+        precision=precision,
     )
     if version == "rand":  # There alone the batches matter.
         settings["batch_size"] = attacker.rows(batch_size)

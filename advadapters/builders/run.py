@@ -25,9 +25,13 @@ STATISTICS = ("pooled", "separate")
 
 
 class Evaluation(NamedTuple):
-    """What the final table shows; cases: [networks.Case], suites: {name: Attack}."""
+    """What the final table shows; cases: [networks.Case], suites: {name: Attack}.
+
+    precision: of its products, see `in_precision`.
+    """
 
     batch_size: int
+    precision: str
     cases: list
     at_once: int
     suites: dict
@@ -92,7 +96,8 @@ def build(config, mesh):
             data = read_data(section, classes, mesh)
         evaluated = c.section("evaluation")
         with model:
-            widths = read_model(model, data, classes, read_exact(evaluated))
+            exact = read_exact(evaluated)
+            widths = read_model(model, data, classes, exact)
         epochs = c.take("epochs", float, above=0)
         epoch = len(data.train) / batch_size
         steps = max(1, round(epochs * epoch))
@@ -107,7 +112,7 @@ def build(config, mesh):
         method = read_method(c, widths, network, parameters | {"rows": rows}, epoch)
         domains = method.domains()
         with evaluated:
-            evaluation = read_evaluation(evaluated, method, mesh)
+            evaluation = read_evaluation(evaluated, method, mesh, exact["precision"])
         run = Run(
             seed=c.take("seed", int, low=0, high=2**32 - 1),
             steps=steps,
@@ -242,8 +247,8 @@ def read_start(c, inputs):
     return start if workdir or weights_file else None
 
 
-def read_evaluation(c, method, mesh):
-    """config.evaluation -> Evaluation."""
+def read_evaluation(c, method, mesh, precision):
+    """What is left of config.evaluation -> Evaluation."""
     batch_size = c.take("batch_size", int, low=1)
     need_divisible("config.evaluation.batch_size", batch_size, 1, mesh)
     weights = c.take("soup_weights", tuple, of=float)
@@ -260,6 +265,7 @@ def read_evaluation(c, method, mesh):
         cases = [mixture_case(names, mixture) for mixture in mixtures]
     return Evaluation(
         batch_size=batch_size,
+        precision=precision,
         cases=cases,
         at_once=c.take("soups_at_once", int, low=1),
         suites=read_attacks(c.sections("suites"), f"{c.name}.suites"),

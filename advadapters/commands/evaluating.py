@@ -267,6 +267,7 @@ def autoattack(opened, variables, split, cases, step, *, version, norm, eps, jou
             version=version,
             batch_size=run.evaluation.batch_size,
             mesh=opened.mesh if opened.mesh.size > 1 else None,
+            precision=run.evaluation.precision,
             resume=opened.folder
             / "autoattack"
             / (journal_name(case, step, norm, eps, version, len(images)) + journal),

@@ -253,6 +253,25 @@ def test_settings_bound_to_a_network_stay_what_they_are():
     assert [leaf.shape for leaf in arrays] == [(64, 16), (16, 5)]
 
 
+def test_products_of_a_network_are_float32_unless_asked_otherwise():
+    images, labels = data()
+    lines = {"highest": [], "default": []}
+
+    def seen(precision):
+        def logits_fn(images):
+            lines[precision].append(jax.config.jax_default_matmul_precision)
+            return network()(images)
+
+        return logits_fn
+
+    for precision in lines:
+        autoattack(
+            seen(precision), images, labels, jax.random.key(0), norm="linf", eps=0.03,
+            version=("square",), precision=precision,
+        )  # fmt: skip
+    assert set(lines["highest"]) == {"highest"} and set(lines["default"]) == {None}
+
+
 def test_sign_agreement_of_a_bfloat16_network():
     images, labels = data()
     net = tiny.network(dtype=jnp.bfloat16)
