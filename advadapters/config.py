@@ -12,15 +12,15 @@ import re
 from absl import flags
 from ml_collections import config_flags
 
-from advadapters.errors import UsageError
+from advadapters.errors import UsageError, check_word
 
 FRACTION = re.compile(r"(--config\.\S+=)(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)$")
 
 
 def variant(text, known):
     """Checks the part behind the colon of --config=FILE:VARIANT; "" is the first known."""
-    if text and text not in known:
-        raise UsageError(f"unknown variant {text!r}; there are: {', '.join(known)}")
+    if text:
+        check_word(known, text, "variant")
     return text or next(iter(known))
 
 
@@ -152,10 +152,7 @@ class Section:
     def choice(self, key, allowed):
         """The value of a key that must be one of the strings in `allowed`."""
         value = self.take(key, str)
-        if value not in allowed:
-            raise UsageError(
-                f"unknown {self.name}.{key} {value!r}; there are: {', '.join(allowed)}"
-            )
+        check_word(allowed, value, f"{self.name}.{key}")
         return value
 
     def section(self, key):

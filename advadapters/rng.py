@@ -4,6 +4,10 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+# How many numbers an old key of each generator has.
+WORDS = {"threefry2x32": 2, "rbg": 4, "unsafe_rbg": 4}
 
 
 def fold(key, *parts):
@@ -19,16 +23,36 @@ def per_example(key, size):
 
     A single key gives example i the key fold(key, i). Keys that are already one
     per example pass through, so that a caller who knows each image's own number
-    gets results that do not depend on how images are batched. Old keys (uint32, two
-    numbers each) are taken as well.
+    gets results that do not depend on how images are batched. Old keys (see `typed`)
+    are taken as well; what is no key, or another number of them, raises ValueError.
     """
-    if key.dtype == jnp.uint32:
-        key = jax.random.wrap_key_data(key)
+    key = typed(key)
+    if key.shape not in ((), (size,)):
+        raise ValueError(
+            f"key must be one key, or one for each of the {size} examples, got "
+            f"{list(key.shape)} of them"
+        )
     if key.ndim:
-        if key.shape != (size,):
-            raise ValueError(f"{key.shape} keys for a batch of {size}")
         return key
     return by_index(key, jnp.arange(size))
+
+
+def typed(key):
+    """Keys as `jax.random.key` makes them; old ones, uint32 [..., 2 or 4], become such.
+
+    Of several generators with as many numbers the default one is meant, if it is among
+    them. Raises ValueError for what is no key.
+    """
+    if isinstance(key, jax.Array | np.ndarray):
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            return key
+        words = key.shape[-1] if key.ndim and key.dtype == np.uint32 else 0
+        default = jax.config.jax_default_prng_impl
+        for name in (default, *WORDS):
+            if words and WORDS.get(name) == words:
+                return jax.random.wrap_key_data(key, impl=name)
+    told = " ".join(repr(key).split())
+    raise ValueError(f"key must be a random key like jax.random.key(0), got {told}")
 
 
 def by_index(key, indices):

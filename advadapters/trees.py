@@ -217,3 +217,8 @@ def corner(tree, like):
 def count(tree):
     """The number of parameters, an int."""
     return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(tree))
+
+
+def finite(tree):
+    """The tree with zeros in place of NaN and infinity."""
+    return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, 0), tree)

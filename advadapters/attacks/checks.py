@@ -1,7 +1,8 @@
-"""Checks around a cascade: bad input in one line, and warnings as data.
+"""Checks around attacks: bad input in one line, and warnings of cascades as data.
 
-A warning is {"check": name, "message": one line, ...numbers}. What they look for is
-gradient masking: attacks that fail for a reason other than robustness.
+What is traced has a type and a shape, but no values that could be checked. A warning
+is {"check": name, "message": one line, ...numbers}. What they look for is gradient
+masking: attacks that fail for a reason other than robustness.
 """
 
 import inspect
@@ -11,23 +12,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters import losses
+from advadapters import losses, rng, trees
+from advadapters import mesh as meshes
 from advadapters.balls import BALLS
-from advadapters.errors import UsageError, pick
+from advadapters.errors import UsageError, check_word
+from advadapters.intervals import wilson
 
 SAMPLE = 64  # images that gradients are looked at on
+BLACK_BOX = ("square",)  # attacks without gradients
 
 
-def radius(norm, eps):
-    """eps, any kind of number, as a float; raises UsageError unless it fits the norm."""
-    pick(BALLS, norm, "norm")
+def concrete(value):
+    """Whether this process can read the value: it is not traced, and all of it is here."""
+    return not isinstance(value, jax.core.Tracer) and getattr(
+        value, "is_fully_addressable", True
+    )
+
+
+def radius(norm, eps, shape=()):
+    """eps, any kind of number, as a float; raises UsageError unless it fits the norm.
+
+    shape: of an image [H, W, C], where it is known: no radius is larger than the box.
+    """
+    check_word(BALLS, norm, "norm")
+    size = math.prod(shape) if shape else math.inf
+    most = {"linf": 1.0, "l2": math.sqrt(size), "l1": size}[norm]
     number = isinstance(eps, int | float | np.number | np.ndarray | jax.Array)
-    if not (number and np.ndim(eps) == 0 and 0 < eps < math.inf) or (
-        norm == "linf" and eps > 1
-    ):
-        allowed = "at most 1" if norm == "linf" else "finite"
-        raise UsageError(f"eps must be above 0 and {allowed} for {norm}, got {told(eps)}")
+    if not (number and np.ndim(eps) == 0 and 0 <= eps <= most and eps < math.inf):
+        allowed = f"at most {most:g}" if most < math.inf else "finite"
+        box = f", the {norm} norm of the whole box [0, 1]^{size}" if shape else ""
+        raise UsageError(
+            f"eps must be at least 0 and {allowed} for {norm}{box}, got {told(eps)}"
+        )
     return float(eps)
+
+
+def count(value, what):
+    """A whole number of at least 1, as an int; raises UsageError if it is none."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"{what} must be a whole number of at least 1, got {told(value)}")
+    return int(value)
 
 
 def told(value):
@@ -36,13 +60,14 @@ def told(value):
 
 
 def random_key(key):
-    """The key, an old one (uint32) as a new one; raises UsageError if it is neither."""
-    if isinstance(key, jax.Array | np.ndarray):
-        if key.dtype == np.uint32 and key.ndim == 1:
-            return jax.random.wrap_key_data(key)
-        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and not key.ndim:
-            return key
-    raise UsageError(f"key must be one key like jax.random.key(0), got {told(key)}")
+    """The key, an old one (uint32) as a new one; raises UsageError if it is not one."""
+    try:
+        key = rng.typed(key)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if key.ndim:
+        raise UsageError(f"key must be one key like jax.random.key(0), got {told(key)}")
+    return key
 
 
 def network(logits_fn, randomised):
@@ -63,32 +88,96 @@ def network(logits_fn, randomised):
 def inputs(images, labels):
     """(images, labels) as numpy arrays; raises UsageError unless they fit the contract."""
     images, labels = np.asarray(images), np.asarray(labels)
+    check_images(images)
+    if labels.ndim != 1:
+        raise UsageError(
+            f"labels must be whole numbers [{len(images)}], got {kind(labels)}"
+        )
+    check_labels(labels, len(images))
+    check_classes(labels)
+    return images, labels.astype(np.int32)
+
+
+def kind(array):
+    """Type and shape in words."""
+    return f"{array.dtype} {list(array.shape)}"
+
+
+def check_images(images):
+    """Raises UsageError unless these are float32 [N, H, W, C] in [0, 1]."""
+    if not isinstance(images, np.ndarray | jax.Array):
+        raise UsageError(f"images must be an array, got {type(images).__name__}")
     if images.dtype != np.float32 or images.ndim != 4 or not len(images):
         raise UsageError(
-            "images must be float32 [N, H, W, C] with N > 0, got "
-            f"{images.dtype} {list(images.shape)}"
+            f"images must be float32 [N, H, W, C] with N > 0, got {kind(images)}"
         )
-    if not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
+    _, rows, columns, channels = images.shape
+    if rows == 3 and min(columns, channels) > 4 or rows == 1 and columns == channels > 4:
+        raise UsageError(
+            f"images must be [N, H, W, C], got {list(images.shape)}, which has channels "
+            "first: give images.transpose(0, 2, 3, 1), and turn them back in logits_fn"
+        )
+    if not concrete(images):
+        return
+    images = np.asarray(images)
+    bad = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
+    if bad:
+        raise UsageError(f"{bad} of {len(images)} images have pixels of NaN or infinity")
+    if images.min() < 0 or images.max() > 1:
         raise UsageError(
             f"images must lie in [0, 1], got {images.min():g} to {images.max():g}: "
             "divide by 255, and normalise inside logits_fn"
         )
-    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+
+
+def check_labels(labels, size, what="labels"):
+    """Raises UsageError unless these are classes [size], or probabilities [size, L]."""
+    if not isinstance(labels, np.ndarray | jax.Array):
+        raise UsageError(f"{what} must be an array, got {type(labels).__name__}")
+    whole = labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.integer)
+    shares = labels.ndim == 2 and jnp.issubdtype(labels.dtype, jnp.floating)
+    if not (whole or shares) or len(labels) != size:
         raise UsageError(
-            f"labels must be whole numbers [{len(images)}], got "
-            f"{labels.dtype} {list(labels.shape)}"
+            f"{what} must be whole numbers [{size}], or probabilities [{size}, classes] "
+            f"for an attack called by hand, got {kind(labels)}"
         )
-    return images, labels.astype(np.int32)
+
+
+def check_classes(labels, classes=None, what="labels"):
+    """Raises UsageError for labels that are no class of so many, or of any network.
+
+    To be called before they are cast: what does not fit into int32 would wrap.
+    """
+    if labels.ndim == 2 and labels.shape[1] != classes:
+        raise UsageError(
+            f"{what} have {labels.shape[1]} classes, but logits_fn has {classes}"
+        )
+    if labels.ndim == 1 and concrete(labels):
+        least, most = int(labels.min()), int(labels.max())
+        if least < 0 or most >= (classes or 2**31):
+            there = (
+                f"logits_fn has {classes} classes" if classes else "0 is the first class"
+            )
+            raise UsageError(f"{what} run from {least} to {most}, but {there}")
+
+
+def check_logits(logits, rows):
+    """Raises UsageError unless these are an array [rows, L] with L >= 2."""
+    array = isinstance(logits, np.ndarray | jax.Array)
+    if array and logits.ndim == 2 and logits.shape[0] == rows and logits.shape[1] > 1:
+        return
+    found = list(logits.shape) if array else f"a {type(logits).__name__}"
+    hint = ": choose its logits" if isinstance(logits, tuple | list | dict) else ""
+    raise UsageError(
+        f"logits_fn must return [{rows}, classes] for {rows} images, with at least two "
+        f"classes, got {found}{hint}"
+    )
 
 
 def rows_of(logits, rows):
     """Logits as numpy float32; raises UsageError unless they are [rows, L] with L >= 2."""
-    if logits.ndim != 2 or logits.shape[0] != rows or logits.shape[1] < 2:
-        raise UsageError(
-            f"logits_fn must return [{rows}, classes] for {rows} images, with at least "
-            f"two classes, got {list(logits.shape)}"
-        )
-    return np.asarray(logits, np.float32)
+    check_logits(logits, rows)
+    return np.asarray(meshes.gather(logits), np.float32)
 
 
 def outputs(logits, labels):
@@ -96,11 +185,7 @@ def outputs(logits, labels):
     bad = ~np.isfinite(logits).all(axis=1)
     if bad.any():
         raise UsageError(f"logits_fn gives NaN or infinity on {bad.sum()} clean images")
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise UsageError(
-            f"labels run from {labels.min()} to {labels.max()}, but logits_fn has "
-            f"{logits.shape[1]} classes"
-        )
+    check_classes(labels, logits.shape[1])
 
 
 def warning(check, message, **numbers):
@@ -110,12 +195,7 @@ def warning(check, message, **numbers):
 
 def before(attacker, images, labels, logits, stages, key):
     """Warnings that need no attack."""
-    found = []
-    sums = logits.sum(axis=1)
-    if logits.min() >= 0 and np.abs(sums - 1).max() < 1e-3:
-        found.append(
-            warning("softmax", "outputs look like probabilities: give logits instead")
-        )
+    found = probabilities(logits) + chance(logits, labels)
     needed = {"apgd-dlr": ("DLR", 3), "apgd-t": ("targeted DLR", 4)}
     for loss, least in (needed[s.name] for s in stages if s.name in needed):
         if logits.shape[1] < least:
@@ -129,11 +209,41 @@ def before(attacker, images, labels, logits, stages, key):
             )
     if attacker.randomised:
         return found
-    return (
-        found
-        + randomised(attacker, images, key)
-        + gradients(attacker, images, labels, logits)
-    )
+    found += randomised(attacker, images, key)
+    if all(stage.name in BLACK_BOX for stage in stages):
+        return found
+    return found + gradients(attacker, images, labels, logits)
+
+
+def probabilities(logits):
+    """Whether the outputs are those of a softmax or sigmoid."""
+    if logits.min() < 0 or logits.max() > 1 or not logits.any():
+        return []
+    name = "softmax" if np.abs(logits.sum(axis=1) - 1).max() < 1e-3 else "sigmoid"
+    return [
+        warning(
+            name,
+            f"outputs look like probabilities (those of a {name}), on which losses lose "
+            "their gradients: give logits instead",
+        )
+    ]
+
+
+def chance(logits, labels):
+    """Whether the labels are hit no more often than by guessing."""
+    right, total, classes = int((logits.argmax(1) == labels).sum()), *logits.shape
+    if right == total or wilson(right, total)[0] > 1 / classes:
+        return []
+    return [
+        warning(
+            "chance",
+            f"{right} of {total} clean images are right, which is no better than guessing "
+            f"among {classes} classes: check the order of labels and channels, and "
+            "whether logits_fn normalises images of [0, 1]",
+            right=right,
+            total=total,
+        )
+    ]
 
 
 def randomised(attacker, images, key):
@@ -167,19 +277,21 @@ def gradients(attacker, images, labels, logits):
     def sizes(function, points):
         def largest(loss):
             slope = jax.grad(lambda x: jnp.sum(loss(function(x), own)))(points)
-            return BALLS["linf"].norm(slope)
+            whole = jnp.all(jnp.isfinite(slope), axis=(1, 2, 3))
+            return BALLS["linf"].norm(trees.finite(slope)), whole
 
-        return largest(losses.cross_entropy), largest(losses.margin)
+        return *largest(losses.cross_entropy), *largest(losses.margin)
 
-    entropy, margin = (np.asarray(s) for s in sizes(attacker.logits_fn, sample))
+    entropy, first, margin, second = map(np.asarray, sizes(attacker.logits_fn, sample))
     total, found = len(right), []
-    wild = int((~np.isfinite(entropy) | ~np.isfinite(margin)).sum())
+    wild = int((~first | ~second).sum())
     if wild:
         found.append(
             warning(
                 "not-finite-gradient",
                 f"{wild} of {total} sampled images have gradients with NaN or infinity: "
-                "white-box attacks are blind there, trust Square more",
+                "attacks take zeros for those entries, so white-box attacks see less; "
+                "mend the network there (such as the root of 0), or trust Square more",
                 images=wild,
                 sample=total,
             )

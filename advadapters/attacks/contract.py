@@ -3,10 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-
-def finite(tree):
-    """Zeros for what is not finite: one such pixel says nothing of the others."""
-    return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, 0), tree)
+from advadapters import trees
 
 
 def ascent(objective):
@@ -21,7 +18,7 @@ def ascent(objective):
 
     def look(points, *args):
         (_, (rows, more)), slopes = gradient(points, *args)
-        return jnp.where(jnp.isnan(rows), -jnp.inf, rows), more, finite(slopes)
+        return jnp.where(jnp.isnan(rows), -jnp.inf, rows), more, trees.finite(slopes)
 
     gradient = jax.value_and_grad(total, has_aux=True)
     return look

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from advadapters import rng
+from advadapters import rng, trees
 from advadapters.attacks.apgd import Found
-from advadapters.attacks.contract import finite, rows_where
+from advadapters.attacks.contract import rows_where
 from advadapters.balls import BALLS, flat
 from advadapters.losses import class_of, misclassified
 
@@ -73,10 +73,10 @@ def run_fab(
         return (walk.step < steps) & jnp.any(active & ~inside(walk.distance))
 
     def iterate(walk):
-        gap, weights = finite(plane(logits_fn, walk.points, labels, targets, ball))
+        gap, weights = trees.finite(plane(logits_fn, walk.points, labels, targets, ball))
         weights, here = flat(weights), flat(walk.points)
         # Both projections in one call: from here, and from the image.
-        from_image = finite(gap + jnp.sum(weights * (here - origin), axis=1))
+        from_image = trees.finite(gap + jnp.sum(weights * (here - origin), axis=1))
         both = ball.to_plane(
             jnp.concatenate([here, origin]),
             jnp.concatenate([weights, weights]),

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from advadapters import losses, rng
-from advadapters.attacks.contract import ascent, finite, rows_where
+from advadapters import losses, rng, trees
+from advadapters.attacks.contract import ascent, rows_where
 from advadapters.balls import BALLS
 
 TARGETS = ("", "random", "least_likely")
@@ -126,7 +126,7 @@ def mover(ball, optimizer, images, eps, steps, step_size):
 
         def move(points, slope, step, memory):
             direction, memory = adam.update(slope, memory)
-            direction = finite(direction)  # moments of huge slopes overflow
+            direction = trees.finite(direction)  # moments of huge slopes overflow
             return points + adam_rate(step, steps, step_size) * direction, memory
 
         return move, adam.init(images)

@@ -163,10 +163,9 @@ def cascade(
 ):  # fmt: skip
     """`autoattack` within the context of its precision."""
     images, labels = checks.inputs(images, labels)
-    eps, key = checks.radius(norm, eps), checks.random_key(key)
+    eps, key = checks.radius(norm, eps, images.shape[1:]), checks.random_key(key)
     checks.network(logits_fn, version == "rand")
-    if batch_size < 1:
-        raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = checks.count(batch_size, "batch_size")
     attacker = Attacker(as_partial(logits_fn), batch_size, mesh, version == "rand")
     logits = attacker.all_logits(images, key)
     checks.outputs(logits, labels)
@@ -395,7 +394,7 @@ class Attacker:
             padding = np.zeros((size - len(part), *part.shape[1:]), part.dtype)
             placed = self.place(np.concatenate([part, padding]))
             logits = self.forward(self.logits_fn, placed, rng.fold(key, "clean"))
-            found.append(checks.rows_of(meshes.gather(logits), size)[: len(part)])
+            found.append(checks.rows_of(logits, size)[: len(part)])
         return np.concatenate(found)
 
 
