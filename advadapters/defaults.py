@@ -34,6 +34,8 @@ def config():
             data=dict(
                 source="",
                 data_dir="",  # of TFDS; "" is its own default
+                # The split of TFDS, or the folder or tar, to evaluate on; "" is the usual.
+                test_split="",
                 image_size=224,
                 channels=3,
                 crop="central",  # or "random_resized"

@@ -6,7 +6,12 @@ import tensorflow_datasets as tfds
 
 
 def prepare(name, split, examples, folder, shape=(32, 32, 3)):
-    """Writes examples as ArrayRecord, with the real features and version."""
+    """Writes the examples of a split as ArrayRecord, with the real features and version."""
+    prepare_splits(name, {split: examples}, folder, shape)
+
+
+def prepare_splits(name, splits, folder, shape=(32, 32, 3)):
+    """The same for several splits, {name: examples}."""
     real = tfds.builder(name, data_dir=str(folder))
     features = real.info.features
 
@@ -20,9 +25,9 @@ def prepare(name, split, examples, folder, shape=(32, 32, 3)):
                 return tfds.core.DatasetInfo(builder=self, features=features)
 
             def _split_generators(self, manager):
-                return {split: self._generate_examples()}
+                return {k: self._generate_examples(v) for k, v in splits.items()}
 
-            def _generate_examples(self):
+            def _generate_examples(self, examples):
                 for number, example in enumerate(examples):
                     image = np.full(shape, 40 * number % 256, np.uint8)
                     code = features["image"].encoding_format or "jpeg"

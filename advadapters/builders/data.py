@@ -32,6 +32,7 @@ def read_data(c, classes, mesh):
         channels=channels,
         skip_corrupt=c.take("skip_corrupt", bool),
         data_dir=c.take("data_dir", str),
+        test_split=c.take("test_split", str),
     )
     sources.check(source, classes, channels)
     fraction = c.take("validation", float, low=0.0, high=0.5)

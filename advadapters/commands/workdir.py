@@ -77,12 +77,19 @@ def leaves(tree, prefix=""):
     return flat
 
 
+# Keys of a section that are there since 0.1.0, with what was done before them.
+ADDED = {"data": {"test_split": ""}}
+
+
 def read_config(path):
-    """The config of a run's folder."""
+    """The config of a run's folder, as that of a run of today."""
     config = retuple(read_json(path))
     if not isinstance(config, dict):
         raise UsageError(f"{path} holds no run: config.json is no config")
-    return config
+    added = {
+        k: new | config[k] for k, new in ADDED.items() if isinstance(config.get(k), dict)
+    }
+    return config | added
 
 
 @hosts.once

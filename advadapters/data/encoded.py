@@ -13,7 +13,11 @@ import numpy as np
 from advadapters.data import images as codecs
 from advadapters.errors import UsageError
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+# What OpenCV makes 8 bits of. The content decides; the name tells images from the rest.
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff",
+    ".gif", ".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".sr", ".ras",
+)  # fmt: skip
 
 
 class Encoded(NamedTuple):
@@ -40,6 +44,8 @@ class Encoded(NamedTuple):
             image = codecs.decode(data, self.channels)
         except OSError:
             image = None
+        else:
+            need_label(label, self.reader.name(i))
         if image is None and not self.skip_corrupt:
             raise UsageError(
                 f"corrupt image {self.reader.name(i)}: replace it, or set "
@@ -87,6 +93,31 @@ class Records(NamedTuple):
         return example["image"], int(example["label"])
 
 
+def need_label(label, where):
+    """Raises UsageError for a label below 0, which would count as wrong for ever."""
+    if np.min(label) < 0:
+        raise UsageError(
+            f"{where} has label {label}, and classes count from 0: a split without labels "
+            "can neither be trained nor evaluated on; config.data.test_split names another"
+        )
+
+
 def is_image(name):
     """Whether a file's name is that of an image."""
     return name.lower().endswith(SUFFIXES)
+
+
+def is_hidden(name):
+    """Whether the name of a file or folder is of those that systems put beside images."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def suffix(name):
+    """ "x.TXT" -> ".txt"; "no suffix" for none."""
+    return os.path.splitext(name)[1].lower() or "no suffix"
+
+
+def told_left(left):
+    """A Counter of suffixes in words: "3 .txt, 1 .json"."""
+    shown = ", ".join(f"{count:,} {name}" for name, count in left.most_common(5))
+    return shown + (f" and {len(left) - 5} other kinds" if len(left) > 5 else "")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from advadapters.data import encoded, prepared
 from advadapters.data import images as codecs
 from advadapters.errors import UsageError
 
@@ -49,6 +50,10 @@ class Examples:
         label = self.read(example)
         if label is None:
             return None
+        known = np.asarray(label) != NO_LABEL
+        encoded.need_label(
+            np.min(label, initial=0, where=known), f"image {i} of the test set"
+        )
         image = codecs.decode(example["image"], self.channels)
         if image is None:
             raise UsageError(f"image {i} of the test set cannot be decoded")
@@ -133,20 +138,11 @@ def load(name, data_dir=""):
 
     Raises UsageError where it is not there, with the command that prepares it.
     """
-    import tensorflow_datasets as tfds
-
     entry = SHIFTS.get(name, Entry(name, ""))
     try:
-        builder = tfds.builder(entry.name, data_dir=data_dir or None)
-        splits = list(builder.info.splits)
-        split = entry.split or next((s for s in ("test", "validation") if s in splits), "")
-        if split not in splits:
-            raise UsageError(
-                f"{name} is not prepared in {builder.data_path}: run `tfds build "
-                f"{entry.name} --file_format=array_record`"
-            )
-        decoders = {"image": tfds.decode.SkipDecoding()}
-        source = builder.as_data_source(split=split, decoders=decoders)
+        builder = prepared.open_set(entry.name, data_dir)
+        splits = prepared.test_splits(builder, entry.split)
+        _, source = prepared.read(builder, entry.name, splits)
         return entry.read(source, builder.info.features)
     except UsageError:
         raise

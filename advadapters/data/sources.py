@@ -4,24 +4,32 @@ A split has a length and gives example i as (uint8 image [H, W, C], int label), 
 None for a corrupt image that may be skipped. Nothing is shuffled or resized here.
 """
 
+import collections
 import gzip
 import os
 import pathlib
+import unicodedata
 import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from advadapters.data import encoded, tars
+from advadapters.data import encoded, prepared, tars
 from advadapters.errors import UsageError, pick
 
 
 class Source(NamedTuple):
-    """The two splits and the number of classes, 0 where only the labels tell."""
+    """The two splits and the number of classes, 0 where only the labels tell.
+
+    names: of the classes, () where there are none. notes: lines to be told about what was
+    found.
+    """
 
     train: Any
     test: Any
     classes: int
+    names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class ArraySplit(NamedTuple):
@@ -56,6 +64,12 @@ class Subset(NamedTuple):
     split: Any
     positions: np.ndarray
 
+    @property
+    def labels(self):
+        """[N], or None if only reading tells."""
+        labels = getattr(self.split, "labels", None)
+        return None if labels is None else labels[self.positions]
+
     def __len__(self):
         return len(self.positions)
 
@@ -84,14 +98,39 @@ def digits(path, options):
 
 
 def folder(path, options):
-    """DIR/train/<class>/*.jpg|png and DIR/test (or val)/<class>/..."""
+    """DIR/train/<class>/**/*.jpg and the like, and DIR/test/<class>/...
+
+    A class is the folder that is next to train's, whatever folders are below it.
+    """
     root = need_folder(path)
-    names = sorted(p.name for p in need_folder(root / "train").iterdir() if p.is_dir())
+    train = list_classes(need_folder(root / "train"))
+    names = sorted(train.files)
     if not names:
         raise UsageError(f"no class folders in {root / 'train'}")
-    test = root / "test" if (root / "test").is_dir() else root / "val"
-    splits = [folder_split(need_folder(p), names, options) for p in (root / "train", test)]
-    return Source(*splits, len(names))
+    place, note = find_test(root, options["test_split"])
+    test = list_classes(place)
+    splits = [folder_split(found, names, options) for found in (train, test)]
+    return Source(*splits, len(names), tuple(names), (*note, *train.notes, *test.notes))
+
+
+TESTS = ("test", "val", "validation", "valid")  # the first that there is
+
+
+def find_test(root, asked):
+    """(folder to evaluate on, what to say of the choice)."""
+    there = [name for name in TESTS if (root / name).is_dir()]
+    name = asked or (there or TESTS)[0]
+    return need_folder(root / name), told_choice(root, name, there, asked)
+
+
+def told_choice(root, name, there, asked):
+    """What to say where several names would serve as the test split, none asked for."""
+    if asked or len(there) < 2:
+        return ()
+    return (
+        f"{root} has {', '.join(there)}: {name} is the test set; config.data.test_split "
+        "names another",
+    )
 
 
 def need_folder(path):
@@ -107,24 +146,78 @@ def need_folder(path):
     return path
 
 
-def folder_split(root, names, options):
-    """The images below root/<class>, classes numbered by the sorted names of training."""
-    found = {p.name for p in root.iterdir() if p.is_dir()}
-    if found - set(names):
-        raise UsageError(
-            f"{root} has classes that training has not: {sorted(found - set(names))[:3]}"
-        )
+class Listing(NamedTuple):
+    """Image files below a folder of class folders: {class: [path below root]}, sorted.
+
+    Names of classes are in Unicode's composed form (NFC), so that one name is one class,
+    whatever system wrote it. notes: what was left out, in words.
+    """
+
+    root: pathlib.Path
+    files: dict
+    notes: tuple[str, ...]
+
+
+def list_classes(root):
+    """The Listing of a folder; raises UsageError for a class without images."""
+    files, left = {}, collections.Counter()
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+        if encoded.is_hidden(entry.name):
+            continue
+        if not entry.is_dir():
+            left[encoded.suffix(entry.name)] += 1
+            continue
+        name = unicodedata.normalize("NFC", entry.name)
+        images, others = list_images(root, entry.name)
+        if not images:
+            raise UsageError(
+                f"class folder {os.path.join(root, entry.name)} has no images ("
+                f"{encoded.told_left(others) or 'nothing'} in it; read are "
+                f"{', '.join(encoded.SUFFIXES)}): remove the folder, or put its images in"
+            )
+        files.setdefault(name, []).extend(images)
+        left += others
+    told = encoded.told_left(left)
+    return Listing(root, files, (f"left out in {root}: {told}",) if told else ())
+
+
+def list_images(root, folder):
+    """([path below root of an image below a folder], Counter of others' suffixes).
+
+    Folders below are gone into, links too, but not in circles; hidden things are not there.
+    """
+    images, left, above = [], collections.Counter(), {}
+    for place, folders, files in os.walk(root / folder, followlinks=True):
+        real = os.path.realpath(place)
+        circle = above.get(os.path.dirname(place), frozenset())
+        above[place] = circle | {real}
+        if real in circle:
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not encoded.is_hidden(name)]
+        for name in files:
+            if encoded.is_hidden(name):
+                continue
+            if encoded.is_image(name):
+                images.append(os.path.relpath(os.path.join(place, name), root))
+            else:
+                left[encoded.suffix(name)] += 1
+    return sorted(images), left
+
+
+def folder_split(found, names, options):
+    """The images of a Listing, classes numbered by the names of training."""
+    unknown = sorted(found.files.keys() - set(names))
+    if unknown:
+        raise UsageError(f"{found.root} has classes that training has not: {unknown[:3]}")
+    if not found.files:
+        raise UsageError(f"no {', '.join(encoded.SUFFIXES)} files in {found.root}/<class>/")
     number = {name: i for i, name in enumerate(names)}
-    files = [
-        (os.path.join(name, file), number[name])
-        for name in sorted(found)
-        for file in sorted(os.listdir(root / name))
-        if encoded.is_image(file)
+    pairs = [
+        (path, number[name]) for name in sorted(found.files) for path in found.files[name]
     ]
-    if not files:
-        raise UsageError(f"no {', '.join(encoded.SUFFIXES)} files in {root}/<class>/")
-    paths, labels = zip(*files, strict=True)
-    reader = encoded.Files(str(root), list(paths), np.array(labels, np.int32))
+    paths, labels = zip(*pairs, strict=True)
+    reader = encoded.Files(str(found.root), list(paths), np.array(labels, np.int32))
     return encoded.Encoded(reader, options["channels"], options["skip_corrupt"])
 
 
@@ -201,33 +294,17 @@ def read_idx(root, name):
 
 
 def tfds(path, options):
-    """A TFDS data set by name, prepared as ArrayRecord, read without TensorFlow.
-
-    Images are left to our own decoder: TFDS leaves a JPEG as it is, gray or CMYK.
-    """
-    import tensorflow_datasets
-
-    where = f" --data_dir={options['data_dir']}" if options["data_dir"] else ""
+    """A TFDS data set by name, prepared as ArrayRecord, read without TensorFlow."""
     try:
-        builder = tensorflow_datasets.builder(path, data_dir=options["data_dir"] or None)
-        names = [name for name in ("test", "validation") if name in builder.info.splits]
-        if "train" not in builder.info.splits or not names:
-            raise UsageError(
-                f"TFDS {path!r} is not prepared: no train and test splits in "
-                f"{builder.data_path}; run `tfds build {path} --file_format=array_record"
-                f"{where}` where TensorFlow is installed"
+        builder = prepared.open_set(path, options["data_dir"])
+        tests = prepared.test_splits(builder, options["test_split"])
+        splits = []
+        for names in (("train",), tests):
+            split, source = prepared.read(builder, path, names)
+            reader = encoded.Records(source, f"{path}/{split}")
+            splits.append(
+                encoded.Encoded(reader, options["channels"], options["skip_corrupt"])
             )
-        undecoded = {"image": tensorflow_datasets.decode.SkipDecoding()}
-        splits = [
-            encoded.Encoded(
-                encoded.Records(
-                    builder.as_data_source(split=name, decoders=undecoded), f"{path}/{name}"
-                ),
-                options["channels"],
-                options["skip_corrupt"],
-            )
-            for name in ("train", names[0])
-        ]
         return Source(*splits, builder.info.features["label"].num_classes)
     except UsageError:
         raise
@@ -256,10 +333,26 @@ SOURCES = {
 }
 
 
-def load(spec, *, channels=3, skip_corrupt=False, data_dir=""):
-    """A Source from "KIND" or "KIND:PATH"; raises UsageError if it cannot be read."""
+NAMED = ("folder", "tar", "tfds")  # whose test split has a name
+
+
+def load(spec, *, channels=3, skip_corrupt=False, data_dir="", test_split=""):
+    """A Source from "KIND" or "KIND:PATH"; raises UsageError if it cannot be read.
+
+    test_split: the split of TFDS, or the folder or tar, to evaluate on; "" for the default.
+    """
     kind, _, path = spec.partition(":")
-    options = {"channels": channels, "skip_corrupt": skip_corrupt, "data_dir": data_dir}
+    if test_split and kind not in NAMED:
+        raise UsageError(
+            f"config.data.test_split={test_split!r} is for {', '.join(NAMED)}; source "
+            f"{kind!r} has one test set: leave it at ''"
+        )
+    options = dict(
+        channels=channels,
+        skip_corrupt=skip_corrupt,
+        data_dir=data_dir,
+        test_split=test_split,
+    )
     return pick(SOURCES, kind, "data source")(path, options)
 
 
@@ -273,15 +366,23 @@ def check(source, classes, channels):
         if not len(split):
             raise UsageError(f"the {name} split is empty")
         labels = getattr(split, "labels", None)
-        known = classes and labels is not None
-        if known and not (0 <= labels.min() <= labels.max() < classes):
-            raise UsageError(
-                f"{name} labels run from {labels.min()} to {labels.max()}; a model with "
-                f"{classes} classes allows 0 to {classes - 1}"
-            )
+        if labels is not None:
+            check_labels(name, labels, classes)
         example = split[0]
         if example is not None and example[0].shape[2:] != (channels,):
             raise UsageError(
                 f"{name} images have shape {example[0].shape}, but "
                 f"config.data.channels={channels}"
             )
+
+
+def check_labels(name, labels, classes):
+    """Raises UsageError for labels [N] that a model for `classes` (0: any) cannot have."""
+    low, high = labels.min(), labels.max()
+    if low < 0 or (classes and high >= classes):
+        i = labels.argmin() if low < 0 else labels.argmax()
+        allowed = f"a model with {classes} classes allows" if classes else "classes are"
+        raise UsageError(
+            f"{name} labels run from {low} to {high}, {labels[i]} first at image {i}; "
+            f"{allowed} 0 to {classes - 1 if classes else 'one less than there are'}"
+        )

@@ -8,9 +8,11 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from test_shifts import values
+from tfds_files import prepare, prepare_splits
 
+from advadapters.data import encoded, shifts, sources
 from advadapters.data import images as codecs
-from advadapters.data import sources
 from advadapters.errors import UsageError
 
 
@@ -182,12 +184,13 @@ def test_wrong_folders(tmp_path):
     with pytest.raises(UsageError, match="no class folders"):
         sources.load(f"folder:{tmp_path}")
     (tmp_path / "train" / "cat").mkdir()
-    with pytest.raises(UsageError, match=r"no \.jpg.*train/<class>"):
+    with pytest.raises(UsageError, match=r"class folder .*train/cat has no images.*\.jpg"):
         sources.load(f"folder:{tmp_path}")
     write_folder(tmp_path, splits=("train",))
     with pytest.raises(UsageError, match="test is not there|val is not there"):
         sources.load(f"folder:{tmp_path}")
-    (tmp_path / "test" / "cow").mkdir(parents=True)
+    write_folder(tmp_path, splits=("test",))
+    (tmp_path / "test" / "cat").rename(tmp_path / "test" / "cow")
     with pytest.raises(UsageError, match="classes that training has not.*cow"):
         sources.load(f"folder:{tmp_path}")
 
@@ -215,3 +218,137 @@ def test_hold_out_is_a_partition():
     assert sorted([rest[i][1] for i in range(7)] + [held[i][1] for i in range(3)]) == [
         *range(10)
     ]
+
+
+def test_imagenet_is_evaluated_where_it_has_labels(tmp_path):
+    """The split "test" of imagenet2012 has label -1 for every image."""
+    splits = {
+        "train": [{"label": 1}],
+        "validation": [{"label": 7}],
+        "test": [{"label": -1}] * 2,
+    }
+    prepare_splits("imagenet2012", splits, tmp_path)
+    source = sources.load("tfds:imagenet2012", data_dir=str(tmp_path))
+    assert [source.test[i][1] for i in range(len(source.test))] == [7]
+    sources.check(source, classes=1000, channels=3)
+    unlabelled = sources.load(
+        "tfds:imagenet2012", data_dir=str(tmp_path), test_split="test"
+    )
+    with pytest.raises(UsageError, match="number 0 of imagenet2012/test has label -1"):
+        sources.check(unlabelled, classes=1000, channels=3)
+    with pytest.raises(UsageError, match="no labelled split in .* only .*validation"):
+        sources.load("tfds:imagenet2012", data_dir=str(tmp_path), test_split="labelled")
+    assert values(shifts.load("imagenet2012", str(tmp_path)).split) == {0: 7}
+
+
+def test_labels_below_zero_are_refused(tmp_path):
+    arrays = {
+        "train_images": np.zeros((3, 4, 4, 1), np.uint8),
+        "train_labels": np.array([0, 1, -1], np.int64),
+        "test_images": np.zeros((1, 4, 4, 1), np.uint8),
+        "test_labels": np.array([0], np.int64),
+    }
+    np.savez(tmp_path / "a.npz", **arrays)
+    for classes in (0, 2):
+        with pytest.raises(
+            UsageError, match="train labels run from -1 to 1, -1 first at i"
+        ):
+            sources.check(sources.load(f"npz:{tmp_path}/a.npz"), classes, channels=1)
+    prepare("imagenet_r", "test", [{"label": 5}, {"label": -1}], tmp_path)
+    split = shifts.load("imagenet_r", str(tmp_path)).split
+    with pytest.raises(UsageError, match="image . of the test set has label -1"):
+        [split[i] for i in range(2)]
+
+
+def test_a_test_split_is_named_where_there_are_several():
+    with pytest.raises(UsageError, match="test_split='val' is for folder, tar, tfds"):
+        sources.load("digits", channels=1, test_split="val")
+
+
+def test_folders_are_read_as_torchvision_reads_them(tmp_path):
+    """Sub-folders and every format belong to the class; hidden things to nothing."""
+    write_folder(tmp_path)
+    cat, image = tmp_path / "train" / "cat", np.full((8, 8, 3), 99, np.uint8)
+    (cat / "a" / "b").mkdir(parents=True)
+    for suffix in ("bmp", "webp", "tiff", "JPEG", "ppm"):
+        data = cv2.imencode(f".{suffix.lower()}", image)[1].tobytes()
+        (cat / "a" / "b" / f"x.{suffix}").write_bytes(data)
+    for hidden in ("train/.ipynb_checkpoints", "train/cat/.cache", "test/__MACOSX/dog"):
+        (tmp_path / hidden).mkdir(parents=True)
+        (tmp_path / hidden / "0.png").write_bytes((cat / "0.png").read_bytes())
+    (cat / "._0.png").write_bytes(b"resource fork")
+    (cat / "a" / "up").symlink_to(cat)  # a circle
+    for name in ("cat/list.TXT", "cat/a/b/notes", "readme.txt"):
+        (tmp_path / "train" / name).write_text("text")
+    source = sources.load(f"folder:{tmp_path}")
+    assert source.names == ("cat", "dog") and len(source.test) == 6
+    assert source.train.labels.tolist() == [0] * 8 + [1] * 3
+    found = [int(source.train[i][0][0, 0, 0]) for i in range(8)]
+    assert np.abs(np.subtract(sorted(found), [0, 1, 2] + 5 * [99])).max() <= 1
+    assert source.notes == (f"left out in {tmp_path}/train: 2 .txt, 1 no suffix",)
+
+
+def test_every_suffix_is_decoded():
+    """What is read by its name is what OpenCV makes an 8-bit image of."""
+    image = np.full((16, 24, 3), (200, 100, 50), np.uint8)
+    pillow = {".jp2": "JPEG2000", ".gif": "GIF", ".avif": "AVIF"}
+    netpbm = {".pgm": b"P2\n2 2\n255\n9 9 9 9\n", ".pbm": b"P1\n2 2\n0 0 0 0\n"}
+    for suffix in encoded.SUFFIXES:
+        if suffix in netpbm:
+            values = [9] if suffix == ".pgm" else [255]
+            assert np.unique(codecs.decode(netpbm[suffix], 3)) == values
+            continue
+        if suffix in pillow:
+            file = io.BytesIO()
+            Image.fromarray(image).save(file, pillow[suffix])
+            data = file.getvalue()
+        else:
+            written = ".jpg" if suffix == ".jfif" else suffix
+            data = cv2.imencode(written, image[..., ::-1])[1].tobytes()
+        found = codecs.decode(data, 3)
+        assert found.dtype == np.uint8 and found.shape == image.shape, suffix
+        assert np.abs(found.astype(int) - image).max() <= 6, suffix
+
+
+def test_an_empty_class_is_refused(tmp_path):
+    write_folder(tmp_path)
+    for split in ("train", "test"):
+        empty = tmp_path / split / "cow"
+        empty.mkdir()
+        (empty / "a.xcf").write_bytes(b"")
+        with pytest.raises(UsageError, match=f"class folder {empty} has no images.*1 .xcf"):
+            sources.load(f"folder:{tmp_path}")
+        (empty / "a.xcf").unlink()
+        empty.rmdir()
+
+
+def test_one_name_in_two_unicode_forms_is_one_class(tmp_path):
+    """What macOS writes as e and an accent, Linux writes as one letter."""
+    write_folder(tmp_path)
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    (tmp_path / "train" / "cat").rename(tmp_path / "train" / composed)
+    (tmp_path / "test" / "cat").rename(tmp_path / "test" / decomposed)
+    source = sources.load(f"folder:{tmp_path}")
+    assert source.names == (composed, "dog")
+    assert source.train.labels.tolist() == source.test.labels.tolist() == [0] * 3 + [1] * 3
+    assert int(source.test[1][0][0, 0, 0]) == 1
+    (tmp_path / "train" / decomposed).mkdir()
+    one = tmp_path / "train" / decomposed / "9.png"
+    one.write_bytes((tmp_path / "train" / "dog" / "0.png").read_bytes())
+    assert sources.load(f"folder:{tmp_path}").train.labels.tolist() == [0] * 4 + [1] * 3
+
+
+@pytest.mark.parametrize("name", ["test", "val", "validation", "valid"])
+def test_names_of_test_folders(name, tmp_path):
+    write_folder(tmp_path, splits=("train", name))
+    source = sources.load(f"folder:{tmp_path}")
+    assert len(source.test) == 6 and not source.notes
+    if name == "valid":
+        write_folder(tmp_path, splits=("val",), count=1)
+        source = sources.load(f"folder:{tmp_path}")
+        assert len(source.test) == 2
+        assert (
+            "has val, valid: val is the test set; config.data.test_split" in source.notes[0]
+        )
+        source = sources.load(f"folder:{tmp_path}", test_split="valid")
+        assert len(source.test) == 6 and not source.notes
