@@ -121,3 +121,11 @@ def told_left(left):
     """A Counter of suffixes in words: "3 .txt, 1 .json"."""
     shown = ", ".join(f"{count:,} {name}" for name, count in left.most_common(5))
     return shown + (f" and {len(left) - 5} other kinds" if len(left) > 5 else "")
+
+
+def told_choice(root, split, there):
+    """What to say where a split has several places, of which the first is taken, or ""."""
+    if len(there) < 2:
+        return ""
+    name = f"; config.data.{split}_split names another" if split == "test" else ""
+    return f"{root} has {', '.join(there)}: {there[0]} is the {split} set{name}"

@@ -110,7 +110,8 @@ def folder(path, options):
     place, note = find_test(root, options["test_split"])
     test = list_classes(place)
     splits = [folder_split(found, names, options) for found in (train, test)]
-    return Source(*splits, len(names), tuple(names), (*note, *train.notes, *test.notes))
+    notes = tuple(filter(None, (note, train.left, test.left)))
+    return Source(*splits, len(names), tuple(names), notes)
 
 
 TESTS = ("test", "val", "validation", "valid")  # the first that there is
@@ -118,19 +119,9 @@ TESTS = ("test", "val", "validation", "valid")  # the first that there is
 
 def find_test(root, asked):
     """(folder to evaluate on, what to say of the choice)."""
-    there = [name for name in TESTS if (root / name).is_dir()]
-    name = asked or (there or TESTS)[0]
-    return need_folder(root / name), told_choice(root, name, there, asked)
-
-
-def told_choice(root, name, there, asked):
-    """What to say where several names would serve as the test split, none asked for."""
-    if asked or len(there) < 2:
-        return ()
-    return (
-        f"{root} has {', '.join(there)}: {name} is the test set; config.data.test_split "
-        "names another",
-    )
+    there = [name for name in ((asked,) if asked else TESTS) if (root / name).is_dir()]
+    name = (there or [asked or TESTS[0]])[0]
+    return need_folder(root / name), encoded.told_choice(root, "test", there)
 
 
 def need_folder(path):
@@ -150,12 +141,12 @@ class Listing(NamedTuple):
     """Image files below a folder of class folders: {class: [path below root]}, sorted.
 
     Names of classes are in Unicode's composed form (NFC), so that one name is one class,
-    whatever system wrote it. notes: what was left out, in words.
+    whatever system wrote it. left: what was left out, in words.
     """
 
     root: pathlib.Path
     files: dict
-    notes: tuple[str, ...]
+    left: str
 
 
 def list_classes(root):
@@ -178,7 +169,7 @@ def list_classes(root):
         files.setdefault(name, []).extend(images)
         left += others
     told = encoded.told_left(left)
-    return Listing(root, files, (f"left out in {root}: {told}",) if told else ())
+    return Listing(root, files, told and f"left out in {root}: {told}")
 
 
 def list_images(root, folder):
@@ -223,12 +214,12 @@ def folder_split(found, names, options):
 
 def tar(path, options):
     """Tars of images in one folder: see `advadapters.data.tars`."""
-    train, test, classes = tars.open_tars(path)
+    found = tars.open_tars(path, options["test_split"])
     splits = (
         encoded.Encoded(reader, options["channels"], options["skip_corrupt"])
-        for reader in (train, test)
+        for reader in (found.train, found.test)
     )
-    return Source(*splits, classes)
+    return Source(*splits, len(found.names), found.names, found.notes)
 
 
 def npz(path, options):

@@ -1,17 +1,20 @@
 """Images inside tar files, read where they are: nothing is ever extracted.
 
 A split is one tar or a folder of them. The class of an image is, where there is one, the
-number in KEY.cls beside KEY.jpg (WebDataset's shards); else the folder it is in; else the
-name of the tar of its class, which may lie inside the other (ImageNet's
-ILSVRC2012_img_train.tar); else a line of TAR.txt beside TAR.tar, which has one class for
-each image, by sorted names. Offsets are kept in SPLIT.index.npz beside the tars where that
-can be written, as finding them reads the header of every image.
+number in KEY.cls beside KEY.jpg (WebDataset's shards); else the first folder of its path,
+without those that all images are in, where a tar inside the other counts as a folder
+(ImageNet's ILSVRC2012_img_train.tar); else the name of its tar, of several; else a line of
+TAR.txt beside TAR.tar, which has one class for each image, by sorted names. Hidden files
+are passed over, as in folders. Offsets are kept in SPLIT.index.npz beside the tars where
+that can be written, as finding them reads the header of every image.
 """
 
+import collections
 import contextlib
 import os
 import pathlib
 import tarfile
+import unicodedata
 import uuid
 import zipfile
 import zlib
@@ -24,9 +27,9 @@ from advadapters.errors import UsageError
 
 NAMES = {
     "train": ("train", "ILSVRC2012_img_train"),
-    "test": ("test", "val", "ILSVRC2012_img_val"),
+    "test": ("test", "val", "validation", "valid", "ILSVRC2012_img_val"),
 }
-KINDS = "UiiiiSSb"  # of the arrays of a Tar
+KINDS = "UiiiiSSbU"  # of the arrays of a Tar
 
 
 class Tar(NamedTuple):
@@ -43,6 +46,7 @@ class Tar(NamedTuple):
     names: np.ndarray  # bytes
     classes: np.ndarray  # bytes
     numbered: np.ndarray  # bool []: whether classes are numbers
+    left: np.ndarray  # str []: what was left out, in words
 
 
 class TarReader(NamedTuple):
@@ -70,14 +74,29 @@ class TarReader(NamedTuple):
         return data, int(self.labels[i])
 
 
-def open_tars(path):
-    """(reader of training, reader of testing, number of classes or 0) of a folder."""
+class Tars(NamedTuple):
+    """Readers of both splits, names of the classes or (), and lines to be told."""
+
+    train: TarReader
+    test: TarReader
+    names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def open_tars(path, test_split=""):
+    """The Tars of a folder; test_split: the name of the tar or folder, "" for the usual."""
     root = pathlib.Path(path).expanduser()
-    train, test = (read_split(root, split) for split in ("train", "test"))
+    tests = (test_split,) if test_split else NAMES["test"]
+    (train, *told), (test, *more) = (
+        read_split(root, split, names)
+        for split, names in (("train", NAMES["train"]), ("test", tests))
+    )
+    notes = tuple(filter(None, (*told, *more)))
     if train.numbered != test.numbered:
         raise UsageError(f"{root}: only one split has its classes as numbers in .cls files")
     if train.numbered:
-        return *(TarReader(tar, as_numbers(tar, root)) for tar in (train, test)), 0
+        readers = (TarReader(tar, as_numbers(tar, root)) for tar in (train, test))
+        return Tars(*readers, (), notes)
     known = np.unique(train.classes)
     for tar in (train, test):
         unknown = set(np.unique(tar.classes)) - set(known)
@@ -85,7 +104,8 @@ def open_tars(path):
             shown = ", ".join(sorted(name.decode(errors="replace") for name in unknown)[:3])
             raise UsageError(f"{root}: the test split has classes not in training: {shown}")
     labels = [np.searchsorted(known, t.classes).astype(np.int32) for t in (train, test)]
-    return TarReader(train, labels[0]), TarReader(test, labels[1]), len(known)
+    readers = map(TarReader, (train, test), labels)
+    return Tars(*readers, tuple(map(os.fsdecode, known)), notes)
 
 
 def as_numbers(tar, root):
@@ -96,9 +116,9 @@ def as_numbers(tar, root):
         raise UsageError(f"{root}: a .cls file holds no class number: {error}") from None
 
 
-def read_split(root, split):
-    """The Tar of a split, from its index if that is of these very files."""
-    place, files = find(root, split)
+def read_split(root, split, names):
+    """(the Tar of a split, notes), from its index if that is of these very files."""
+    place, files, note = find(root, split, names)
     stamps = np.array([(f.stat().st_size, f.stat().st_mtime_ns) for f in files], np.int64)
     index = root / f"{place.stem}.index.npz"
     tar = load(index)
@@ -106,36 +126,44 @@ def read_split(root, split):
         tar = build(files, stamps, place.is_dir())
         save(index, tar)
     tar = tar._replace(files=np.array([str(file) for file in files]))
+    left = str(tar.left) and f"left out in {place}: {tar.left}"
     named = tar.classes != b""
     if named.any() and not named.all():
         odd = tar.names[named.argmin()].decode(errors="replace")
         raise UsageError(f"{place}: {odd!r} is in no class folder, others are")
-    return tar if named.all() else listed(tar, place)
+    return (tar if named.all() else listed(tar, place)), note, left
 
 
-def find(root, split):
-    """(the tar or the folder of a split, [tar files]); raises UsageError if not there."""
-    for name in NAMES[split]:
+def find(root, split, names):
+    """(the tar or the folder of a split, [tar files], what to say of the choice).
+
+    Of the names the first that there is. Raises UsageError if there is none.
+    """
+    found = []
+    for name in names:
         file, folder = root / f"{name}.tar", root / name
         if file.is_file():
-            return file, [file]
-        if folder.is_dir() and (inside := sorted(folder.glob("*.tar"))):
-            return folder, inside
-    tried = ", ".join(f"{name}.tar or {name}/*.tar" for name in NAMES[split])
-    raise UsageError(
-        f"no {split} tar in {root}: expected {tried}; "
-        f"`tar -cf {root / split}.tar -C FOLDER .` packs a FOLDER of class folders"
-    )
+            found.append((file, [file]))
+        elif folder.is_dir() and (inside := sorted(folder.glob("[!.]*.tar"))):
+            found.append((folder, inside))
+    if not found:
+        tried = ", ".join(f"{name}.tar or {name}/*.tar" for name in names)
+        raise UsageError(
+            f"no {split} tar in {root}: expected {tried}; "
+            f"`tar -cf {root / split}.tar -C FOLDER .` packs a FOLDER of class folders"
+        )
+    there = [place.name for place, _ in found]
+    return *found[0], encoded.told_choice(root, split, there)
 
 
 def build(files, stamps, own_classes):
     """Goes through the tars; own_classes: each may be the tar of a class."""
-    found, keys = [], {}
+    found, keys, folders, left = [], {}, set(), collections.Counter()
     for number, file in enumerate(files):
         try:
             with tarfile.open(file, "r:") as tar:
-                for entry in members(tar, file.stem if own_classes else ""):
-                    keep(entry, number, found, keys)
+                for entry in members(tar):
+                    keep(entry, number, found, keys, folders, left)
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
             raise UsageError(
                 f"cannot read {file} as an uncompressed tar: {error}; compressed ones "
@@ -148,8 +176,10 @@ def build(files, stamps, own_classes):
         missing = [name for number, key, name, *_ in found if (number, key) not in keys]
         if missing:
             raise UsageError(f"{files[0].parent}: no .cls file for {missing[0]!r}")
+    groups = [file.stem if own_classes else "" for file in files]
+    by_folder = classes_of(found, folders, groups, files[0].parent if not keys else None)
     numbers, names = [row[0] for row in found], [row[2] for row in found]
-    classes = [keys.get(row[:2], row[3]) for row in found]
+    classes = [keys.get(row[:2], name) for row, name in zip(found, by_folder, strict=True)]
     return Tar(
         files=np.array([file.name for file in files]),
         stamps=stamps,
@@ -159,41 +189,79 @@ def build(files, stamps, own_classes):
         names=np.array([os.fsencode(name) for name in names]),
         classes=np.array([os.fsencode(name) for name in classes]),
         numbered=np.array(bool(keys)),
+        left=np.array(encoded.told_left(left)),
     )
 
 
-def keep(entry, number, found, keys):
-    """Notes an image, or the class in a .cls file, of tar file `number`."""
-    name, group, offset, info, tar = entry
+def keep(entry, number, found, keys, folders, left):
+    """Notes an entry of tar file `number`: an image, the class in a .cls file, a folder."""
+    above, name, offset, info, tar = entry
+    parts = (*above, *parts_of(name))
+    if any(map(encoded.is_hidden, parts)):
+        return
     key, suffix = os.path.splitext(name)
-    if suffix == ".cls":
+    if info.isdir():
+        folders.add(parts)
+    elif not info.isreg():
+        pass
+    elif suffix == ".cls":
         keys[number, key] = tar.extractfile(info).read(20).decode().strip()
     elif encoded.is_image(name):
-        folder = os.path.basename(os.path.dirname(name))
-        folder = "" if folder == "." else folder
-        found.append((number, key, name, folder or group, offset, info.size))
+        found.append((number, key, name, parts[:-1], offset, info.size))
+        folders.add(parts[:-1])
+    else:
+        left[encoded.suffix(name)] += 1
 
 
-def members(tar, group, start=0):
-    """Yields (name, class by the tar, offset in the outermost file, entry, its tar).
+def parts_of(name):
+    """The names in a path, which leads nowhere."""
+    return tuple(part for part in name.split("/") if part not in ("", ".", ".."))
 
-    Links, devices and folders are passed over. Tars inside a tar are gone through, those
-    inside them not.
+
+def classes_of(found, folders, groups, place):
+    """[class of an image]: the first folder below those that all images are in.
+
+    groups: by tar file, of images that are in no folder. place: what to call the tars if
+    there are folders without images, None if folders are no classes.
+    """
+    paths = [row[3] for row in found]
+    first, depth = paths[0], 0
+    while all(len(path) > depth + 1 and path[depth] == first[depth] for path in paths):
+        depth += 1
+    named = [
+        unicodedata.normalize("NFC", path[depth] if path[depth:] else groups[row[0]])
+        for path, row in zip(paths, found, strict=True)
+    ]
+    if place is not None and any(paths):
+        below = {path[depth] for path in folders if path[:depth] == first[:depth] != path}
+        empty = {unicodedata.normalize("NFC", name) for name in below} - set(named)
+        if empty:
+            raise UsageError(
+                f"class folder {min(empty)!r} in the tars of {place} has no images: pack "
+                "them without it, or with its images"
+            )
+    return named
+
+
+def members(tar, above=(), start=0):
+    """Yields (folders above, name, offset in the outermost file, entry, its tar).
+
+    Tars inside a tar are gone through and count as folders, those inside them not.
     """
     while (info := tar.next()) is not None:
         tar.members.clear()  # it keeps every entry otherwise
         if info.size < 0 or tar.offset <= info.offset:
             raise tarfile.TarError(f"{info.name!r} has a size below 0")
-        if not info.isreg():
-            continue
-        if info.issparse():
+        if info.isreg() and info.issparse():
             raise tarfile.TarError(f"{info.name!r} is stored as a sparse file")
-        if start == 0 and info.name.endswith(".tar"):
-            stem = os.path.basename(info.name).removesuffix(".tar")
+        parts = parts_of(info.name)
+        hidden = any(map(encoded.is_hidden, parts))
+        if start == 0 and info.isreg() and info.name.endswith(".tar") and not hidden:
+            folder = (*parts[:-1], parts[-1].removesuffix(".tar"))
             with tarfile.open(fileobj=tar.extractfile(info), mode="r:") as inner:
-                yield from members(inner, stem, info.offset_data)
+                yield from members(inner, folder, info.offset_data)
         else:
-            yield info.name, group, start + info.offset_data, info, tar
+            yield above, info.name, start + info.offset_data, info, tar
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise tarfile.TarError(f"no tar header at byte {start + tar.offset}")
@@ -212,6 +280,7 @@ def listed(tar, place):
     if len(lines) != len(tar.names):
         raise UsageError(f"{file} has {len(lines)} lines for {len(tar.names)} images")
     classes = np.empty(len(lines), f"S{max(len(os.fsencode(line)) for line in lines)}")
+    lines = [unicodedata.normalize("NFC", line) for line in lines]
     classes[np.argsort(tar.names)] = [os.fsencode(line) for line in lines]
     return tar._replace(classes=classes)
 

@@ -143,14 +143,14 @@ def test_what_is_in_a_tar_is_never_a_path(tmp_path):
     """Names that lead elsewhere and links are names, and nothing is written."""
     one_tar(tmp_path)
     outside = tmp_path / "evil"
-    images = {"../evil/0.png": png(1), f"{outside}/1.png": png(2), "dog/2.png": png(3)}
+    images = {"../evil/0.png": png(1), "/evil/1.png": png(2), "dog/2.png": png(3)}
     pack(tmp_path / "train.tar", images)
     pack(tmp_path / "test.tar", {"dog/0.png": png(4)})
     source = sources.load(f"tar:{tmp_path}")
     assert len(source.train) == 3 and source.classes == 2 and not outside.exists()
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):
         pack(tmp_path / "train.tar", {"cat/0.png": b""}, kind)
-        with pytest.raises(UsageError, match="no .*png files in .*train.tar"):
+        with pytest.raises(UsageError, match="no .*png, .* files in .*train.tar"):
             sources.load(f"tar:{tmp_path}")
 
 
@@ -182,7 +182,7 @@ def size_below_zero(path):
         (lambda path: path.write_bytes(b"x" * 5000), "cannot read .*train.tar"),
         (
             lambda path: path.write_bytes(b"\0" * 10240),
-            "no .jpg, .jpeg, .png files in .*tar",
+            "no .jpg, .jpeg, .* files in .*tar",
         ),
         (cut_off, "cannot read .*train.tar"),
         (garbage_inside, "no tar header at byte 1024"),
@@ -235,3 +235,45 @@ def test_a_tar_that_shrinks_while_it_is_read(tmp_path):
         split.reader.read(5)
     with pytest.raises(UsageError, match="corrupt image"):
         split[5]
+
+
+def test_classes_of_a_tar_are_those_of_its_files_unpacked(tmp_path):
+    """Sub-folders belong to the class, a folder around all is none; no hidden files."""
+    files = {
+        "./._0.png": b"fork", "photos/cat/a/0.png": png(0), "photos/cat/b/1.png": png(1),
+        "photos/cat/.x/2.png": b"", "__MACOSX/photos/dog/._3.png": b"", "notes.txt": b"",
+        "photos/cat/2.webp": cv2.imencode(".webp", np.full((4, 4, 3), 2, np.uint8))[1],
+        "photos/cafe\u0301/a/10.png": png(10), "photos/caf\u00e9/11.png": png(11),
+    }  # fmt: skip
+    files = {name: bytes(data) for name, data in files.items()}
+    for split in ("train", "test"):
+        pack(tmp_path / f"{split}.tar", files)
+    source = sources.load(f"tar:{tmp_path}")
+    assert source.names == ("caf\u00e9", "cat")
+    assert sorted(values(source.train)) == [(0, 1), (1, 1), (2, 1), (10, 0), (11, 0)]
+    assert source.notes[0] == f"left out in {tmp_path}/train.tar: 1 .txt"
+    assert sources.load(f"tar:{tmp_path}").notes == source.notes  # from the index
+    # The class of ImageNet's inner tars is the tar, whatever folders are in it.
+    inner = {f"{c}.tar": pack(None, {f"{n}/0.png": png(n)}) for n, c in enumerate("ab")}
+    pack(tmp_path / "train.tar", inner)
+    pack(tmp_path / "test.tar", inner)
+    assert sources.load(f"tar:{tmp_path}").names == ("a", "b")
+
+
+def test_an_empty_class_folder_is_refused(tmp_path):
+    one_tar(tmp_path)
+    with tarfile.open(tmp_path / "train.tar", "a") as tar:
+        info = tarfile.TarInfo("./cow")
+        info.type = tarfile.DIRTYPE
+        tar.addfile(info)
+    with pytest.raises(UsageError, match="class folder 'cow' in the tars of .* no images"):
+        sources.load(f"tar:{tmp_path}")
+
+
+def test_a_test_tar_is_named(tmp_path):
+    one_tar(tmp_path)
+    pack(tmp_path / "val.tar", {"cat/0.png": png(77)})
+    source = sources.load(f"tar:{tmp_path}")
+    assert len(source.test) == 6
+    assert "test.tar, val.tar: test.tar is the test set; config.data" in source.notes[0]
+    assert values(sources.load(f"tar:{tmp_path}", test_split="val").test) == [(77, 0)]
