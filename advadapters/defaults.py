@@ -311,7 +311,8 @@ def four(first, attacks, alpha, beta):
 
 def advprop(first, attacks, alpha, beta):
     """Clean and attacked towards a random class, each with its own norms (Xie et al.
-    2020); where there is batch norm, set statistics="separate" too.
+    2020); where there is batch norm, set statistics="separate" too. Published, for
+    ImageNet, are Linf 4/255 and five steps of 1/255.
     """
     return cotrain(first, attacks, 0.5, beta) | dict(
         adapters=("norms",),
@@ -321,7 +322,8 @@ def advprop(first, attacks, alpha, beta):
 
 def pyramid(first, attacks, alpha, beta):
     """Clean and the pyramid attack towards a random class, in train mode, nothing of their
-    own (Herrmann et al. 2022). Its eps, half the first norm's, is ours.
+    own (Herrmann et al. 2022). Its eps, half the first norm's, is ours; published, for
+    ImageNet, are 3/255 and steps of 0.5/255.
     """
     settings = dict(
         name="pyramid", norm="linf", eps=attacks[first]["eps"] / 2, steps=5,
@@ -359,8 +361,10 @@ def mart(first, attacks, alpha, beta):
 
 
 def awp(first, attacks, alpha, beta):
-    """Adversarial, with weight perturbations (Wu et al. 2020); their size is ours."""
-    return adversarial(first, attacks, alpha, beta) | dict(weight_perturbation=0.005)
+    """Adversarial, with weight perturbations (AT-AWP, Wu et al. 2020) of their published
+    size; TRADES-AWP is `trades` with half of it.
+    """
+    return adversarial(first, attacks, alpha, beta) | dict(weight_perturbation=0.01)
 
 
 def eat(first, attacks, alpha, beta):

@@ -60,6 +60,10 @@ def get_config(name=""):
     method = "nominal" if name == "finetune" else name if name in METHODS else "cotrain"
     attacks = {"linf": defaults.pgd("linf", EPS, steps=2)}
     config.update(defaults.method(method, attacks, alpha=ALPHAS.get(name, 0.5)))
+    if name == "advprop":  # as published for ImageNet
+        config.attacks.linf.update(steps=5, step_size=1 / 255)
+    if name == "pyramid":
+        config.attacks.pyramid.update(eps=3 / 255, step_size=0.5 / 255)
     if name == "cotrain_norms":
         config.adapters = ("norms",)
     if name == "vit_l16":

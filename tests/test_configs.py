@@ -32,7 +32,13 @@ def variants(path):
 
 def tried(path):
     """The variants to try; of those that differ in the data or a number alone, a few."""
-    alike = {"fulllora": ("cifar100_", "imagenette_"), "imagenet_vit_b16": ("alpha_",)}
+    alike = {
+        "fulllora": ("cifar100_", "imagenette_"),
+        "imagenet_vit_b16": ("alpha_",),
+        "oat": ("cifar10_averaged",),
+        "twins": ("cifar10_averaged", "cifar10_trades_kl", "cifar100"),
+        "digits_twins": ("trades_kl",),
+    }
     left_out = alike.get(path.stem, ())
     return [name for name in variants(path) if not name.startswith(left_out)]
 
@@ -149,6 +155,52 @@ def test_missing_and_mistyped_keys(mesh):
     config["data"]["flip"] = 1
     with pytest.raises(UsageError, match="config.data.flip must be bool, got 1"):
         builders.build(config, mesh)
+
+
+def config_of(name, variant):
+    """A config as its file has it."""
+    return load(FILES[0].with_name(f"{name}.py"), variant)[0]
+
+
+def test_oat_and_twins_evaluate_no_averages_unless_asked():
+    for name in ("oat", "twins"):
+        (averaged,) = (v for v in variants(FILES[0].with_name(f"{name}.py")) if
+                       config_of(name, v)["ema_decay"])  # fmt: skip
+        assert averaged == "cifar10_averaged"
+
+
+def test_oat_is_as_published():
+    config = config_of("oat", "cifar10")
+    assert (config["batch_size"], config["data"]["validation"] * 50_000) == (128, 5000)
+    assert config["optimizer"]["base_lr"] * 128 / 256 == pytest.approx(0.1)
+    fixed = config_of("oat", "cifar10_fixed")
+    assert fixed["batch_size"] == 256
+    assert fixed["optimizer"]["base_lr"] == pytest.approx(0.1)
+    assert round(config_of("oat", "svhn")["data"]["validation"] * 73_257) == 5000
+    assert config["evaluation"]["suites"]["pgd7_linf"] == defaults.pgd(
+        "linf", 8 / 255, 7, step_size=10 / 255 / 7
+    )
+
+
+def test_baselines_of_twins_attack_cross_entropy():
+    for name, variant in (("twins", "cifar10_trades_alone"), ("digits_twins", "trades")):
+        view = config_of(name, variant)["views"]["linf"]
+        assert view["attack_against"] == "labels" and view["losses"] == {"kl": 6.0}
+    for name, variant in (("twins", "cifar10_trades_kl"), ("digits_twins", "trades_kl")):
+        view = config_of(name, variant)["views"]["linf"]
+        assert view["attack_against"] == "predictions"
+    suites = config_of("twins", "cifar10")["evaluation"]["suites"]
+    assert not suites["pgd10_linf"]["random_start"]
+
+
+def test_attacks_on_imagenet_are_the_published_ones():
+    attack = config_of("imagenet_vit_b16", "advprop")["attacks"]["linf"]
+    told = {"eps": 4 / 255, "steps": 5, "step_size": 1 / 255, "target": "random"}
+    assert {key: attack[key] for key in told} == told
+    attack = config_of("imagenet_vit_b16", "pyramid")["attacks"]["pyramid"]
+    told |= {"name": "pyramid", "eps": 3 / 255, "step_size": 0.5 / 255}
+    assert {key: attack[key] for key in told} == told
+    assert config_of("digits", "awp")["weight_perturbation"] == 0.01
 
 
 def test_fulllora_trains_five_percent_at_the_rates_of_its_docstring(tmp_path, mesh):

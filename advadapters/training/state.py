@@ -101,8 +101,11 @@ def average(ema, variables, step, decay):
 
     The average starts as a copy of the first parameters; so that it forgets them,
     the decay grows as (1 + step) / (10 + step) until it reaches `decay`. What does not
-    move is not rounded either.
+    move is not rounded either. With a decay of 0 the average is the parameters themselves,
+    bit for bit.
     """
+    if decay == 0:
+        return variables
     step = step.astype(jnp.float32)
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, variables)

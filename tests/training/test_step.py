@@ -166,6 +166,17 @@ def test_average_forgets_its_start_and_then_decays():
     assert float(ema["a"]) > 0.999
 
 
+def test_no_decay_is_no_averaging(one_device):
+    old, new = {"a": jnp.float32(1e8)}, {"a": jnp.float32(1e-3)}
+    assert state.average(old, new, jnp.int32(5), 0.0)["a"] == new["a"]
+    function, current = make(one_device, tx=SGD, ema=0.0)
+    for i in range(2):  # the second is given what the first returned, to be overwritten
+        batch = meshes.global_batch(one_device, tiny.raw_batch(16, seed=i))
+        current, _ = function(current, batch)
+    chex.assert_trees_all_equal(current.ema, state.moving(current.variables))
+    chex.assert_trees_all_equal(state.averaged(current), current.variables)
+
+
 def test_schedule_and_decay_mask():
     schedule = optim.schedule(peak=2.0, steps=110, warmup_steps=10)
     np.testing.assert_allclose(
