@@ -40,6 +40,7 @@ def config():
                 channels=3,
                 crop="central",  # or "random_resized"
                 crop_ratio=1.0,  # evaluation: crop size / size of the shorter side
+                interpolation="area",  # bicubic where it enlarges; or "bicubic", "bilinear"
                 validation=0.0,  # fraction of the training images held out
                 skip_corrupt=False,
                 threads=2,  # that decode and crop, in each process
@@ -49,6 +50,8 @@ def config():
                 # Operations per image, 0 is off; fill: colour of what comes in from
                 # outside, one value or one per channel.
                 randaugment=dict(layers=0, magnitude=9.0, std=0.5, fill=(0.5,)),
+                # Boxes of normal noise of this mean and deviation; 0 is off.
+                random_erasing=dict(probability=0.0, mean=(0.5,), std=(0.25,)),
                 mixup=0.0,  # alpha of the Beta distribution; 0 is off
                 cutmix=0.0,
                 mix_probability=1.0,  # share of batches that mixup and cutmix touch
@@ -106,6 +109,7 @@ def model(name, size, **more):
             patch=16,
             pool="tokens",  # or "class"
             positions="learned",  # or "sincos"
+            head_std=0.02,  # deviation of the head's first weights
             drop_path=0.0,
             remat="none",  # or "dots", "full": computed again going back
             scan=False,

@@ -12,7 +12,7 @@ From its code: the start (a ResNet-50 that is robust at Linf 4/255 on ImageNet),
 Ours: CIFAR-100 as CIFAR-10; which images of a batch see the frozen wing (there one half);
   the first weights of the head; the baselines' clean and attacked pass move the running
   statistics by their mean, not one after the other; Caltech-256's crops are of the whole
-  image (there it is resized to 256 before) and by area or bicubic; the PGD-10 that judges
+  image (there it is resized to 256 before); the PGD-10 that judges
   keeps the last iterate as there, PGD-20 with a random start keeps the best.
 Command: advadapters train --config=configs/twins.py --workdir=runs/twins
     --config.start.weights=resnet50_linf_eps4.npz    (README says how to make one)
@@ -61,6 +61,7 @@ def get_config(name=""):
     config.data.pad = 4 if side == 32 else 0
     config.data.crop = "random_resized" if side == 224 else "central"
     config.data.crop_ratio = 0.875 if side == 224 else 1.0
+    config.data.interpolation = "bilinear"
     config.optimizer = defaults.sgd(
         base_lr=0.003 * 256 / 128,
         weight_decay=decay,

@@ -203,6 +203,26 @@ def test_attacks_on_imagenet_are_the_published_ones():
     assert config_of("digits", "awp")["weight_perturbation"] == 0.01
 
 
+def test_maes_fine_tuning_is_that_of_the_paper_and_of_the_released_checkpoint(
+    tmp_path, mesh
+):
+    found = {name: config_of("imagenet_vit_b16", name) for name in
+             ("nominal", "finetune", "finetune_released")}  # fmt: skip
+    rates = {"nominal": 1e-4, "finetune": 1e-3, "finetune_released": 5e-4}
+    layers = {"nominal": 1.0, "finetune": 0.75, "finetune_released": 0.65}
+    for name, config in found.items():
+        assert config["optimizer"]["base_lr"] == rates[name]
+        assert config["optimizer"]["layer_decay"] == layers[name]
+        erased = config["data"]["random_erasing"]["probability"]
+        assert erased == (0.25 if name == "finetune_released" else 0.0)
+        assert config["data"]["interpolation"] == "bicubic"
+    run = builders.build(shrink(found["finetune"], tmp_path), mesh)
+    head = jax.jit(run.network.init)(jax.random.key(0))["params"]["head"]
+    assert not head["bias"].any()
+    np.testing.assert_allclose(head["kernel"].std(), 2e-5, rtol=0.02)
+    assert found["finetune"]["start"]["fresh"] == ("head/.*", "norm/.*")
+
+
 def test_fulllora_trains_five_percent_at_the_rates_of_its_docstring(tmp_path, mesh):
     config, _ = load(FILES[0].with_name("fulllora.py"), "cifar10")
     run = builders.build(on_random_images(config, tmp_path, 32), mesh)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from advadapters.data import pipeline, randaugment, sources
+from advadapters.data import images, pipeline, randaugment, sources
 from advadapters.data.augment import make_augment
 from advadapters.data.randaugment import make_randaugment
 from advadapters.errors import UsageError
@@ -19,6 +19,7 @@ class Data(NamedTuple):
     channels: int
     crop: str
     crop_ratio: float
+    interpolation: str
     threads: int
     workers: int
     augment: Callable
@@ -45,6 +46,7 @@ def read_data(c, classes, mesh):
         channels=channels,
         crop=c.choice("crop", pipeline.TRAIN_CROPS),
         crop_ratio=c.take("crop_ratio", float, above=0, high=1),
+        interpolation=c.choice("interpolation", images.INTERPOLATIONS),
         threads=c.take("threads", int, low=1),
         workers=c.take("workers", int, low=0),
         augment=make_augment(
@@ -56,6 +58,7 @@ def read_data(c, classes, mesh):
             mix_probability=c.take("mix_probability", float, low=0.0, high=1.0),
             label_smoothing=c.take("label_smoothing", float, low=0.0, high=1.0),
             randaugment=read_randaugment(c.section("randaugment"), channels, mesh),
+            erasing=read_erasing(c.section("random_erasing"), channels),
         ),
     )
 
@@ -63,12 +66,7 @@ def read_data(c, classes, mesh):
 def read_randaugment(c, channels, mesh):
     """config.data.randaugment -> see `make_randaugment`."""
     with c:
-        fill = c.take("fill", tuple, of=float)
-        if len(fill) not in (1, channels) or not all(0 <= value <= 1 for value in fill):
-            raise UsageError(
-                f"{c.name}.fill must be one value or {channels}, one per channel, from 0 "
-                f"to 1, got {fill}"
-            )
+        fill = read_colour(c, "fill", channels)
         return make_randaugment(
             mesh,
             layers=c.take("layers", int, low=0),
@@ -76,6 +74,25 @@ def read_randaugment(c, channels, mesh):
             std=c.take("std", float, low=0.0),
             fill=fill,
         )
+
+
+def read_erasing(c, channels):
+    """config.data.random_erasing -> see `augment.make_augment`."""
+    with c:
+        probability = c.take("probability", float, low=0.0, high=1.0)
+        found = {key: read_colour(c, key, channels) for key in ("mean", "std")}
+    return dict(probability=probability, **found) if probability else None
+
+
+def read_colour(c, key, channels):
+    """A tuple of one value for all channels or one for each, from 0 to 1."""
+    values = c.take(key, tuple, of=float)
+    if len(values) not in (1, channels) or not all(0 <= value <= 1 for value in values):
+        raise UsageError(
+            f"{c.name}.{key} must be one value or {channels}, one per channel, from 0 "
+            f"to 1, got {values}"
+        )
+    return values
 
 
 def need_divisible(name, size, accumulate, mesh):

@@ -26,6 +26,7 @@ MODEL_SETTINGS = {
     "stem": lambda c: c.choice("stem", resnet.STEMS),
     "norm": lambda c: c.choice("norm", layers.NORMS),
     "added": lambda c: read_added(c.sections("added")),
+    "head_std": lambda c: c.take("head_std", float, low=0.0, high=1.0),
     "prompts": lambda c: c.take("prompts", int, low=0),
     "film": lambda c: read_film(c.section("film")),
     "resize": lambda c: c.take("resize", int, low=0),

@@ -146,7 +146,7 @@ def read(config, spec):
     classes = config.model.classes if config else 0
     if not config:
         config = defaults.config()
-        config.data.update(source=spec, crop="random_resized")
+        config.data.update(source=spec, crop="random_resized", interpolation="bicubic")
     with configs.Section("config.data", config.data.to_dict()) as section:
         return read_data(section, classes, meshes.make(jax.devices()[:1]))
 
@@ -161,16 +161,16 @@ def measure(data, count, rounds):
 
     from advadapters.data import timing
 
-    timing.stages(data.train, [0], data.image_size, data.crop)  # imports, caches
+    how = dict(size=data.image_size, crop=data.crop, interpolation=data.interpolation)
+    timing.stages(data.train, [0], **how)  # imports, caches
     draw, told = np.random.default_rng(0), []
     for _ in range(rounds):
         chosen = draw.integers(len(data.train), size=count)
-        told.append(timing.stages(data.train, chosen, data.image_size, data.crop))
+        told.append(timing.stages(data.train, chosen, **how))
     total = [sum(row.values()) - row["waiting"] for row in told]
     together = timing.together(
-        data.train, count, rounds, size=data.image_size, crop=data.crop,
-        threads=data.threads, workers=data.workers,
-    )  # fmt: skip
+        data.train, count, rounds, threads=data.threads, workers=data.workers, **how
+    )
     return {
         "images": len(data.train),
         "drawn": count,

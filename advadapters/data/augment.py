@@ -3,6 +3,8 @@
 Per-example draws take per-example keys, so they do not depend on the device count.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -26,8 +28,33 @@ def pad_crop(key, image, pad):
     return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
 
 
+def erase(key, image, probability, mean, std):
+    """Noise in place of a random box (Zhong et al. 2020) with this probability, as timm.
+
+    The box has 2 to 33% of the area and a side 0.3 to 3.3 times the other; the noise is
+    normal with this mean and deviation, one or one per channel, cut to [0, 1].
+    """
+    often, size_key, place_key, noise_key = jax.random.split(key, 4)
+    # Ten tries for a box that fits.
+    area, ratio = jax.random.uniform(size_key, (2, 10))
+    area = (0.02 + (1 / 3 - 0.02) * area) * image.shape[0] * image.shape[1]
+    ratio = jnp.exp(math.log(0.3) * (1 - 2 * ratio))
+    sides = jnp.round(jnp.sqrt(jnp.stack([area * ratio, area / ratio])))  # [2, 10]
+    fits = jnp.all(sides < jnp.array(image.shape[:2])[:, None], axis=0)
+    sides = sides[:, jnp.argmax(fits)]
+    place = jax.random.uniform(place_key, (2,))
+    axes = []
+    for side, share, pixels in zip(sides, place, image.shape, strict=False):
+        first = jnp.floor(share * (pixels - side + 1))
+        axes.append((jnp.arange(pixels) >= first) & (jnp.arange(pixels) < first + side))
+    box = axes[0][:, None, None] & axes[1][None, :, None]  # [H, W, 1]
+    box = box & jnp.any(fits) & jax.random.bernoulli(often, probability)
+    noise = jnp.array(mean) + jnp.array(std) * jax.random.normal(noise_key, image.shape)
+    return jnp.where(box, jnp.clip(noise, 0, 1), image)
+
+
 def mixup(key, images, labels, alpha):
-    """Blends the batch with itself in reverse order (Zhang et al. 2018)."""
+    """Blends the batch with itself in reverse order (Zhang et al. 2018), by one share."""
     share = jax.random.beta(key, alpha, alpha)
     images = share * images + (1 - share) * images[::-1]
     return images, share * labels + (1 - share) * labels[::-1]
@@ -90,11 +117,14 @@ def make_augment(
     label_smoothing,
     mix_probability=1.0,
     randaugment=None,
+    erasing=None,
 ):
     """(batch of uint8, key) -> {"images" in [0, 1], "labels" [B, L] float32, "index"}.
 
     mix_probability: the share of batches that mixup and CutMix touch (timm's `prob`).
-    randaugment: see `make_randaugment`; it comes after flip and crop, before the mixing.
+    Both are drawn once for the whole batch. randaugment: see `make_randaugment`; it comes
+    after flip and crop. erasing: further arguments of `erase`, which comes last before the
+    mixing; None for none.
     """
 
     def augment(batch, key):
@@ -113,6 +143,9 @@ def make_augment(
         if randaugment:
             images = randaugment(keys("randaugment"), images)
         images = to_float(images)
+        if erasing:
+            erased = jax.vmap(lambda one, image: erase(one, image, **erasing))
+            images = erased(keys("erasing"), images)
         own = (rng.fold(key, "mix"), images, labels, mixup_alpha, cutmix_alpha)
         images, labels = sometimes(
             rng.fold(key, "mix_or_not"),

@@ -31,6 +31,7 @@ def train_batches(
     seed,
     start,
     stop,
+    interpolation="area",
     process=(0, 1),
     threads=2,
     workers=0,
@@ -44,7 +45,7 @@ def train_batches(
     stream = grain.MapDataset.range(len(split)).shuffle(seed=seed).repeat()
     first, rows = host_rows(batch_size, process)
 
-    cut = make_crop(size, crop, seed)
+    cut = make_crop(size, crop, seed, interpolation)
 
     def example(position):
         image, label = readable(split, stream[position])
@@ -59,14 +60,14 @@ def train_batches(
     return prefetched(grain.MapDataset.range(start, stop).map(batch), workers)
 
 
-def make_crop(size, crop, seed):
+def make_crop(size, crop, seed, interpolation="area"):
     """(image, position in the stream of training images) -> image [size, size, C]."""
 
     def cut(image, position):
         if crop == "central":
-            return codecs.central_crop(image, size, 1.0)
+            return codecs.central_crop(image, size, 1.0, interpolation)
         rng = np.random.default_rng((seed, position))
-        return codecs.random_resized_crop(image, size, rng)
+        return codecs.random_resized_crop(image, size, rng, interpolation)
 
     return cut
 
@@ -136,7 +137,15 @@ def stack_examples(examples):
 
 
 def eval_batches(
-    split, *, size, crop_ratio, batch_size, process=(0, 1), threads=2, workers=0
+    split,
+    *,
+    size,
+    crop_ratio,
+    batch_size,
+    interpolation="area",
+    process=(0, 1),
+    threads=2,
+    workers=0,
 ):
     """Iterates once over a split in order: every batch full, padding masked.
 
@@ -151,7 +160,7 @@ def eval_batches(
         found = split[i] if i < len(split) else None
         if found is None:
             return None
-        return codecs.central_crop(found[0], size, crop_ratio), found[1]
+        return codecs.central_crop(found[0], size, crop_ratio, interpolation), found[1]
 
     def batch(step):
         base = step * batch_size + first

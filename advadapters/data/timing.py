@@ -10,14 +10,14 @@ from advadapters.data.sources import Subset
 BATCH = 64
 
 
-def stages(split, positions, size, crop):
+def stages(split, positions, size, crop, interpolation="area"):
     """{stage: seconds of CPU per image} of these training images, by this thread.
 
     "waiting" are seconds on the clock that reading takes beyond its own. Where images are
     not encoded, reading is all that there is to decoding.
     """
     spent = dict.fromkeys(("read", "waiting", "decode", "crop", "batch"), 0.0)
-    cut = pipeline.make_crop(size, crop, seed=0)
+    cut = pipeline.make_crop(size, crop, 0, interpolation)
     batch = []
     for number, position in enumerate(positions, 1):
         start, (data, label, decode) = tick(), fetch(split, int(position))
@@ -58,17 +58,18 @@ def fetch(split, i):
     return image, label, lambda image: image
 
 
-def together(split, count, rounds, *, size, crop, threads, workers):
+def together(split, count, rounds, *, threads, workers, **how):
     """Images per second on the clock, a number for each round of `count` images.
 
     The pipeline runs until its buffers hold what they can before the clock starts, and
-    what they held is taken out before it.
+    what they held is taken out before it. how: size, crop and interpolation of
+    `pipeline.train_batches`.
     """
     batches = -(-count // BATCH)
     ahead = 4 * (workers or 1)
     made = pipeline.train_batches(
-        split, size=size, crop=crop, batch_size=BATCH, seed=0, start=0,
-        stop=ahead + rounds * batches, threads=threads, workers=workers,
+        split, batch_size=BATCH, seed=0, start=0, stop=ahead + rounds * batches,
+        threads=threads, workers=workers, **how,
     )  # fmt: skip
     for _ in range(ahead):
         next(made)

@@ -266,6 +266,7 @@ class ViT(nn.Module):
       training it needs the random stream "drop_path".
     added: modules beside the dense layers, see `added`. prompts: learnt tokens that every
       image gets (Jia et al. 2022), after the class token.
+    head_std: deviation of the head's first weights.
     norm: in layers.NORMS, see `make_norm`. stats_axes: names of the mapped axes over
       which batch statistics are averaged.
     resize: side in pixels that images are resized to inside, see `layers.resize`; 0 for
@@ -295,6 +296,7 @@ class ViT(nn.Module):
     stats_axes: tuple[str, ...] = ()
     added: tuple[Added, ...] = ()
     prompts: int = 0
+    head_std: float = 0.02
     film: Film | None = None
     dtype: Any = jnp.float32
 
@@ -323,7 +325,8 @@ class ViT(nn.Module):
             x = last(jnp.mean(patches, axis=1))  # [B, D]
         else:
             x = last(x[:, 0])  # [B, D]: the one token that is read
-        logits = nn.Dense(self.classes, kernel_init=token_init, name="head")(x)
+        head_init = nn.initializers.normal(self.head_std)
+        logits = nn.Dense(self.classes, kernel_init=head_init, name="head")(x)
         return add(self.added, ("head",), x, logits, dtype=jnp.float32)
 
     def embed(self, images):

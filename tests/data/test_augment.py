@@ -47,6 +47,38 @@ def test_pad_crop_shifts_by_up_to_the_padding():
     assert found == windows
 
 
+def test_erasing_puts_noise_in_a_box_of_the_published_sizes():
+    mean, std = (0.4, 0.5, 0.6), (0.05,)
+    erase = jax.jit(jax.vmap(lambda key: augment.erase(
+        key, jnp.zeros((40, 60, 3)), 0.5, mean, std)))  # fmt: skip
+    found = np.asarray(erase(jax.random.split(jax.random.key(0), 600)))
+    hit = (found > 0).all(-1)
+    boxes = [np.argwhere(one) for one in hit if one.any()]
+    assert abs(len(boxes) / 600 - 0.5) < 0.08
+    sides = np.array([box.max(0) - box.min(0) + 1 for box in boxes])
+    areas, ratios = sides.prod(1) / 2400, sides[:, 0] / sides[:, 1]
+    assert [len(box) for box in boxes] == sides.prod(1).tolist()  # whole rectangles
+    assert 0.015 < areas.min() < 0.05 and 0.28 < areas.max() < 0.35
+    assert 0.25 < ratios.min() < 0.4 and 2.3 < ratios.max() < 3.7
+    assert (sides < (40, 60)).all()
+    # Somewhere else each time, up to every border.
+    ends = np.array([(*box.min(0), *box.max(0)) for box in boxes])
+    assert ends.min(0).tolist()[:2] == [0, 0] and ends.max(0).tolist()[2:] == [39, 59]
+    noise = found[hit]
+    np.testing.assert_allclose(noise.mean(0), mean, atol=0.002)
+    np.testing.assert_allclose(noise.std(0), 0.05, rtol=0.02)
+    untouched = augment.erase(jax.random.key(0), jnp.zeros((40, 60, 3)), 0.0, mean, std)
+    assert not untouched.any()
+
+
+def test_erasing_comes_before_mixing():
+    erasing = dict(probability=1.0, mean=(1.0,), std=(0.0,))
+    raw = tiny.raw_batch() | {"images": np.zeros((8, 8, 8, 1), np.uint8)}
+    found = make(erasing=erasing, mixup_alpha=1.0)(raw, jax.random.key(0))["images"]
+    shares = np.unique(np.round(found, 4))
+    assert {0.0, 1.0} < set(shares.tolist()) and len(shares) in (3, 4)
+
+
 def test_mixup_blends_images_and_labels_alike():
     data = tiny.batch()
     labels = jax.nn.one_hot(data["labels"], 5)

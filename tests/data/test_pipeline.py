@@ -118,9 +118,55 @@ def test_evaluation_prepares_images_as_the_readme_says(rng):
     assert np.abs(codecs.central_crop(image, 4, 1.0) - mean[:, 1:5]).max() <= 0.5
 
 
+def cubic(x):
+    """Keys' kernel (1981) with a = -1/2."""
+    x = np.abs(x)
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+KERNELS = {"bicubic": cubic, "bilinear": lambda x: np.maximum(1 - np.abs(x), 0)}
+
+
+def matrix(size, result, kernel):
+    """[result, size]: one axis resized, the kernel as wide as a new pixel if it shrinks."""
+    scale = size / result
+    center = (np.arange(result)[:, None] + 0.5) * scale
+    weights = kernel((np.arange(size) + 0.5 - center) / max(scale, 1))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("side", [8, 40], ids=["shrunk", "enlarged"])
+def test_interpolation_is_that_of_torchvision_where_it_shrinks_too(name, side, rng):
+    # So grey that nothing is clipped between the two axes, where Pillow rounds as well.
+    image = rng.integers(60, 190, (20, 25, 3)).astype(np.uint8)
+    rows, columns = (matrix(n, m, KERNELS[name]) for n, m in ((20, side), (25, side + 1)))
+    exact = np.einsum("hH,HWC,wW->hwC", rows, image, columns)
+    found = codecs.resize(image, side, side + 1, name)
+    assert found.dtype == np.uint8
+    assert np.abs(found - exact).max() < 1.3
+    gray = codecs.resize(image[..., :1], side, side + 1, name)
+    assert np.abs(gray - exact[..., :1]).max() < 1.3
+    assert np.abs(codecs.resize(image, side, side + 1) - exact).max() > 3
+
+
+def test_batches_are_interpolated_as_they_are_asked(rng):
+    image = rng.integers(0, 256, (20, 20, 3)).astype(np.uint8)
+    split = ArraySplit(image[None], np.array([0], np.int32))
+    whole = codecs.resize(image, 8, 8, "bicubic")
+    settings = dict(size=8, batch_size=1, interpolation="bicubic")
+    (found,) = pipeline.eval_batches(split, crop_ratio=1.0, **settings)
+    np.testing.assert_array_equal(found["images"][0], whole)
+    (found,) = pipeline.train_batches(
+        split, crop="central", seed=0, start=0, stop=1, **settings
+    )
+    np.testing.assert_array_equal(found["images"][0], whole)
+
+
 def test_random_resized_crop_has_the_area_and_ratio_it_says(monkeypatch, rng):
     seen = []
-    monkeypatch.setattr(codecs, "resize", lambda im, h, w: seen.append(im.shape) or im)
+    monkeypatch.setattr(codecs, "resize", lambda im, h, w, how: seen.append(im.shape) or im)
     for _ in range(500):
         codecs.random_resized_crop(np.zeros((200, 200, 3), np.uint8), 32, rng)
     areas = np.array([h * w for h, w, _ in seen]) / 200**2
