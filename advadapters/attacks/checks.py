@@ -365,13 +365,19 @@ def sign_agreement(logits_fn, reference_fn, images, labels):
     For a bfloat16 network against its float32 twin: below about 0.9 its gradients
     mislead sign-based attacks. Pixels without a gradient in the reference are left out.
     """
-
-    def slope(function):
-        return jax.jit(
-            jax.grad(lambda x: jnp.sum(losses.margin(function(x), jnp.asarray(labels))))
-        )(jnp.asarray(images))
-
-    one, two = slope(logits_fn), slope(reference_fn)
+    functions = [
+        f if isinstance(f, jax.tree_util.Partial) else jax.tree_util.Partial(f)
+        for f in (logits_fn, reference_fn)
+    ]
+    one, two = (margin_slope(f, jnp.asarray(images), labels) for f in functions)
     seen = two != 0
     same = jnp.sum((jnp.sign(one) == jnp.sign(two)) & seen)
     return float(same / jnp.maximum(jnp.sum(seen), 1))
+
+
+@jax.jit
+def margin_slope(function, images, labels):
+    """The margin's gradient [B, H, W, C]; function: a Partial, compiled once for all soups
+    of one network.
+    """
+    return jax.grad(lambda x: jnp.sum(losses.margin(function(x), labels)))(images)

@@ -27,6 +27,9 @@ through itself, on the test images.
                                  conflict_stimuli's sixteen: mean, max or sum
   --norm=linf --eps=8/255        AutoAttack's threat model (linf, if no norm is given)
   --examples=1000                only so many test images, a fixed random draw
+  --signs=64                     compares the signs of gradients in training's precision
+                                 with evaluation's on so many test images (64 where
+                                 the two precisions differ, else none)
   --step=4000                    a checkpoint's step, "best" or "latest" (default)
   --adapters=FILE                an adapters.npz of another run with the same frozen
                                  backbone, instead of this run's own adapters
@@ -64,6 +67,7 @@ FLAGS = {
     "norm": "",
     "eps": "",
     "examples": "",
+    "signs": "",
     "step": "latest",
     "adapters": "",
     "name": "evaluation",
@@ -87,7 +91,7 @@ def main(argv):
     run = opened.run
     cases = read_cases(run, flags) or run.evaluation.cases
     examples = read_number("examples", flags["examples"])
-    images = read_number("statistics", flags["statistics"])
+    images, signs = (read_number(key, flags[key]) for key in ("statistics", "signs"))
     test = evaluating.sample(run.data.test, examples)
     eps = read_eps(flags["eps"]) if cascade else None
     suites = {} if corrupted else read_suites(run, flags["suite"])
@@ -96,8 +100,10 @@ def main(argv):
     if images:
         cases = evaluating.with_statistics(opened, variables, cases, images)
     given = (opened, variables, test, cases)
+    attacked = cascade or (suites and not others)
+    compared = evaluating.signs(*given, signs) if attacked else ()
     if cascade:
-        settings = dict(version=AUTOATTACK[flags["suite"]], eps=eps)
+        settings = dict(version=AUTOATTACK[flags["suite"]], eps=eps, compared=compared)
         settings["norm"] = flags["norm"] or "linf"
         settings["journal"] = f"-adapters-{digest(adapters)}" if adapters else ""
         settings["journal"] += f"-statistics{images}" if images else ""
@@ -112,7 +118,7 @@ def main(argv):
             )
         else:
             found = evaluating.evaluate(*given, suites)
-        rows = evaluating.rows(opened, variables, cases, found, step)
+        rows = evaluating.rows(opened, variables, cases, found, step, compared)
         file = opened.folder / f"{flags['name']}.npz"
         workdir.write_tables(file, cases, found, command_of(argv))
     if adapters:
@@ -138,6 +144,10 @@ def check_flags(flags):
     if flags["data"] and flags["suite"]:
         raise UsageError(
             "--data goes without --suite: images of other sets are as they are"
+        )
+    if flags["signs"] and (flags["data"] or flags["suite"].startswith("corruptions")):
+        raise UsageError(
+            "--signs is about attacks: leave it out with --data and corruptions"
         )
     pick({name: name for name in COMBINE}, flags["combine"], "--combine")
     if not flags["name"].replace("-", "").isidentifier() or flags["name"] in RESERVED:

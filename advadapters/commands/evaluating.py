@@ -174,15 +174,54 @@ def shifted(opened, variables, cases, names, *, data_dir, combine, examples):
     return found
 
 
-def rows(opened, variables, cases, found, step):
-    """Result rows of {suite: Table}; what is summed up of several follows them."""
+def signs(opened, variables, split, cases, count=None):
+    """[{"sign_agreement": share}] of the cases, see `attacks.checks.sign_agreement`.
+
+    On the first `count` images of a split; None asks for checks.SAMPLE where training has
+    another precision than evaluation. {} for a network that is not looked at.
+    """
+    run, found = opened.run, []
+    for case in cases:
+        network = run.networks[case.network]
+        images = count or attacks.checks.SAMPLE * network.coarse
+        found.append({})
+        if images:
+            batch = first_images(run, split, images)
+            plain = network.at(variables, case.knob)
+            pair = (
+                jax.tree_util.Partial(f, plain) for f in (network.apply, network.evaluate)
+            )
+            share = attacks.checks.sign_agreement(*pair, *batch)
+            found[-1] = {"sign_agreement": share}
+    shares = [one["sign_agreement"] for one in found if one]
+    if shares:
+        least = f"at least {100 * min(shares):.1f}%"
+        print(f"signs of gradients in training's precision that are evaluation's: {least}")
+    return found
+
+
+def first_images(run, split, count):
+    """(images in [0, 1], labels) of at most so many of the split's first examples."""
+    few = Subset(split, np.arange(min(count, len(split))))
+    batches = builders.eval_batches(run, few, whole=True)
+    kept = [(b["images"][b["mask"]], b["labels"][b["mask"]]) for b in batches]
+    images, labels = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+    return images.astype(np.float32) / np.float32(255), labels
+
+
+def rows(opened, variables, cases, found, step, compared=()):
+    """Result rows of {suite: Table}; what is summed up of several follows them.
+
+    compared: what `signs` found, for the rows of attacks.
+    """
+    compared = compared or [{}] * len(cases)
     costs = costs_of(opened, variables, cases)
     told = [case.told | cost for case, cost in zip(cases, costs, strict=True)]
     attacked, listed = {*opened.run.evaluation.suites, "union"}, []
     for suite, table in found.items():
-        for one, right in zip(told, table.right, strict=True):
+        for one, right, signs_ in zip(told, table.right, compared, strict=True):
             row = accuracy.row(one, suite, int(right.sum()), len(right), step)
-            natural = {} if suite in attacked else {"metric": "accuracy"}
+            natural = signs_ if suite in attacked else {"metric": "accuracy"}
             listed.append(row | natural | shifts.told_of(suite))
     cues = [f"conflict_stimuli/{cue}" for cue in ("shape", "texture")]
     if found.keys() >= {*cues}:
@@ -238,10 +277,13 @@ def with_statistics(opened, variables, cases, images):
     return found
 
 
-def autoattack(opened, variables, split, cases, step, *, version, norm, eps, journal):
+def autoattack(
+    opened, variables, split, cases, step, *, version, norm, eps, journal, compared
+):
     """Result rows: AutoAttack on each case alone, clean and after the cascade.
 
-    journal: what the record's name ends with where the networks are not the run's own.
+    compared: what `signs` found. journal: what the record's name ends with where the
+    networks are not the run's own.
     """
     run = opened.run
     batches = list(builders.eval_batches(run, split, whole=True))
@@ -252,7 +294,7 @@ def autoattack(opened, variables, split, cases, step, *, version, norm, eps, jou
     }
     images = stack["images"].astype(np.float32) / np.float32(255)
     rows = []
-    for case in cases:
+    for case, signs_ in zip(cases, compared, strict=True):
         name, network = tables.name_of(case.told), run.networks[case.network]
         print(f"{name}: AutoAttack {version}, {norm} {eps:g}, {len(images)} images")
         plain = network.at(variables, case.knob)
@@ -274,14 +316,7 @@ def autoattack(opened, variables, split, cases, step, *, version, norm, eps, jou
             progress=functools.partial(show_cascade, {}),
         )
         rows += report_rows(report, case.told, f"autoattack_{norm}_{eps:g}", step)
-        if network.coarse:
-            trained = jax.tree_util.Partial(network.apply, plain)
-            sample = slice(None, attacks.checks.SAMPLE)
-            share = attacks.checks.sign_agreement(
-                trained, logits_fn, images[sample], stack["labels"][sample]
-            )
-            print(f"signs of gradients in training's precision: {100 * share:.1f}% agree")
-            rows[-1]["sign_agreement"] = share
+        rows[-1] |= signs_
     return rows
 
 

@@ -112,7 +112,8 @@ def train(opened, clock=()):
     variables = averaged(opened, state)
     cases, suites = run.evaluation.cases, run.evaluation.suites
     found = evaluating.evaluate(opened, variables, run.data.test, cases, suites)
-    rows = evaluating.rows(opened, variables, cases, found, run.steps)
+    compared = evaluating.signs(opened, variables, run.data.test, cases)
+    rows = evaluating.rows(opened, variables, cases, found, run.steps, compared)
     # A few frozen numbers, like an encoding, are no backbone.
     backbone = trees.count(variables["frozen"]) > trees.count(states.trained(variables))
     told = write_adapters(opened, variables) if backbone else ""

@@ -111,9 +111,38 @@ def test_shape_bias_is_the_share_of_decisions_by_shape_where_cues_conflict(train
     assert (bias["suite"], bias["metric"]) == ("shape bias", "shape_bias")
 
 
+def test_signs_of_gradients_are_compared_where_training_is_coarser(trained, capsys):
+    config = workdir.read_config(str(trained))
+    opened = runs.open_run(config, str(trained))
+    variables, _ = runs.restore_variables(opened, "latest")
+    test, (case,) = opened.run.data.test, opened.run.evaluation.cases
+    assert evaluating.signs(opened, variables, test, [case]) == [{}]
+    config["model"]["dtype"] = "bfloat16"
+    coarse = opened._replace(run=builders.build(config, opened.mesh))
+    capsys.readouterr()
+    (told,) = evaluating.signs(coarse, variables, test, [case])
+    network, plain = coarse.run.networks[1.0], coarse.run.network.at(variables, case.knob)
+    images = np.stack([test[i][0] for i in range(64)]).astype(np.float32) / 255
+    labels = np.array([test[i][1] for i in range(64)])
+
+    def slope(call):
+        def total(images):
+            logits = call(plain, images)
+            others = logits.at[np.arange(64), labels].set(-np.inf)
+            return (others.max(1) - logits[np.arange(64), labels]).sum()
+
+        return np.sign(jax.jit(jax.grad(total))(images))
+
+    one, two = slope(network.apply), slope(network.evaluate)
+    share = (one == two)[two != 0].mean()
+    assert 0.8 < share < 1 and told["sign_agreement"] == pytest.approx(share, abs=2e-3)
+    assert f"at least {100 * told['sign_agreement']:.1f}%" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--suite=corruptions", "--signs=8"], "--signs is about attacks"),
         (["--suite=corruptions:rain"], "unknown corruption 'rain'; there are: gaussian"),
         (
             ["--suite=corruptions", "--severity=6"],

@@ -140,9 +140,11 @@ def test_evaluate_repeats_the_result_and_takes_any_mixture(trained, capsys):
     again = [r for r in found if r["mixture"] == {"clean": 1.0, "linf": 0.0}]
     assert [r["correct"] for r in same] == [r["correct"] for r in again]
     run("evaluate", f"--workdir={workdir}", "--step=best", "--suite=pgd20_linf",
-        "--examples=50", "--mixture=linf=1")  # fmt: skip
+        "--examples=50", "--mixture=linf=1", "--signs=8")  # fmt: skip
     found = json.loads((workdir / "evaluation.json").read_text())
     assert [r["n"] for r in found] == [50, 50] and found[0]["step"] in (8, 16, 20)
+    # On a CPU training and evaluation have the same float32.
+    assert [r.get("sign_agreement") for r in found] == [None, 1.0]
     for argv, message in (
         (["--mixture=robust=1"], "unknown domain 'robust'"),
         (["--mixture=clean=x"], "'x' is not a number"),
