@@ -289,7 +289,7 @@ def adversarial(first, attacks, alpha, beta):
 
 def cotrain(first, attacks, alpha, beta):
     """alpha of the clean loss and 1 - alpha of the attacked one, each with its own class
-    token (Rebuffi et al. 2023).
+    token (Rebuffi et al. 2023); the default alpha is ours.
     """
     return dict(
         domains=("clean", first),
@@ -355,7 +355,7 @@ def trades(first, attacks, alpha, beta):
 def mart(first, attacks, alpha, beta):
     """Boosted cross-entropy, and KL weighted by the clean mistakes (Wang et al. 2020).
 
-    Start and statistics as for `trades`.
+    Start and statistics as for `trades`; the default beta is ours.
     """
     terms = {"boosted_cross_entropy": 1.0, "weighted_kl": beta}
     attacked = view("all", 1.0, first, terms, reference="clean")
@@ -374,7 +374,7 @@ def awp(first, attacks, alpha, beta):
 def eat(first, attacks, alpha, beta):
     """One norm a batch, drawn by its running robust error (E-AT, Croce and Hein 2022).
 
-    With PGD, where theirs is APGD.
+    With PGD, where theirs is APGD, which is the stronger above all in L1.
     """
     return plain_views(attacked=view("all", 1.0, ",".join(attacks)))
 

@@ -1,8 +1,9 @@
 """A ViT on CIFAR-10 (32x32, patch 4): co-training with class-token adapters.
 
-Paper: as configs/digits.py; the network and the schedule are ours. Linf 8/255 is
-  the radius of RobustBench; L2 0.5 and L1 12 are the defaults of Croce and Hein's
-  robust-finetuning code.
+Paper: as configs/digits.py. Linf 8/255 is the radius of RobustBench; L2 0.5 and L1 12 are
+  the defaults of Croce and Hein's robust-finetuning code. All else is ours: network,
+  optimizer, schedule, augmentation, average of parameters, PGD-5 in training and PGD-20
+  to judge. Where methods differ from their papers: `defaults` and BUILD.md.
 Command: advadapters train --config=configs/cifar10_vit.py --workdir=runs/cifar10
     --config.data.source=folder:DIR (DIR/train/<class>/*.jpg, DIR/test/<class>/*.jpg)
     or tfds:cifar10 (prepared with --file_format=array_record), the default.

@@ -2,7 +2,8 @@
 
 Paper: Rebuffi, Croce and Gowal, "Revisiting adapters with adversarial training"
   (ICLR 2023): clean and Linf-attacked images share every parameter but the class
-  token. Network, schedule and radii are ours, chosen to be quick and not trivial.
+  token. Network, optimizer, schedule, radii, PGD-3 and the average of parameters are ours,
+  chosen to be quick and not trivial.
 Command: advadapters train --config=configs/digits.py --workdir=runs/digits
 Variants: cotrain (default), nominal, adversarial, four (clean, Linf, L2, L1 tokens),
   advprop, pyramid, trades, mart, awp, eat, fgsm_rs, n_fgsm: see `defaults.METHODS`.

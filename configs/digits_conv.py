@@ -3,7 +3,7 @@
 Paper: Rebuffi, Croce and Gowal, "Revisiting adapters with adversarial training"
   (ICLR 2023) against Xie et al., "Adversarial examples improve image recognition"
   (2020): clean and Linf-attacked images share all convolutions; the variants are what
-  they do with the norms. Network, schedule and radius are ours.
+  they do with the norms. Network, optimizer, schedule, radius, PGD-3 are ours.
 Command: advadapters train --config=configs/digits_conv.py --workdir=runs/digits_conv
   or all of them: advadapters study --config=configs/digits_conv.py --workdir=runs/norms
     --variants=batch_shared,batch_dual_affine,batch_dual,layer_shared,layer_dual

@@ -3,7 +3,8 @@
 Paper: Wang, Chen, Gui, Hu, Liu and Wang, "Once-for-All Adversarial Training: In-Situ
   Tradeoff between Robustness and Accuracy for Free" (NeurIPS 2020): OAT, and OATS over
   widths. Lambdas, encoding, dual batch norm and loss are the paper's code's; network,
-  schedule, radius and optimizer are ours, and so is OATS' step over all widths.
+  schedule, radius and optimizer are ours, and so are OATS' step over all widths and that
+  the parameters' average is evaluated.
 Command: advadapters train --config=configs/digits_oat.py --workdir=runs/oat
   then, at any time: advadapters evaluate --workdir=runs/oat --lambda=0,0.2,1
 Variants: oat (default), oats (widths 0.5, 0.75, 1), oat_single (one set of norms),

@@ -3,7 +3,8 @@
 Paper: Croce, Rebuffi, Shelhamer and Gowal, "Seasoning Model Soups for Robustness to
   Adversarial and Natural Distribution Shifts" (CVPR 2023): soups of networks that were
   fine-tuned from one robust network to other threat models and to clean images. Network,
-  schedules and radii are ours (layer norm, so that no statistics are mixed).
+  schedules and radii are ours (layer norm, so that no statistics are mixed), and so is
+  PGD-3 for every norm (robust fine-tuning's code has APGD).
 Command: advadapters season --config=configs/digits_season.py
     --variants=linf,l2,l1,nominal --workdir=runs/season
 Variants: linf (default, the first network), l2, l1, nominal (from runs/season/linf).

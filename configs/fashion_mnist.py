@@ -1,6 +1,6 @@
 """A small ViT on Fashion-MNIST (28x28): co-training with class-token adapters.
 
-Paper: as configs/digits.py; the setting is ours.
+Paper: as configs/digits.py; all settings are ours, the radii too.
 Command: advadapters train --config=configs/fashion_mnist.py --workdir=runs/fashion
 Data: the four IDX files of Debian's package dataset-fashion-mnist (default), or
   --config.data.source=tfds:fashion_mnist (prepared with --file_format=array_record).

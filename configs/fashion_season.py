@@ -3,7 +3,8 @@
 Paper: Croce, Rebuffi, Shelhamer and Gowal, "Seasoning Model Soups for Robustness to
   Adversarial and Natural Distribution Shifts" (CVPR 2023): an Linf-robust network
   fine-tuned to other threats and to clean images; soups of these, chosen for each shift.
-  Network, schedules and radii are ours. `tokens` is ours: the four as class tokens of one
+  Network, schedules, radii and PGD-3 for every norm (robust fine-tuning's code has APGD)
+  are ours. `tokens` is ours: the four as class tokens of one
   network, trained together.
 Command: advadapters season --config=configs/fashion_season.py
     --variants=linf,l2,l1,nominal --grid=0.2 --examples=500

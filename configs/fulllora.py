@@ -12,9 +12,11 @@ Paper: Yuan, Zhang, Shan and Chen, "FullLoRA" (IEEE TIP 2025, arXiv 2401.01752).
     by PGD-20, PGD-100, CW-20 (one start, step 2/255) and AutoAttack at 8/255. That
     FullLoRA follows them is a guess, and so is their rate of full fine-tuning for LoRAs.
   Ours: rank 24 on q, k, v, proj, fc1 and fc2 (the paper's rank is not known; this one
-    gives 4.9% of ViT-B), scale 1; the head is trained; decay of all that is trained;
-    no average of parameters; crops and flips; evaluation keeps the best iterate; which
-    baselines, and the nominal training before.
+    gives 4.9% of ViT-B), scale 1, no LNLoRA on the patch embedding or the head; the head
+    is trained, and reads the class token; decay of all that is trained; no average of
+    parameters, no warm-up, nothing dropped; crops and flips, images normalised to 0.5 and
+    0.5; evaluation keeps the best iterate; which baselines, and the nominal training
+    before, by the same recipe.
 Command: advadapters train --config=configs/fulllora.py:cifar10_nominal
     --workdir=runs/cifar10_nominal, or a network that is there already, then
   advadapters train --config=configs/fulllora.py:cifar10 --workdir=DIR
