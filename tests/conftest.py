@@ -2,14 +2,21 @@
 
 Programs are compiled without optimization and, where XLA still has them, by its older
 emitters (seen: 60 to 95% of the time): the shapes are tiny, and compiling is what the
-tests spend their time on.
+tests spend their time on. What one test has compiled is kept for the others of the same
+session, in this process, its neighbours and the commands that they start.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 from importlib import metadata
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the workers find their parent's
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="programs-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"

@@ -1,5 +1,7 @@
 """A network and a batch small enough for every test that needs one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from advadapters import networks
 from advadapters.models import vit
 
 
+@functools.cache
 def network(**changes):
     """A two-block ViT of width 16 for 8x8 gray images and 5 classes."""
     fields = dict(size=vit.Size(16, 2, 32, 2), classes=5, patch=4, mean=(0.5,), std=(0.25,))
@@ -19,15 +22,27 @@ def plain(net, seed=0):
 
     {"params", "batch_stats"}, as `net.init` gives it.
     """
-    made = jax.jit(net.init)(jax.random.key(seed))
-    tree = made["params"]
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [
-        leaf + 0.1 * jax.random.normal(key, leaf.shape)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return made | {"params": jax.tree.unflatten(structure, noisy)}
+    # Arrays of one's own: a training step that is given them may throw them away.
+    return jax.tree.map(jnp.array, drawn(net, seed))
+
+
+@functools.cache
+def drawn(net, seed):
+    """What `plain` returns, as numpy; made once, and outside of any trace."""
+
+    def draw(key, noise):
+        made = net.init(key)
+        leaves, structure = jax.tree.flatten(made["params"])
+        keys = jax.random.split(noise, len(leaves))
+        noisy = [
+            leaf + 0.1 * jax.random.normal(key, leaf.shape)
+            for leaf, key in zip(leaves, keys, strict=True)
+        ]
+        return made | {"params": jax.tree.unflatten(structure, noisy)}
+
+    with jax.ensure_compile_time_eval():
+        made = jax.jit(draw)(jax.random.key(seed), jax.random.key(seed + 1))
+        return jax.tree.map(np.asarray, made)
 
 
 def relatives(net, count, spread=0.1):
