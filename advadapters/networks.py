@@ -27,8 +27,9 @@ class Knob(NamedTuple):
 class Case(NamedTuple):
     """A network by the names that result rows give it.
 
-    told: {"mixture": {domain: weight}}, with "lambda" and "width" where there are several,
-    and "ensemble" where the weights are of probabilities.
+    told: {"kind": one of `KINDS`, "mixture": {domain: weight}}, with "lambda" and "width"
+    where there are several, and "statistics" where these were estimated anew, on how many
+    images.
     network: which of the run's networks: a width, 1 being the full one, or ENSEMBLE.
     """
 
@@ -38,15 +39,36 @@ class Case(NamedTuple):
 
 
 ENSEMBLE = "ensemble"
+# One domain alone, weights mixed, probabilities mixed, conditioned on lambda.
+KINDS = ("mode", "soup", ENSEMBLE, "lambda")
 
 
 def mixture_case(domains, mixture, ensemble=False):
     """The Case of weights [K] over the domains; raises ValueError as `soups.check` does."""
     mixture = soups.check(mixture, convex=ensemble)
-    weights = dict(zip(domains, mixture, strict=True))
-    case = Case({"mixture": weights}, Knob(np.array(mixture, np.float32)))
-    told = case.told | {"ensemble": True}
-    return case._replace(told=told, network=ENSEMBLE) if ensemble else case
+    told = {"mixture": dict(zip(domains, mixture, strict=True))}
+    told = {"kind": ENSEMBLE if ensemble else kind_of(told)} | told
+    knob = Knob(np.array(mixture, np.float32))
+    return Case(told, knob, ENSEMBLE) if ensemble else Case(told, knob)
+
+
+def kind_of(told):
+    """The kind of a network by its other fields, as rows without one have them."""
+    if "lambda" in told:
+        return "lambda"
+    if told.get("ensemble"):
+        return ENSEMBLE
+    return "mode" if [w for w in told["mixture"].values() if w] == [1.0] else "soup"
+
+
+def key_of(told):
+    """Which network a result row is of, hashable: equal where two rows are of one.
+
+    Names that are shown are rounded and meant for people; nothing is looked up by them.
+    """
+    mixture = tuple(sorted(told.get("mixture", {}).items()))
+    fields = ("kind", "lambda", "width", "statistics")
+    return mixture, *(told.get(field) for field in fields)
 
 
 class Network(NamedTuple):

@@ -17,6 +17,7 @@ from advadapters.builders.views import read_attacks, read_tricks, read_views
 from advadapters.config import Section
 from advadapters.data import pipeline
 from advadapters.errors import UsageError
+from advadapters.evaluation import suites
 from advadapters.networks import ENSEMBLE, Network, ensemble, mixture_case
 from advadapters.training import oat, state, step, views
 from advadapters.training.loop import Every
@@ -263,12 +264,18 @@ def read_evaluation(c, method, mesh, precision):
         except ValueError as error:  # beyond what floats can subtract from 1
             raise UsageError(f"{c.name}.soup_weights={weights}: {error}") from None
         cases = [mixture_case(names, mixture) for mixture in mixtures]
+    at_once = c.take("soups_at_once", int, low=1)
+    sections = c.sections("suites")
+    try:
+        suites.check_names(sections)
+    except ValueError as error:
+        raise UsageError(f"{c.name}.suites: {error}") from None
     return Evaluation(
         batch_size=batch_size,
         precision=precision,
         cases=cases,
-        at_once=c.take("soups_at_once", int, low=1),
-        suites=read_attacks(c.sections("suites"), f"{c.name}.suites"),
+        at_once=at_once,
+        suites=read_attacks(sections, f"{c.name}.suites"),
     )
 
 

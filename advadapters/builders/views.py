@@ -62,6 +62,10 @@ def read_views(sections, domains, attacks, read):
     """
     if not domains or len(set(domains)) != len(domains):
         raise UsageError(f"config.domains must be different names, got {domains}")
+    try:
+        soups.check_names(domains)
+    except ValueError as error:
+        raise UsageError(f"config.domains: {error}") from None
     if not sections:
         raise UsageError("config.views is empty: training needs at least one view")
     seen = []

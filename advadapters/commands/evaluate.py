@@ -118,7 +118,8 @@ def main(argv):
             )
         else:
             found = evaluating.evaluate(*given, suites)
-        rows = evaluating.rows(opened, variables, cases, found, step, compared)
+        about = shifts.about(*corrupted) if corrupted else {}
+        rows = evaluating.rows(opened, variables, cases, found, step, compared, about)
         file = opened.folder / f"{flags['name']}.npz"
         workdir.write_tables(file, cases, found, command_of(argv))
     if adapters:

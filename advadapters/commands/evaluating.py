@@ -209,10 +209,11 @@ def first_images(run, split, count):
     return images.astype(np.float32) / np.float32(255), labels
 
 
-def rows(opened, variables, cases, found, step, compared=()):
+def rows(opened, variables, cases, found, step, compared=(), about=None):
     """Result rows of {suite: Table}; what is summed up of several follows them.
 
-    compared: what `signs` found, for the rows of attacks.
+    compared: what `signs` found, for the rows of attacks. about: {suite: further fields of
+    its rows}.
     """
     compared = compared or [{}] * len(cases)
     costs = costs_of(opened, variables, cases)
@@ -222,7 +223,7 @@ def rows(opened, variables, cases, found, step, compared=()):
         for one, right, signs_ in zip(told, table.right, compared, strict=True):
             row = accuracy.row(one, suite, int(right.sum()), len(right), step)
             natural = signs_ if suite in attacked else {"metric": "accuracy"}
-            listed.append(row | natural | shifts.told_of(suite))
+            listed.append(row | natural | (about or {}).get(suite, {}))
     cues = [f"conflict_stimuli/{cue}" for cue in ("shape", "texture")]
     if found.keys() >= {*cues}:
         listed += shifts.shape_bias_rows(told, *(found[cue] for cue in cues), step)
@@ -323,9 +324,10 @@ def autoattack(
 def journal_name(case, step, norm, eps, version, count):
     """A folder name for one cascade."""
     told = case.told
-    weights = "_".join(f"{weight:g}" for weight in told["mixture"].values())
-    keys = [key for key in ("lambda", "width", "ensemble") if key in told]
-    weights += "".join(f"-{key}{told[key]:g}" for key in keys)
+    weights = "_".join(f"{weight:.9g}" for weight in told["mixture"].values())
+    keys = [key for key in ("lambda", "width") if key in told]
+    weights += "".join(f"-{key}{told[key]:.9g}" for key in keys)
+    weights += "-ensemble" if told["kind"] == ENSEMBLE else ""
     return f"{version}-{norm}-{eps:.6g}-step{step}-{weights}-n{count}"
 
 

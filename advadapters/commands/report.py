@@ -117,7 +117,7 @@ def write_papers(text, output):
 
 def read_seed(folder, way):
     """{suite: accuracy} of one run; raises UsageError where it was not evaluated."""
-    from advadapters.evaluation.tables import name_of
+    from advadapters.networks import key_of
 
     file = folder / ("selection.json" if way else "evaluation.json")
     try:
@@ -130,5 +130,5 @@ def read_seed(folder, way):
         for row in own:  # of several numbers of labels the last is the most
             ways.setdefault(row["way"], {})[row["suite"]] = row["value"]
         return pick(ways, way, "way of choosing")
-    first = name_of(rows[0])
-    return {row["suite"]: row["value"] for row in rows if name_of(row) == first}
+    first = key_of(rows[0])
+    return {row["suite"]: row["value"] for row in rows if key_of(row) == first}

@@ -37,9 +37,15 @@ FLAGS = {"workdir": None, "variants": None} | PASSED
 def main(argv):
     """Returns the exit code."""
     _, flags = configs.parse(argv, FLAGS)
+    from advadapters import soups
+
     names = [name for name in flags["variants"].split(",") if name]
     if len(names) < 2 or len(set(names)) != len(names):
         raise UsageError(f"--variants must be two or more different ones, got {names}")
+    try:
+        soups.check_names(names)
+    except ValueError as error:
+        raise UsageError(f"--variants: {error}") from None
     evaluate.read_grid(flags, len(names))
     evaluate.read_mixtures("ensemble", flags["ensemble"], names)
     from advadapters import builders
@@ -95,7 +101,8 @@ def barriers(rows):
     """
     from advadapters import soups
 
-    clean = [row for row in rows if row["suite"] == "clean" and "ensemble" not in row]
+    mixed = [row for row in rows if row["kind"] != "ensemble"]
+    clean = [row for row in mixed if row["suite"] == "clean"]
     names = list(clean[0]["mixture"])
     errors = {key_of(row["mixture"].values()): 1 - row["value"] for row in clean}
     lines = [
@@ -118,17 +125,26 @@ def key_of(mixture):
 
 
 def best(rows):
-    """A table: in each suite, the best ingredient and the best soup."""
-    from advadapters.evaluation.tables import name_of, percent
+    """A table: in each suite, the best ingredient and the best soup.
+
+    Of equals, the one with the highest mean in the other suites.
+    """
+    from advadapters import soups
+    from advadapters.evaluation.tables import by_network, name_of, percent
 
     lines = [
         "| suite | best ingredient | | best soup | |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for suite in dict.fromkeys(row["suite"] for row in rows):
-        found = [row for row in rows if row["suite"] == suite and "ensemble" not in row]
-        alone = [row for row in found if name_of(row).endswith(" mode")]
-        one, two = (max(part, key=lambda row: row["value"]) for part in (alone, found))
-        cells = [suite, name_of(one), percent(one), name_of(two), percent(two)]
+    mixed = by_network([row for row in rows if row["kind"] != "ensemble"])
+    suites = [name for name, row in mixed[0].items() if row["metric"] != "mCE"]
+    for suite in suites:
+        alone = [found for found in mixed if found[suite]["kind"] == "mode"]
+        cells = [suite]
+        for part in (alone, mixed):
+            values = {s: [found[s]["value"] for found in part] for s in suites}
+            others = [values[other] for other in suites if other != suite]
+            row = part[soups.best(values[suite], *others)][suite]
+            cells += [name_of(row), percent(row)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -47,7 +47,7 @@ def main(argv):
     read = [workdir.read_tables(folder / f"{flags['name']}.npz") for folder in folders]
     told = read[0][0]
     need_alike(folders, read)
-    if sum(not one.get("ensemble") for one in told) < 3:
+    if sum(one["kind"] != "ensemble" for one in told) < 3:
         raise UsageError(
             f"{folders[0]} has {len(told)} networks to choose from: run `advadapters "
             "evaluate --grid=0.2` first"

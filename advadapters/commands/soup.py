@@ -37,6 +37,10 @@ def assemble(folders, output):
     names = [os.path.basename(os.path.normpath(folder)) for folder in folders]
     if len(set(names)) != len(names) or len(names) < 2:
         raise UsageError(f"--ingredients must be two or more different names, got {names}")
+    try:
+        soups.check_names(names)
+    except ValueError as error:
+        raise UsageError(f"--ingredients: {error}; rename the folder") from None
     settings = [workdir.read_config(folder) for folder in folders]
     need_alike(folders, settings)
     found = [read(folder, config) for folder, config in zip(folders, settings, strict=True)]

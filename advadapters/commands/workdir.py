@@ -200,10 +200,12 @@ def read_tables(file):
     Raises UsageError where it is not there or is none.
     """
     from advadapters.evaluation.accuracy import Table
+    from advadapters.networks import kind_of
 
     try:
         with file.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
             told, command = json.loads(str(arrays["networks"])), str(arrays["command"])
+            told = [{"kind": kind_of(one)} | one for one in told]
             suites = dict.fromkeys(n.rpartition("/")[0] for n in arrays if "/" in n)
             found = {
                 suite: Table(*(arrays[f"{suite}/{key}"] for key in Table._fields))

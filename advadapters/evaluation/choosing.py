@@ -6,6 +6,7 @@ from advadapters import soups
 from advadapters.evaluation.studies import spread
 from advadapters.evaluation.tables import name_of
 from advadapters.intervals import wilson
+from advadapters.networks import ENSEMBLE, key_of
 
 WAYS = ("ingredient", "single", "specific", "ensemble")
 
@@ -16,11 +17,12 @@ def rows(told, tables, labels, draws):
     told: what each network is told of; tables: {suite: `accuracy.Table`}; labels: numbers
     of labelled images, the largest last, which "ingredient", the best of the networks
     that are mixed, and "single", one soup for all suites, are chosen on. "ensemble" is
-    not chosen. The interval is Wilson's for the unseen images.
+    not chosen. Of equals on the labelled images, the one best on the other axis is chosen
+    (`other_axes`). The interval is Wilson's for the unseen images.
     """
-    whole = np.array([not one.get("ensemble") for one in told])
+    whole = np.array([one["kind"] != ENSEMBLE for one in told])
     (candidates,), (ensembles,) = np.nonzero(whole), np.nonzero(~whole)
-    ingredients = [n for n in candidates if name_of(told[n]).endswith(" mode")]
+    ingredients = [n for n in candidates if told[n]["kind"] == "mode"]
     rights = [table.right for table in tables.values()]
     splits = [soups.split_images(right.shape[1], labels[-1]) for right in rights]
     pools = [pool for pool, _ in splits]
@@ -32,8 +34,8 @@ def rows(told, tables, labels, draws):
             told_of = told[chosen.winner[0]] if len(chosen.winner) == 1 else {}
             found.append(describe(suite, way, chosen, count, of, len(unseen)) | told_of)
 
-        whole = pool[None]
-        given = dict(subsets=whole, unseen=unseen)
+        others = other_axes(suite, tables)
+        given = dict(subsets=pool[None], unseen=unseen, others=others)
         if ingredients:
             best = soups.choose(right, np.array(ingredients), **given)
             add("ingredient", best, labels[-1], len(ingredients))
@@ -41,11 +43,24 @@ def rows(told, tables, labels, draws):
         add("single", one, labels[-1], len(candidates))
         for count in labels:
             subsets = soups.draws_of(pool, count, draws)
-            best = soups.choose(right, candidates, subsets, unseen)
+            best = soups.choose(right, candidates, subsets, unseen, others)
             add("specific", best, count, len(candidates))
         for n in ensembles:
             add("ensemble", soups.choose(right, np.array([n]), **given), 0, 1)
     return found
+
+
+def other_axes(suite, tables):
+    """Tables right [S, N] that tell apart soups which are equal in a suite.
+
+    Clean images where there are some, else all other suites, of the same images only.
+    """
+    names = [name for name in tables if name != suite]
+    if "clean" in names:
+        names = ["clean"]
+    index = tables[suite].index
+    same = [tables[name] for name in names if np.array_equal(tables[name].index, index)]
+    return [table.right for table in same]
 
 
 def describe(suite, way, chosen, labels, candidates, unseen):
@@ -72,7 +87,7 @@ def halving_rows(told, tables, labels):
     A row per suite: passes, those of brute force, and how much less accurate than brute
     force's winner the search's is, on the images that both chose on.
     """
-    candidates = [n for n, one in enumerate(told) if not one.get("ensemble")]
+    candidates = [n for n, one in enumerate(told) if one["kind"] != ENSEMBLE]
     found = []
     for suite, table in tables.items():
         pool, _ = soups.split_images(table.right.shape[1], labels)
@@ -95,25 +110,24 @@ def halving_rows(told, tables, labels):
 
 
 def columns(rows):
-    """The (way, labels, ensemble's name) of the rows, in the order of the table."""
-    keys = dict.fromkeys(key_of(row) for row in rows)
-    return sorted(keys, key=lambda key: (WAYS.index(key[0]), key[1]))
+    """{(way, labels, which ensemble): title} of the rows, in the order of the table."""
+    titles = {column_of(row): title(row) for row in rows}
+    return dict(sorted(titles.items(), key=lambda one: (WAYS.index(one[0][0]), one[0][1])))
 
 
-def key_of(row):
+def column_of(row):
     """The column of a row."""
-    return row["way"], row["labels"], name_of(row) if row["way"] == "ensemble" else ""
+    return row["way"], row["labels"], key_of(row) if row["way"] == "ensemble" else None
 
 
-def title(key):
+def title(row):
     """A column's title."""
-    way, labels, name = key
     return {
-        "ingredient": "best ingredient",
-        "single": "one soup for all",
-        "specific": f"soup of its own, {labels} labels",
-        "ensemble": name,
-    }[way]
+        "ingredient": lambda: "best ingredient",
+        "single": lambda: "one soup for all",
+        "specific": lambda: f"soup of its own, {row['labels']} labels",
+        "ensemble": lambda: name_of(row),
+    }[row["way"]]()
 
 
 def markdown(runs):
@@ -125,11 +139,11 @@ def markdown(runs):
     keys = columns(runs[0])
     suites = list(dict.fromkeys(row["suite"] for row in runs[0]))
     values = [
-        {(row["suite"], key_of(row)): row for row in rows if key_of(row) in keys}
+        {(row["suite"], column_of(row)): row for row in rows if column_of(row) in keys}
         for rows in runs
     ]
     lines = [
-        "| accuracy on unseen images, % | " + " | ".join(map(title, keys)) + " | tied |",
+        "| accuracy on unseen images, % | " + " | ".join(keys.values()) + " | tied |",
         "| --- |" + " --- |" * len(keys) + " ---: |",
     ]
     for suite in suites:

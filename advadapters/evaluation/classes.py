@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from advadapters import soups
 from advadapters.evaluation.tables import name_of
+from advadapters.networks import ENSEMBLE
 
 
 def accuracies(table):
@@ -14,12 +16,13 @@ def accuracies(table):
 
 
 def extremes(told, tables, suite):
-    """(number of the network best on clean images, of the one best in the suite)."""
-    alone = [n for n, one in enumerate(told) if not one.get("ensemble")]
-    return tuple(
-        alone[int(np.argmax(tables[name].right[alone].mean(axis=1)))]
-        for name in ("clean", suite)
-    )
+    """(number of the network best on clean images, of the one best in the suite).
+
+    Of equals, the one that is best in the other of the two: the ends of their front.
+    """
+    alone = [n for n, one in enumerate(told) if one["kind"] != ENSEMBLE]
+    clean, robust = (tables[name].right[alone].mean(axis=1) for name in ("clean", suite))
+    return alone[soups.best(clean, robust)], alone[soups.best(robust, clean)]
 
 
 def changes(told, tables, suite):

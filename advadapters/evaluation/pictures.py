@@ -4,8 +4,9 @@ import itertools
 
 import numpy as np
 
+from advadapters import soups
 from advadapters.evaluation import classes
-from advadapters.evaluation.tables import name_of
+from advadapters.networks import ENSEMBLE
 
 
 def sheet(rows, columns, file, draw):
@@ -20,27 +21,16 @@ def sheet(rows, columns, file, draw):
     figure.savefig(file, dpi=120)
 
 
-def front(across, along):
-    """Numbers of the points that no other beats in both coordinates, by the first."""
-    order = np.lexsort((-np.asarray(along), -np.asarray(across)))
-    kept, highest = [], -np.inf
-    for n in order:
-        if along[n] > highest:
-            kept.append(int(n))
-            highest = along[n]
-    return kept
-
-
 def draw_fronts(told, tables, file):
     """Accuracy in every suite against clean accuracy, a point per soup.
 
-    The line joins those that no other beats in both; the mixed networks are named,
-    ensembles are squares.
+    The line joins those that no other beats in both; the modes, which are mixed, are
+    named, ensembles are squares.
     """
     suites = [name for name in tables if name != "clean"] or ["clean"]
     columns = min(4, len(suites))
     clean = 100 * tables["clean"].right.mean(axis=1)
-    alone = np.array([not one.get("ensemble") for one in told])
+    alone = np.array([one["kind"] != ENSEMBLE for one in told])
 
     def draw(panels, figure):
         for axes in panels.flat[len(suites) :]:
@@ -49,13 +39,14 @@ def draw_fronts(told, tables, file):
             value = 100 * tables[suite].right.mean(axis=1)
             axes.plot(clean[alone], value[alone], "o", ms=3, color="0.6")
             axes.plot(clean[~alone], value[~alone], "s", ms=6, mfc="none", color="C2")
-            best = np.flatnonzero(alone)[front(clean[alone], value[alone])]
+            best = np.flatnonzero(alone)[soups.front(clean[alone], value[alone])]
             axes.plot(clean[best], value[best], "-o", ms=4, color="C0")
             for n, one in enumerate(told):
-                if name_of(one).endswith(" mode"):
+                if one["kind"] == "mode":
+                    (domain,) = (name for name, w in one["mixture"].items() if w)
                     axes.plot(clean[n], value[n], "o", ms=8, mfc="none", color="C3")
                     axes.annotate(
-                        name_of(one).removesuffix(" mode"), (clean[n], value[n]),
+                        domain, (clean[n], value[n]),
                         xytext=(6, -10), textcoords="offset points", fontsize=8,
                         color="C3",
                     )  # fmt: skip
@@ -78,7 +69,7 @@ def faces(told):
     The faces of the simplex of three and more ingredients; a face is there with six soups
     or more.
     """
-    alone = [n for n, one in enumerate(told) if not one.get("ensemble")]
+    alone = [n for n, one in enumerate(told) if one["kind"] != ENSEMBLE]
     domains = list(told[alone[0]].get("mixture", {}))
     found = {}
     for three in itertools.combinations(domains, 3):
@@ -92,18 +83,19 @@ def faces(told):
 def draw_simplex(told, tables, file):
     """Accuracy over every face of the simplex, a row of triangles for each suite."""
     known = faces(told)
+    values = {suite: 100 * table.right.mean(axis=1) for suite, table in tables.items()}
 
     def draw(panels, figure):
-        for line, (suite, table) in zip(panels, tables.items(), strict=True):
-            value = 100 * table.right.mean(axis=1)
+        for line, (suite, value) in zip(panels, values.items(), strict=True):
+            others = [values[other] for other in values if other != suite]
             shown = [n for inside in known.values() for n, _ in inside]
             span = dict(vmin=value[shown].min(), vmax=value[shown].max())
             for axes, (three, inside) in zip(line, known.items(), strict=True):
-                numbers, weights = zip(*inside, strict=True)
+                numbers, weights = map(list, zip(*inside, strict=True))
                 x, y = corners(weights).T
-                points = axes.scatter(x, y, c=value[list(numbers)], s=110, **span)
-                top = numbers[int(np.argmax(value[list(numbers)]))]
-                axes.plot(*corners([dict(inside)[top]])[0], "k*", ms=9)
+                points = axes.scatter(x, y, c=value[numbers], s=110, **span)
+                top = soups.best(value[numbers], *(other[numbers] for other in others))
+                axes.plot(x[top], y[top], "k*", ms=9)
                 for name, (px, py) in zip(three, corners(np.eye(3)), strict=True):
                     below = -0.09 if py == 0 else 0.06
                     axes.text(px, py + below, name, ha="center", fontsize=9)
@@ -122,12 +114,12 @@ def draw_classes(told, tables, file):
     The networks of the front between clean images and each suite, a line per class.
     """
     suites = [name for name in tables if name != "clean"]
-    alone = [n for n, one in enumerate(told) if not one.get("ensemble")]
+    alone = [n for n, one in enumerate(told) if one["kind"] != ENSEMBLE]
 
     def draw(panels, figure):
         for line, suite in zip(panels, suites, strict=True):
             means = [tables[name].right[alone].mean(axis=1) for name in ("clean", suite)]
-            along = [alone[n] for n in front(*means)]
+            along = [alone[n] for n in soups.front(*means)]
             for axes, name in zip(line, ("clean", suite), strict=True):
                 labels, values = classes.accuracies(tables[name])
                 for k, label in enumerate(labels[:20]):

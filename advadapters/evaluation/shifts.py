@@ -1,12 +1,14 @@
 """Accuracy on corrupted images: which images, and what their counts are summed up to."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from advadapters import rng
 from advadapters.data.augment import to_float
-from advadapters.data.corruptions import COMMON, CORRUPTIONS, SEVERITIES, corrupt
+from advadapters.data.corruptions import COMMON, SEVERITIES, corrupt
 from advadapters.evaluation import accuracy, tables
 from advadapters.intervals import wilson
 
@@ -55,11 +57,12 @@ def suite_of(name, severity):
     return f"{name}-{severity}"
 
 
-def told_of(suite):
-    """{"corruption", "severity"} of a suite that is one, else {}."""
-    name, _, severity = suite.rpartition("-")
-    known = name in CORRUPTIONS and severity.isdecimal()
-    return {"corruption": name, "severity": int(severity)} if known else {}
+def about(names, severities):
+    """{suite: {"corruption", "severity"}} of the suites made of these."""
+    return {
+        suite_of(name, severity): {"corruption": name, "severity": severity}
+        for name, severity in itertools.product(names, severities)
+    }
 
 
 def mean_row(rows):
@@ -121,7 +124,7 @@ def summary(rows, imagenet):
     (1,000 classes).
     """
     found = []
-    for _, by_suite in tables.by_name(rows):
+    for by_suite in tables.by_network(rows):
         moved = [row for row in by_suite.values() if "corruption" in row]
         if moved:
             found.append(mean_row(moved))
@@ -135,15 +138,15 @@ def markdown(rows):
 
     Cells are means over the severities; clean, mean and mCE have lines of their own.
     """
-    networks = tables.by_name(rows)
+    networks = tables.by_network(rows)
     severities = list(dict.fromkeys(r["severity"] for r in rows if "severity" in r))
     lines = [
-        "| accuracy, % | " + " | ".join(name for name, _ in networks) + " |",
+        "| accuracy, % | " + " | ".join(map(tables.name_of_all, networks)) + " |",
         "| --- |" + " --- |" * len(networks),
     ]
     for kind in dict.fromkeys(row.get("corruption", row["suite"]) for row in rows):
         cells = []
-        for _, found in networks:
+        for found in networks:
             same = [r for r in found.values() if r.get("corruption", r["suite"]) == kind]
             # A mean over several severities has no interval of its own.
             if len(same) == 1 and "low" in same[0]:

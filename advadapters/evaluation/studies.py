@@ -4,6 +4,9 @@ import numpy as np
 from scipy import stats
 
 from advadapters.evaluation.tables import name_of
+from advadapters.networks import key_of, mixture_case
+
+FIELDS = ("kind", "mixture", "lambda", "width")  # of the network, in a study's rows
 
 
 def rows(case, parameters, results):
@@ -16,13 +19,16 @@ def rows(case, parameters, results):
     """
     found, first = [], results[0][0]
     suites = dict.fromkeys(row["suite"] for row in results[0])
-    if "lambda" in first:
-        names = dict.fromkeys(name_of(row) for row in results[0])
-        cases = [(f"{case}, {name}", name, suite) for name in names for suite in suites]
+    if first["kind"] == "lambda":
+        seen = {key_of(row): row for row in results[0]}.values()
+        cases = [
+            (f"{case}, {name_of(row)}", row, suite) for row in seen for suite in suites
+        ]
     else:
-        cases = [(case, mode_of(s, list(first["mixture"])) + " mode", s) for s in suites]
-    for label, mode, suite in cases:
-        values = [value_of(seed, suite, mode) for seed in results]
+        domains = list(first["mixture"])
+        cases = [(case, told_of(mode_of(s, domains), domains), s) for s in suites]
+    for label, told, suite in cases:
+        values = [value_of(seed, suite, told) for seed in results]
         mean = float(np.mean(values))
         half = half_width(values)
         found.append(
@@ -30,7 +36,8 @@ def rows(case, parameters, results):
                 "case": label,
                 "parameters_per_domain": parameters,
                 "suite": suite,
-                "mode": mode,
+                "mode": name_of(told),
+                **{key: told[key] for key in FIELDS if key in told},
                 "values": values,
                 "mean": mean,
                 "low": None if half is None else mean - half,
@@ -42,17 +49,22 @@ def rows(case, parameters, results):
 
 
 def mode_of(suite, domains):
-    """The domain whose mode a suite is read in."""
+    """The domain whose mode a suite is read in: that of the longest name it ends with."""
     named = [domain for domain in domains if suite.endswith(f"_{domain}")]
-    return domains[0] if suite == "clean" else (named or domains[-1:])[0]
+    return domains[0] if suite == "clean" else max(named or domains[-1:], key=len)
 
 
-def value_of(result, suite, mode):
-    """The accuracy of one run's network of this name."""
+def told_of(mode, domains):
+    """What `networks.Case` tells of a domain's mode."""
+    return mixture_case(domains, [float(domain == mode) for domain in domains]).told
+
+
+def value_of(result, suite, told):
+    """The accuracy of one run's network that is told of."""
     for row in result:
-        if row["suite"] == suite and name_of(row) == mode:
+        if row["suite"] == suite and key_of(row) == key_of(told):
             return row["value"]
-    raise ValueError(f"no row for suite {suite} in mode {mode}")
+    raise ValueError(f"no row for suite {suite} of {name_of(told)}")
 
 
 def half_width(values):

@@ -1,26 +1,34 @@
 """Tables and pictures made from result rows (see `accuracy.row`)."""
 
+from advadapters.networks import key_of
+
 
 def name_of(told):
-    """What a row's network is called: "0.9 clean + 0.1 linf", "clean mode" if one-hot, or
+    """What people call a row's network: "0.9 clean + 0.1 linf", "clean mode" if one-hot, or
     "lambda 0.1", "lambda 0.1, width 0.5", "ensemble of 0.5 clean + 0.5 linf"; told: a row,
     or what `networks.Case` tells.
     """
-    if "lambda" in told:
+    kind = told["kind"]
+    if kind == "lambda":
         return ", ".join(f"{k} {told[k]:g}" for k in ("lambda", "width") if k in told)
     parts = {name: weight for name, weight in told["mixture"].items() if weight}
-    if len(parts) == 1 and set(parts.values()) == {1.0} and not told.get("ensemble"):
+    if kind == "mode":
         return f"{next(iter(parts))} mode"
     mixed = " + ".join(f"{round(weight, 4):g} {name}" for name, weight in parts.items())
-    return f"ensemble of {mixed}" if told.get("ensemble") else mixed
+    return f"ensemble of {mixed}" if kind == "ensemble" else mixed
 
 
-def by_name(rows):
-    """[(name, {suite: row}), ...] in the order of the rows."""
+def by_network(rows):
+    """[{suite: row}, ...] of each network in the order of the rows."""
     table = {}
     for row in rows:
-        table.setdefault(name_of(row), {})[row["suite"]] = row
-    return list(table.items())
+        table.setdefault(key_of(row), {})[row["suite"]] = row
+    return list(table.values())
+
+
+def name_of_all(found):
+    """What the network of {suite: row} is called."""
+    return name_of(next(iter(found.values())))
 
 
 def markdown(rows):
@@ -28,23 +36,23 @@ def markdown(rows):
 
     Where networks cost differently, their MFLOP per image are the last column.
     """
-    table = by_name(rows)
+    table = by_network(rows)
     suites = list(dict.fromkeys(row["suite"] for row in rows))
     metrics = {row["suite"]: row["metric"] for row in rows}
     words = {"accuracy": "accuracy, %", "robust_accuracy": "robust, %", "shape_bias": "%"}
     titles = [f"{suite} {words[metrics[suite]]}" for suite in suites]
     costs = any("flops" in row for row in rows)
     titles += ["MFLOP per image"] * costs
-    kind = "lambda" if any("lambda" in row for row in rows) else "mixture"
+    kind = "lambda" if any(row["kind"] == "lambda" for row in rows) else "mixture"
     lines = [
         f"| {kind} | " + " | ".join(titles) + " |",
         "| --- |" + " --- |" * len(titles),
     ]
-    for name, found in table:
+    for found in table:
         cells = [percent(found[suite]) if suite in found else "" for suite in suites]
         if costs:
             cells.append(f"{next(iter(found.values()))['flops'] / 1e6:.1f}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name_of_all(found)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -69,11 +77,11 @@ def draw_tradeoff(rows, path):
     figure = Figure(figsize=(1 + 4.8 * columns, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, columns, squeeze=False)[0]
-    draw_along(panels[0], by_name(rows), suites)
+    draw_along(panels[0], by_network(rows), suites)
     for axes, suite in zip(panels[1:], robust, strict=True):
         for number, width in enumerate(dict.fromkeys(row.get("width") for row in rows)):
             same = [row for row in rows if row.get("width") == width]
-            draw_against(axes, by_name(same), suite, f"C{number}")
+            draw_against(axes, by_network(same), suite, f"C{number}")
     figure.savefig(path, dpi=120)
 
 
@@ -88,14 +96,14 @@ def bars(rows):
 def draw_along(axes, table, suites):
     """Accuracy under every suite, a place on the axis for each network."""
     for number, suite in enumerate(suites):
-        found = [(x, r[suite]) for x, (_, r) in enumerate(table) if suite in r]
+        found = [(x, r[suite]) for x, r in enumerate(table) if suite in r]
         places, rows = zip(*found, strict=True)
         values, spread = bars(rows)
         axes.errorbar(
             places, values, spread, fmt="o-", ms=4, lw=1.5, elinewidth=0.7,
             color=f"C{number}", label=suite,
         )  # fmt: skip
-    names = [name for name, _ in table]
+    names = [name_of_all(found) for found in table]
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
     axes.set_ylabel("accuracy, %")
     axes.legend(frameon=False)
@@ -104,15 +112,15 @@ def draw_along(axes, table, suites):
 
 def draw_against(axes, table, suite, color):
     """One suite against clean accuracy; modes and lambdas are marked and named."""
-    found = [(n, r["clean"], r[suite]) for n, r in table if {"clean", suite} <= r.keys()]
-    names, clean, robust = zip(*found, strict=True) if found else ((), (), ())
+    found = [(r["clean"], r[suite]) for r in table if {"clean", suite} <= r.keys()]
+    clean, robust = zip(*found, strict=True) if found else ((), ())
     (x, _), (y, spread) = bars(clean), bars(robust)
     axes.errorbar(x, y, spread, fmt="o-", color=color, ecolor="0.85", ms=4)
-    for px, py, name in zip(x, y, names, strict=True):
-        if name.endswith("mode") or name.startswith("lambda"):
+    for px, py, row in zip(x, y, clean, strict=True):
+        if row["kind"] in ("mode", "lambda"):
             axes.plot([px], [py], "o", ms=9, mfc="none", color="C3")
             axes.annotate(
-                name, (px, py), xytext=(8, -12), fontsize=7,
+                name_of(row), (px, py), xytext=(8, -12), fontsize=7,
                 textcoords="offset points", color="C3",
             )  # fmt: skip
     axes.set_xlabel("clean accuracy, %")

@@ -10,6 +10,9 @@ from advadapters import rng, trees
 from advadapters.data.augment import to_float
 from advadapters.evaluation import accuracy
 from advadapters.evaluation.tables import name_of
+from advadapters.networks import key_of
+
+ANY = {"kind": "any"}  # of the attacked networks
 
 
 def make_counter(network, attack, *, seed, mesh):
@@ -71,31 +74,28 @@ def matrix(counter, variables, knobs, batches, *, mesh, progress):
 
 
 def rows(cases, suite, pairs, worst, examples, step):
-    """Tidy rows: told of the target, "through": the name of the source, or "any"."""
+    """Tidy rows: told of the target, "through": what is told of the source, or `ANY`."""
     found = []
     for target, case in enumerate(cases):
-        sources = [(name, pairs[s, target]) for s, name in enumerate(names(cases))]
-        for through, correct in (*sources, ("any", worst[target])):
+        sources = [(one.told, pairs[s, target]) for s, one in enumerate(cases)]
+        for through, correct in (*sources, (ANY, worst[target])):
             told = case.told | {"through": through}
             found.append(accuracy.row(told, suite, int(correct), examples, step))
     return found
 
 
-def names(cases):
-    """What the networks are called."""
-    return [name_of(case.told) for case in cases]
-
-
 def markdown(found, suite):
     """A table: a line per attacked network, a column per network that it is tried on."""
     same = [row for row in found if row["suite"] == suite]
-    targets = list(dict.fromkeys(map(name_of, same)))
-    values = {(row["through"], name_of(row)): 100 * row["value"] for row in same}
+    targets = {key_of(row): name_of(row) for row in same}
+    sources = {key_of(row["through"]): row["through"] for row in same}
+    values = {(key_of(row["through"]), key_of(row)): 100 * row["value"] for row in same}
     lines = [
-        f"| {suite}: attacked through | " + " | ".join(targets) + " |",
+        f"| {suite}: attacked through | " + " | ".join(targets.values()) + " |",
         "| --- |" + " --- |" * len(targets),
     ]
-    for through in dict.fromkeys(row["through"] for row in same):
-        cells = [f"{values[through, target]:.1f}" for target in targets]
-        lines.append(f"| {through} | " + " | ".join(cells) + " |")
+    for key, through in sources.items():
+        cells = [f"{values[key, target]:.1f}" for target in targets]
+        name = "any" if through == ANY else name_of(through)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

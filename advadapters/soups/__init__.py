@@ -9,6 +9,7 @@ from advadapters.soups.learned import Learned, cross_entropy, learn
 from advadapters.soups.mixtures import (
     average,
     check,
+    check_names,
     line,
     lines,
     number,
@@ -27,7 +28,7 @@ from advadapters.soups.protocol import (
 from advadapters.soups.sanity import Barrier, ancestor_warning, barrier, relative_distances
 from advadapters.soups.scoring import entropy, make_scorer, right
 from advadapters.soups.search import Found, halving
-from advadapters.soups.selection import Choice, greedy, lowest_entropy, select
+from advadapters.soups.selection import Choice, best, front, greedy, lowest_entropy, select
 
 __all__ = [
     "Barrier",
@@ -38,12 +39,15 @@ __all__ = [
     "ancestor_warning",
     "average",
     "barrier",
+    "best",
     "check",
+    "check_names",
     "choose",
     "choose_for_all",
     "cross_entropy",
     "draws_of",
     "entropy",
+    "front",
     "greedy",
     "halving",
     "learn",

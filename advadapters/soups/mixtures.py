@@ -4,6 +4,7 @@ import math
 from fractions import Fraction
 
 TOLERANCE = 1e-6  # by which a sum of weights may miss 1
+SEPARATORS = ",;=|"  # in mixtures, and between the columns of tables
 
 
 def check(weights, convex=False):
@@ -28,6 +29,21 @@ def check(weights, convex=False):
     if convex and min(weights) < 0:
         raise ValueError(f"probabilities are mixed by weights of at least 0, got {told}")
     return weights
+
+
+def check_names(names):
+    """Raises ValueError for a name that no mixture can be written with, or no table.
+
+    Those with one of , ; = | or a character that is not printed, and those that are empty
+    or have blanks around them.
+    """
+    for name in names:
+        if not name or name != name.strip() or not name.isprintable():
+            raise ValueError(
+                f"the name {name!r} is empty, has blanks around it or no print"
+            )
+        if wrong := [character for character in SEPARATORS if character in name]:
+            raise ValueError(f"the name {name!r} has {wrong[0]!r}, which separates names")
 
 
 def weights_of(mixture, domains, convex=False):

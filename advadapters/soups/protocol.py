@@ -44,11 +44,17 @@ def draws_of(pool, labels, draws, seed=0):
     return np.stack([rng.permutation(pool)[:labels] for _ in range(draws)])
 
 
-def choose(right, candidates, subsets, unseen):
-    """The best of some candidates [S] by their right [all, N] on each subset [D, n]."""
+def choose(right, candidates, subsets, unseen, others=()):
+    """The best of some candidates [S] by their right [all, N] on each subset [D, n].
+
+    others: tables of other axes on the same images, which tell equals apart (see `best`):
+    on the same subset, so that no other label is looked at.
+    """
     found = []
     for subset in subsets:
-        choice = select(right[np.ix_(candidates, subset)])
+        seen = np.ix_(candidates, subset)
+        means = [other[seen].mean(axis=1) for other in others]
+        choice = select(right[seen], others=means)
         winner = candidates[choice.winner]
         found.append((winner, right[winner, unseen].mean(), choice.tied.sum()))
     winner, accuracy, tied = zip(*found, strict=True)

@@ -13,7 +13,7 @@ from advadapters.soups.mixtures import average, one_hot
 class Choice(NamedTuple):
     """The best of S candidates, and how sure that is.
 
-    winner: its number, the first of equals. accuracy [S]: of each; the winner's is
+    winner: its number, see `best` for equals. accuracy [S]: of each; the winner's is
     optimistic, because the images chose it. p [S]: of each candidate's difference to the
     winner, adjusted for S - 1 comparisons. tied [S]: those with a p above the level.
     """
@@ -22,6 +22,34 @@ class Choice(NamedTuple):
     accuracy: np.ndarray
     p: np.ndarray
     tied: np.ndarray
+
+
+def best(values, *others):
+    """The number of the candidate with the highest of `values` [S].
+
+    Of equals it is the one with the highest mean of its values [S] on the other axes, then
+    the first: so none is called best that another beats somewhere and equals elsewhere.
+
+    >>> best([0.9, 0.9, 0.8], [0.1, 0.3, 0.7])
+    1
+    """
+    values = np.asarray(values)
+    mean = np.mean(others, axis=0) if others else np.zeros(len(values))
+    return int(np.lexsort((-mean, -values))[0])
+
+
+def front(across, along):
+    """Numbers of the candidates that no other beats in both coordinates, by the first.
+
+    Its ends are the `best` in either.
+    """
+    order = np.lexsort((-np.asarray(along), -np.asarray(across)))
+    kept, highest = [], -np.inf
+    for n in order:
+        if along[n] > highest:
+            kept.append(int(n))
+            highest = along[n]
+    return kept
 
 
 def sign_test(first, second):
@@ -57,14 +85,15 @@ def holm(p):
     return adjusted
 
 
-def select(right, level=0.05):
+def select(right, level=0.05, others=()):
     """The Choice that a correctness table [S, N] makes.
 
+    others: values [S] on other axes, which tell equals apart (see `best`).
     Each candidate is compared with the winner on the images that only one of the two gets
     right. The tests treat the winner as given although the same images chose it.
     """
     right = np.asarray(right, bool)
-    winner = int(np.argmax(right.sum(axis=1)))
+    winner = best(right.sum(axis=1), *others)
     others = np.arange(len(right)) != winner
     p = np.ones(len(right))
     if others.any():

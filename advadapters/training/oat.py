@@ -64,7 +64,7 @@ class OAT(NamedTuple):
         """The same with its names, see `networks.Case`."""
         knob = self.knob(lam, width)
         weights = dict(zip(self.domains(), map(float, knob.mixture), strict=True))
-        told = {"mixture": weights, "lambda": lam}
+        told = {"kind": "lambda", "mixture": weights, "lambda": lam}
         if len(self.widths) > 1:
             told["width"] = width
         return nets.Case(told, knob, width)

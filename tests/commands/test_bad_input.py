@@ -110,6 +110,25 @@ CASES = {
         [DIGITS, '--config.domains=("clean",)'],
         "config.views.linf.mixture={'linf': 1.0}: unknown domain 'linf'; there are: clean",
     ),
+    "a domain that no flag can say": (
+        [DIGITS, '--config.domains=("clean","a=b")'],
+        "config.domains: the name 'a=b' has '=', which separates names",
+    ),
+    "a domain of a blank": (
+        [DIGITS, '--config.domains=("clean"," ")'],
+        "config.domains: the name ' ' is empty, has blanks around it or no print",
+    ),
+    **{
+        f"a suite called {name}": (
+            [DIGITS, f"--config.evaluation.suites={{{name!r}: {{}}}}"],
+            f"config.evaluation.suites: the name {name!r} is taken by evaluation itself",
+        )
+        for name in ("clean", "union", "fog", "fog-3", "mCE", "imagenet_a", "autoattack")
+    },
+    "a suite that --suite cannot say": (
+        [DIGITS, "--config.evaluation.suites={'a,b': {}}"],
+        "config.evaluation.suites: the name 'a,b' has ','",
+    ),
     "unknown backbone": (
         [DIGITS, "--config.model.name=resnext"],
         "unknown config.model.name 'resnext'; there are: vit, resnet, preact_resnet, wide",

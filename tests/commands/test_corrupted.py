@@ -16,6 +16,7 @@ from advadapters.commands import evaluating, runs, workdir
 from advadapters.data.corruptions import COMMON, SEVERITIES, corrupt
 from advadapters.errors import UsageError
 from advadapters.evaluation import accuracy, shifts
+from advadapters.networks import mixture_case
 
 DIGITS = str(pathlib.Path(__file__).parents[2] / "configs" / "digits.py")
 
@@ -166,11 +167,14 @@ def network_rows(values):
     """Rows of one network with these values, a function of corruption and severity."""
     return [
         accuracy.row(
-            {"mixture": {"a": 1.0}}, f"{name}-{s}", round(1000 * values(name, s)), 1000, 7
+            mixture_case("a", (1.0,)).told,
+            suite,
+            round(1000 * values(*of.values())),
+            1000,
+            7,
         )
-        | shifts.told_of(f"{name}-{s}")
-        for name in COMMON
-        for s in SEVERITIES
+        | of
+        for suite, of in shifts.about(COMMON, SEVERITIES).items()
     ]
 
 
@@ -191,7 +195,7 @@ def test_mce_is_1_for_the_network_it_divides_by():
 def test_the_mean_has_the_interval_of_the_images_not_of_their_copies():
     rows = network_rows(lambda name, s: 0.7)
     mean = shifts.mean_row(rows)
-    plain = accuracy.row({"mixture": {"a": 1.0}}, "fog-1", 700, 1000, 7)
+    plain = accuracy.row(mixture_case("a", (1.0,)).told, "fog-1", 700, 1000, 7)
     assert (mean["low"], mean["high"]) == pytest.approx((plain["low"], plain["high"]))
     assert mean["n"] == 75_000 and mean["images"] == 1000
 

@@ -8,6 +8,7 @@ import pytest
 from advadapters.__main__ import main
 from advadapters.commands import workdir
 from advadapters.commands.season import barriers
+from advadapters.networks import mixture_case
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 QUICK = [
@@ -64,19 +65,21 @@ def test_one_hot_soups_are_the_ingredients(season, rows):
 
 
 def test_an_ensemble_is_told_with_its_cost(rows):
-    (ensemble,) = [row for row in rows if "ensemble" in row]
-    alone = [row["flops"] for row in rows if "ensemble" not in row]
+    (ensemble,) = [row for row in rows if row["kind"] == "ensemble"]
+    alone = [row["flops"] for row in rows if row["kind"] != "ensemble"]
     assert len(set(alone)) == 1
     assert ensemble["flops"] == pytest.approx(2 * alone[0], rel=0.05)
 
 
 def test_barriers_are_told(season, rows):
-    value = {row["mixture"]["linf"]: row["value"] for row in rows if "ensemble" not in row}
+    value = {
+        row["mixture"]["linf"]: row["value"] for row in rows if row["kind"] != "ensemble"
+    }
     below = max(0.0, (value[0.0] + value[1.0]) / 2 - value[0.5])
     text = (season / "soup" / "season.md").read_text()
     assert f"| linf and nominal | {100 * below:.1f} |" in text
     made = [
-        {"suite": "clean", "mixture": {"a": a, "b": 1 - a}, "value": value}
+        mixture_case("ab", (a, 1 - a)).told | {"suite": "clean", "value": value}
         for a, value in ((1.0, 0.9), (0.5, 0.4), (0.0, 0.7), (1.5, 0.1), (-0.5, 0.1))
     ]
     assert "| a and b | 40.0 | 0.5 a |" in barriers(made)

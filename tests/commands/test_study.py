@@ -13,6 +13,7 @@ import pytest
 
 from advadapters.__main__ import main
 from advadapters.evaluation import studies
+from advadapters.networks import mixture_case
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = [
@@ -47,7 +48,7 @@ def test_a_study_trains_every_case_and_seed(studied, capsys):
             json.loads((folder / f"{row['case']}-seed{s}" / "results.json").read_text())
             for s in (0, 1)
         ]
-        domain = row["mode"].removesuffix(" mode")
+        (domain,) = (name for name, weight in row["mixture"].items() if weight)
         by_hand = [
             [r["value"] for r in rows_
              if r["suite"] == row["suite"] and r["mixture"][domain] == 1.0][0]
@@ -139,7 +140,7 @@ def test_single_step_training_is_watched(tmp_path, capsys):
 def result(values, suite="pgd20_linf"):
     """Result rows of one seed: two modes, clean and one suite."""
     return [
-        {"mixture": {"clean": w, "linf": 1 - w}, "suite": s, "value": v, "n": 10}
+        mixture_case(("clean", "linf"), (w, 1 - w)).told | {"suite": s, "value": v, "n": 10}
         for s, (a, b) in (("clean", (0.9, 0.8)), (suite, values))
         for w, v in ((1.0, a), (0.0, b))
     ]
@@ -157,6 +158,8 @@ def test_rows_of_a_study_by_hand():
     assert "| norms | 7 | 90.0 (clean mode) |" in studies.markdown([alone])
     assert studies.mode_of("pgd20_l2", ["clean", "linf", "l2"]) == "l2"
     assert studies.mode_of("pgd20_l1", ["clean", "linf"]) == "linf"
+    assert studies.mode_of("pgd_night_l2", ["l2", "night_l2", "clean"]) == "night_l2"
+    assert (robust["kind"], robust["mixture"]) == ("mode", {"clean": 0.0, "linf": 1.0})
 
 
 def test_arrays_of_a_checkpoint_are_read_as_they_are(studied):

@@ -157,7 +157,11 @@ def test_wilson_interval():
 def example_rows():
     return [
         accuracy.row(
-            {"mixture": dict(clean=w, linf=round(1 - w, 1))}, suite, correct, 100, 7
+            networks.mixture_case(("clean", "linf"), (w, 1 - w)).told,
+            suite,
+            correct,
+            100,
+            7,
         )
         for suite, base in (("clean", 90), ("pgd20_linf", 40))
         for w, correct in ((1.0, base), (0.9, base + 1), (0.0, base + 2))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from advadapters.__main__ import main
-from advadapters.commands import workdir
-from advadapters.evaluation import accuracy, classes, pictures, published
+from advadapters.commands import season, workdir
+from advadapters.evaluation import accuracy, choosing, classes, pictures, published, tables
 from advadapters.networks import mixture_case
-from advadapters.soups import simplex
+from advadapters.soups import front, simplex
 
 DOMAINS = ("clean", "linf", "l2")
 CASES = [mixture_case(DOMAINS, mixture) for mixture in simplex(3, 0.5)]
@@ -44,9 +44,9 @@ def folders(tmp_path_factory):
 
 
 def test_the_class_that_pays_comes_first(folders):
-    told, tables, command = workdir.read_tables(folders[0] / "evaluation.npz")
+    told, found, command = workdir.read_tables(folders[0] / "evaluation.npz")
     assert command == "advadapters me" and told == TOLD
-    rows = classes.changes(told, tables, "pgd")
+    rows = classes.changes(told, found, "pgd")
     assert rows[0]["class"] == 2 and rows[0]["from"] == "clean mode"
     assert rows[0]["to"] == "linf mode"
     assert rows[0]["clean"][0] == 1.0 and rows[0]["clean"][1] < 0.5
@@ -65,7 +65,82 @@ def test_report_of_two_seeds(folders, capsys):
 
 def test_the_front_holds_what_nothing_beats():
     across, along = [5, 4, 3, 5, 1, 2], [1, 3, 2, 2, 4, 3]  # the last is beaten by a tie
-    assert pictures.front(across, along) == [3, 1, 4]
+    assert front(across, along) == [3, 1, 4]
+
+
+ODD = ("night mode", "0.5 a", "lambda")  # names that look like those of networks
+
+
+def rows_by(told, **counts):
+    """Result rows of the networks: {suite: how many of 100 images each has right}."""
+    return [
+        accuracy.row(one, suite, correct, 100, 7)
+        for suite, each in counts.items()
+        for one, correct in zip(told, each, strict=True)
+    ]
+
+
+def test_no_name_is_read_back():
+    told = [mixture_case(ODD, mixture).told for mixture in simplex(3, 0.5)]
+    alone = [n for n, one in enumerate(told) if 1.0 in one["mixture"].values()]
+    labels = np.arange(40) % 4
+    right = np.random.default_rng(0).uniform(size=(len(told), 40)) < 0.5
+    found = choosing.rows(told, {"clean": table(right, labels)}, labels=[20], draws=1)
+    assert [r["candidates"] for r in found if r["way"] == "ingredient"] == [3]
+
+    # The soup of night mode and 0.5 a is best, of the three alone the last one.
+    rows = rows_by(told, clean=[50, 90, 10, 60, 10, 70], pgd=[5, 9, 1, 6, 1, 7])
+    assert (
+        season.best(rows)
+        .splitlines()[2]
+        .startswith(
+            "| clean | lambda mode | 70.0 (60.4-78.1) | 0.5 night mode + 0.5 0.5 a | 90.0"
+        )
+    )
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    tables.draw_against(axes, tables.by_network(rows), "pgd", "C0")
+    marked = [text.get_text() for text in axes.texts]
+    assert marked == [tables.name_of(told[n]) for n in alone] and len(marked) == 3
+    assert tables.markdown(rows).startswith("| mixture |")
+
+
+def test_networks_of_one_shown_name_stay_apart():
+    near = [(0.33333, 0.66667), (0.33334, 0.66666)]
+    told = [mixture_case("ab", mixture).told for mixture in near]
+    told += [mixture_case("ab", near[0], ensemble=True).told]
+    told += [told[0] | {"statistics": 100}]
+    lines = tables.markdown(rows_by(told, clean=[10, 20, 30, 40])).splitlines()[2:]
+    assert [line.split("| ")[2][:4] for line in lines] == ["10.0", "20.0", "30.0", "40.0"]
+
+
+def test_tables_of_before_there_were_kinds(tmp_path):
+    cases = [case._replace(told={"mixture": case.told["mixture"]}) for case in CASES]
+    cases[-1] = cases[-1]._replace(told=cases[-1].told | {"ensemble": True})
+    workdir.write_tables(tmp_path / "a.npz", cases, {})
+    told, _, _ = workdir.read_tables(tmp_path / "a.npz")
+    assert [one["kind"] for one in told] == [one["kind"] for one in TOLD]
+
+
+def test_the_best_of_equals_is_best_on_the_other_axis():
+    """One definition in report's table and picture, season's table and select."""
+    told = [mixture_case("abc", mixture).told for mixture in simplex(3, 0.5)[:4]]
+    clean, robust = [60, 80, 80, 20], [40, 10, 30, 40]
+    labels = np.zeros(100, int)
+    found = {
+        suite: table(np.arange(100) < np.array(counts)[:, None], labels)
+        for suite, counts in (("clean", clean), ("pgd", robust))
+    }
+    assert classes.extremes(told, found, "pgd") == (2, 0)
+    ends = front(clean, robust)
+    assert (ends[0], ends[-1]) == (2, 0)
+    for row, n in zip(season.best(rows_by(told, clean=clean, pgd=robust)).splitlines()[2:],
+                      (2, 0), strict=True):  # fmt: skip
+        assert f"| {tables.name_of(told[n])} |" in row
+    chosen = choosing.rows(told, found, labels=[50], draws=1)
+    specific = {r["suite"]: r["mixture"] for r in chosen if r["way"] == "specific"}
+    assert specific == {"clean": told[2]["mixture"], "pgd": told[0]["mixture"]}
 
 
 def test_corners_and_faces():
@@ -105,7 +180,7 @@ def test_the_published_numbers_tell_the_images_that_they_are_of():
 
 def test_our_rows_stand_below_the_papers(tmp_path, capsys):
     rows = [
-        accuracy.row({"mixture": {"a": 1.0}}, suite, correct, 1000, 7)
+        accuracy.row(mixture_case("a", (1.0,)).told, suite, correct, 1000, 7)
         for suite, correct in (("imagenet", 800), ("imagenet_a", 300))
     ]
     for seed in range(2):

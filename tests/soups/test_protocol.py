@@ -5,9 +5,10 @@ import pytest
 
 from advadapters import soups
 from advadapters.evaluation import accuracy, choosing
+from advadapters.networks import mixture_case
 
 IMAGES = 400
-TOLD = [{"mixture": {"a": a, "b": round(1 - a, 1)}} for a in (1.0, 0.5, 0.0)]
+TOLD = [mixture_case("ab", (a, 1 - a)).told for a in (1.0, 0.5, 0.0)]
 
 
 def table(shares, seed=0):
