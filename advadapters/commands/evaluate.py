@@ -97,8 +97,7 @@ def main(argv):
     suites = {} if corrupted else read_suites(run, flags["suite"])
     adapters = os.path.expanduser(flags["adapters"])
     variables, step = runs.restore_variables(opened, flags["step"], adapters)
-    if images:
-        cases = evaluating.with_statistics(opened, variables, cases, images)
+    cases = evaluating.settle_statistics(opened, variables, cases, images)
     given = (opened, variables, test, cases)
     attacked = cascade or (suites and not others)
     compared = evaluating.signs(*given, signs) if attacked else ()

@@ -254,15 +254,21 @@ def flops_of(opened, variables, case):
     return made["flops", case.network]
 
 
-def with_statistics(opened, variables, cases, images):
+def settle_statistics(opened, variables, cases, images=None):
     """The cases with batch statistics estimated anew on about so many training images.
 
-    Whole batches of the evaluation's size, as many as are in `images`, at least one.
-    Raises UsageError where the network has no batch statistics.
+    Whole batches of the evaluation's size, as many as are in `images`, at least one; what
+    they are told of says on how many. For None the cases as they are, and a warning where
+    soups among them mix running statistics. Raises UsageError where the network has no
+    batch statistics.
     """
-    run = opened.run
-    stats = variables["stats"]
-    if not jax.tree.leaves([stats["shared"], stats["adapters"]]):
+    run, stats = opened.run, variables["stats"]
+    there = jax.tree.leaves([stats["shared"], stats["adapters"]])
+    if not images:
+        if there:
+            warn_of_statistics([case for case in cases if case.told["kind"] == "soup"])
+        return cases
+    if not there:
         raise UsageError("--statistics is for networks with batch norm: leave it out")
     if any(case.network == ENSEMBLE for case in cases):
         raise UsageError("--statistics and --ensemble go each alone")
@@ -274,8 +280,22 @@ def with_statistics(opened, variables, cases, images):
         plain = run.networks[case.network].at(variables, case.knob)
         fresh = builders.eval_batches(run, split)
         stats = statistics.mean(make(case.network), plain, fresh, mesh)
-        found.append(case._replace(knob=case.knob._replace(stats=stats)))
+        told = case.told | {"statistics": len(split)}
+        found.append(case._replace(told=told, knob=case.knob._replace(stats=stats)))
     return found
+
+
+def warn_of_statistics(soups):
+    """Says so where there are soups of networks with running statistics."""
+    if soups:
+        one = tables.name_of(soups[0].told)
+        more = f" and {len(soups) - 1} more soups" if soups[1:] else ""
+        print(
+            f"warning: {one}{more}: running statistics of batch norm are mixed like "
+            "weights, which may cost most of the accuracy; --statistics=1000 of evaluate, "
+            "transfer and extract estimates them anew on so many training images",
+            flush=True,
+        )
 
 
 def autoattack(

@@ -6,6 +6,8 @@ Takes one network out of a trained run and makes it an ordinary run of its own, 
   --mixture=clean=0.9,linf=0.1   a mode or soup, as a network with one domain
   --width=0.5                    a width of an OATS network, as a smaller OAT network
 
+  --statistics=1000              with a --mixture, batch statistics estimated anew on so
+                                 many training images (default: the mixed ones)
   --step=4000                    a checkpoint's step, "best" or "latest" (default)
 
 Writes config.json and checkpoints/ to the new folder NEW; nothing is trained.
@@ -14,7 +16,9 @@ Writes config.json and checkpoints/ to the new folder NEW; nothing is trained.
 from advadapters import config as configs
 from advadapters.errors import UsageError
 
-FLAGS = {"workdir": None, "output": None, "mixture": "", "width": "", "step": "latest"}
+FLAGS = {"workdir": None, "output": None, "step": "latest"} | dict.fromkeys(
+    ("mixture", "width", "statistics"), ""
+)
 
 
 def main(argv):
@@ -22,32 +26,38 @@ def main(argv):
     _, flags = configs.parse(argv, FLAGS, with_config=False)
     if bool(flags["mixture"]) == bool(flags["width"]):
         raise UsageError("give either --mixture=... or --width=...")
+    if flags["width"] and flags["statistics"]:
+        raise UsageError("--statistics goes with --mixture=...: a width has its own")
     from advadapters.commands import runs, workdir
 
     config = workdir.read_config(flags["workdir"])
     opened = runs.open_run(config, flags["workdir"])
     take = narrow if flags["width"] else soup
-    changed, make = take(opened.run, config, flags)
+    changed, make = take(opened, config, flags)
     variables, step = runs.restore_variables(opened, flags["step"])
     new = runs.write_run(changed, flags["output"], lambda like: make(variables, like))
     print(f"step {step} of {opened.folder} -> {new.folder}")
     return 0
 
 
-def soup(run, config, flags):
+def soup(opened, config, flags):
     """(config of a network with one domain, variables -> its variables)."""
     from advadapters import defaults, networks, trees
-    from advadapters.commands.evaluate import read_mixtures
+    from advadapters.commands import evaluating
+    from advadapters.commands.evaluate import read_mixtures, read_number
     from advadapters.training import state as states
 
+    run = opened.run
     if run.film:
         raise UsageError("--mixture: this network goes by lambda; take out a --width")
     mixtures = read_mixtures("mixture", flags["mixture"], run.domains)
     if len(mixtures) != 1:
         raise UsageError(f"--mixture must be one mixture, got {flags['mixture']!r}")
-    case = networks.mixture_case(run.domains, mixtures[0])
+    cases = [networks.mixture_case(run.domains, mixtures[0])]
+    images = read_number("statistics", flags["statistics"])
 
     def make(variables, like):
+        (case,) = evaluating.settle_statistics(opened, variables, cases, images)
         made = states.branches(run.network.at(variables, case.knob), (), 1)
         if trees.flatten(like).keys() != trees.flatten(made).keys() or any(
             leaf.shape != trees.flatten(made)[path].shape
@@ -63,7 +73,7 @@ def soup(run, config, flags):
     return plain_config(config, nominal), make
 
 
-def narrow(run, config, flags):
+def narrow(opened, config, flags):
     """(config of a smaller OAT network, variables -> its variables)."""
     import jax
 
@@ -71,6 +81,7 @@ def narrow(run, config, flags):
     from advadapters.builders import methods
     from advadapters.commands.evaluate import read_list
 
+    run = opened.run
     if not isinstance(run.method, methods.oat.OAT):
         raise UsageError("--width: this network has one width; take out a --mixture")
     widths = read_list("width", flags["width"])

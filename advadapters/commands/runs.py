@@ -111,6 +111,7 @@ def train(opened, clock=()):
             state = train_steps(opened, saved, state, start, clock)
     variables = averaged(opened, state)
     cases, suites = run.evaluation.cases, run.evaluation.suites
+    evaluating.settle_statistics(opened, variables, cases)  # warns of soups of them
     found = evaluating.evaluate(opened, variables, run.data.test, cases, suites)
     compared = evaluating.signs(opened, variables, run.data.test, cases)
     rows = evaluating.rows(opened, variables, cases, found, run.steps, compared)

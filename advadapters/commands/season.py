@@ -64,6 +64,7 @@ def main(argv):
     output, mesh = os.path.join(folder, "soup"), meshes.make()
     for config in made.values():  # all of them before the first is trained
         builders.build(config, mesh)
+    soup.need_alike(list(made), list(made.values()))
     there = workdir.holds_run(output)
     if there and workdir.read_config(output)["domains"] != tuple(names):
         made_of = ", ".join(workdir.read_config(output)["domains"])

@@ -68,7 +68,10 @@ def assemble(folders, output):
 
 
 def need_alike(folders, settings):
-    """Raises UsageError where models differ or have several domains."""
+    """Raises UsageError where networks do not make soups, or results would not compare.
+
+    Models that differ or have several domains, and suites of one name that differ.
+    """
     from advadapters.commands.runs import TRAINING_ONLY
 
     def model(config):
@@ -86,6 +89,20 @@ def need_alike(folders, settings):
                 f"{folder} and {folders[0]} differ in config.model.{differ[0]}: soups mix "
                 "networks of one kind"
             )
+        need_same_suites(folders[0], settings[0], folder, config)
+
+
+def need_same_suites(first, there, folder, config):
+    """Raises UsageError for a suite that two runs have with other settings."""
+    there, own = (one["evaluation"]["suites"] for one in (there, config))
+    for name in there.keys() & own.keys():
+        for key in sorted(there[name].keys() | own[name].keys()):
+            values = there[name].get(key), own[name].get(key)
+            if values[0] != values[1]:
+                raise UsageError(
+                    f"{folder} and {first} both have a suite {name!r}, with {key}="
+                    f"{values[1]!r} and {values[0]!r}: one soup has one of each name"
+                )
 
 
 def read(folder, config):

@@ -7,6 +7,7 @@ ones, for an attacker who does not know which is deployed and tries them all.
   --mixture=clean=1;linf=1       as for `evaluate` (default: the soups of the config)
   --lambda=0,0.3                 of a network conditioned on lambda
   --suite=pgd20_linf             suites of the config (default: all)
+  --statistics=1000              batch statistics of each soup estimated anew, see there
   --examples=1000                only so many test images, a fixed random draw
   --step=4000                    a checkpoint's step, "best" or "latest" (default)
 
@@ -24,6 +25,7 @@ FLAGS = {
     "lambda": "",
     "width": "",
     "suite": "",
+    "statistics": "",
     "examples": "",
     "step": "latest",
 }
@@ -45,10 +47,11 @@ def main(argv):
         )
     asked = flags["suite"].split(",") if flags["suite"] else run.evaluation.suites
     suites = {name: pick(run.evaluation.suites, name, "suite") for name in asked}
-    test = evaluating.sample(
-        run.data.test, evaluate.read_number("examples", flags["examples"])
-    )
+    numbers = {key: flags[key] for key in ("examples", "statistics")}
+    examples, images = (evaluate.read_number(*item) for item in numbers.items())
+    test = evaluating.sample(run.data.test, examples)
     variables, step = runs.restore_variables(opened, flags["step"])
+    cases = evaluating.settle_statistics(opened, variables, cases, images)
     network, rows = run.networks[cases[0].network], []
     for suite, attack in suites.items():
         meter = evaluating.Meter(suite, len(test))

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from advadapters.__main__ import main
-from advadapters.commands import workdir
+from advadapters.commands import evaluating, runs, workdir
 from advadapters.commands.season import barriers
 from advadapters.networks import mixture_case
 
@@ -123,17 +123,61 @@ def test_soups_are_selected_on_some_images_and_judged_on_others(season, capsys):
     assert "from 1 to 359" in said and "unknown suite 'fog-1'" in said
 
 
-def test_statistics_are_estimated_anew(season):
+def test_statistics_are_estimated_anew(season, tmp_path, capsys):
     argv = [f"--workdir={season / 'soup'}", "--mixture=linf=0.5,nominal=0.5"]
+    told = {"kind": "soup", "mixture": {"linf": 0.5, "nominal": 0.5}}
+    warning = "warning: 0.5 linf + 0.5 nominal: running statistics of batch norm are mixed"
     found = []
-    for more in ([], ["--statistics=360"]):
+    for more, says in (([], {}), (["--statistics=360"], {"statistics": 360})):
+        capsys.readouterr()
         assert main(["evaluate", *argv, *more]) == 0
-        told, tables, _ = workdir.read_tables(season / "soup" / "evaluation.npz")
-        assert told == [{"mixture": {"linf": 0.5, "nominal": 0.5}}]
+        assert (warning in capsys.readouterr().out) == (not more)
+        (one,), tables, _ = workdir.read_tables(season / "soup" / "evaluation.npz")
+        assert one == told | says
         found.append(tables["clean"])
     mixed, fresh = found
     assert (mixed.labels == fresh.labels).all() and len(mixed.labels) == 360
     assert (mixed.predictions != fresh.predictions).any()
+
+    # What is taken out says the same of every image as what was evaluated.
+    new = tmp_path / "new"
+    assert main(["extract", *argv, f"--output={tmp_path / 'old'}"]) == 0
+    assert warning in capsys.readouterr().out
+    assert main(["extract", *argv, "--statistics=360", f"--output={new}"]) == 0
+    assert main(["evaluate", f"--workdir={new}"]) == 0
+    assert "warning" not in capsys.readouterr().out
+    _, tables, _ = workdir.read_tables(new / "evaluation.npz")
+    assert (tables["clean"].predictions == fresh.predictions).all()
+
+
+def test_modes_and_ensembles_are_not_warned_of(season, capsys):
+    opened = runs.open_run(workdir.read_config(season / "soup"), season / "soup")
+    variables = {"stats": {"shared": {}, "adapters": {"mean": 0}}}
+    cases = opened.run.evaluation.cases
+    modes = [case for case in cases if case.told["kind"] == "mode"]
+    ensemble = mixture_case(opened.run.domains, (0.5, 0.5), ensemble=True)
+    assert evaluating.settle_statistics(opened, variables, [*modes, ensemble])
+    assert capsys.readouterr().out == ""
+    evaluating.settle_statistics(opened, variables, cases)
+    told = capsys.readouterr().out
+    assert "warning: 1.1 linf + -0.1 nominal and 10 more soups: " in told
+    nothing = {"stats": {"shared": {}, "adapters": {}}}
+    evaluating.settle_statistics(opened, nothing, cases)
+    assert capsys.readouterr().out == ""
+
+
+def test_suites_of_one_name_and_other_settings_are_refused(season, tmp_path, capsys):
+    config = json.loads((season / "linf" / "config.json").read_text())
+    for name, eps in (("a", 0.1), ("b", 0.2)):
+        suite = {"name": "pgd", "norm": "linf", "eps": eps}
+        config["evaluation"]["suites"] = {"pgd": suite}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    argv = [f"--ingredients={tmp_path / 'a'},{tmp_path / 'b'}", f"--output={tmp_path}/c"]
+    assert main(["soup", *argv]) == 2
+    said = capsys.readouterr().err
+    assert "both have a suite 'pgd', with eps=0.2 and 0.1: " in said
+    assert said.count("\n") == 1 and not (tmp_path / "c").exists()
 
 
 def test_a_soup_of_strangers_is_warned_of_and_of_other_models_refused(
@@ -172,6 +216,12 @@ def test_a_soup_of_strangers_is_warned_of_and_of_other_models_refused(
         ("evaluate", ["--workdir=SOUP", "--mixture= ; "], "names no mixture"),
         ("evaluate", ["--workdir=SOUP", "--ensemble=linf=0.5"], "weights must sum to 1"),
         ("transfer", ["--workdir=SOUP", "--mixture=linf=nan"], "'nan' is no number"),
+        (
+            "extract",
+            ["--workdir=SOUP", "--width=0.5", "--statistics=9", "--output=NEW"],
+            "--statistics goes with --mixture",
+        ),
+        ("soup", ["--ingredients=a=b,LINF", "--output=NEW"], "'a=b' has '='"),
         ("extract", ["--workdir=SOUP", "--mixture=linf=0.5", "--output=NEW"], "sum to 1"),
         (
             "season",
