@@ -5,16 +5,27 @@ are read key by key through `Section`, which refuses wrong types and keys that
 nobody reads. This module is light: `--help` and bad flags need no jax.
 """
 
+import ast
 import math
 import pathlib
 import re
+from fractions import Fraction
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from advadapters.errors import UsageError, check_word
 
 FRACTION = re.compile(r"(--config\.\S+=)(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)$")
+# Sections whose keys are free names, so that flags may bring new ones: of numbers, and of
+# sections.
+FREE = re.compile(
+    r"--?config\.(?:"
+    r"(?P<weights>start\.mixture|views\.[^.=]+\.(?:mixture|losses))(?:\.(?P<weight>[^=]+))?|"
+    r"(?P<sections>attacks|views|evaluation\.suites|model\.added)\.(?P<section>[^.=]+)"
+    r")=(?P<value>.*)",
+    re.DOTALL,
+)
 
 
 def variant(text, known):
@@ -47,7 +58,10 @@ def parse(argv, names, with_config=True):
       (ConfigDict or None, {flag: text}). Raises UsageError for anything wrong.
     """
     values = flags.FlagValues()
-    arguments = ["advadapters", *map(fraction, argv)]
+    free = {argument: FREE.fullmatch(argument) for argument in argv if with_config}
+    free = {argument: match for argument, match in free.items() if match}
+    given = [argument for argument in argv if argument not in free]
+    arguments = ["advadapters", *map(fraction, given)]
     if with_config:
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
         need_file(arguments)
@@ -67,7 +81,31 @@ def parse(argv, names, with_config=True):
         if values[name].value is None:
             raise UsageError(f"--{name}=... is missing")
     config = values["config"].value if with_config else None
+    for match in free.values():
+        path = (match["weights"] or match["sections"]).split(".")
+        name = match["weight"] or match["section"]
+        put(config, [*path, name] if name else path, match["value"])
     return config, {name: values[name].value for name in names}
+
+
+def put(config, path, text):
+    """Sets a section whose keys are free names, or one of these, new or not."""
+    flag = "--config." + ".".join(path)
+    try:
+        value = ast.literal_eval(text) if text.startswith("{") else float(Fraction(text))
+    except (ValueError, SyntaxError, ZeroDivisionError, OverflowError):
+        raise UsageError(
+            f"{flag}={text!r} is no number, no fraction and no section like {{...}}"
+        ) from None
+    for key in path[:-1]:
+        if key not in config:
+            raise UsageError(f"no such config key: {key!r} in {flag}")
+        config = config[key]
+    try:
+        with config.unlocked():
+            config[path[-1]] = ConfigDict(value) if isinstance(value, dict) else value
+    except TypeError as error:  # of another kind than what is there
+        raise UsageError(f"bad config: {flag}={text}: {reason(error)}") from None
 
 
 def need_file(arguments):

@@ -6,6 +6,12 @@ result of `method(...)`. Values are plain, so that all can be overridden.
 
 from ml_collections import ConfigDict
 
+# config.start where nothing is started from.
+NO_START = dict(workdir="", mixture={}, fresh=(), dropped=(), changed=(), weights="")
+
+# Keys of config.model that change no result of evaluation.
+TRAINING_ONLY = ("drop_path", "dropout", "dtype", "remat")
+
 
 def config():
     """A ConfigDict with all but data source, model size, method and evaluation suites."""
@@ -28,8 +34,10 @@ def config():
             trained=(".*",),  # patterns; what neither these nor adapters match is frozen
             # Another run's checkpoint to start from, "" to start afresh. "latest" is
             # looked up when training begins, a number stays what it is. Or weights: an .npz
-            # of a torch ResNet.
-            start=dict(workdir="", step="latest", mixture={}, fresh=(), weights=""),
+            # of a torch ResNet. fresh, dropped: patterns of parameters that are initialised
+            # all the same, and of those that are left behind; changed: keys of config.model
+            # that are others on purpose, though no parameter shows it.
+            start=dict(step="latest") | NO_START,
             model=model("vit", ""),
             data=dict(
                 source="",

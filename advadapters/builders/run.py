@@ -16,7 +16,7 @@ from advadapters.builders.optimizer import read_drops, read_optimizer
 from advadapters.builders.views import read_attacks, read_tricks, read_views
 from advadapters.config import Section
 from advadapters.data import pipeline
-from advadapters.errors import UsageError
+from advadapters.errors import UsageError, pick
 from advadapters.evaluation import suites
 from advadapters.networks import ENSEMBLE, Network, ensemble, mixture_case
 from advadapters.training import oat, state, step, views
@@ -42,16 +42,19 @@ class Start(NamedTuple):
     """Where the first parameters come from: a mixture of another run's checkpoint, or an
     .npz of torch's weights.
 
-    fresh: patterns of parameters that are initialised all the same (another head).
-    inputs: {"mean", "std"} of the model, which the weights must have been trained with.
+    fresh: patterns of parameters that are initialised all the same (another head);
+    dropped: of those there that are left behind. changed: keys of config.model, `model`,
+    that are others there on purpose.
     """
 
     workdir: str
     step: str
     mixture: dict
     fresh: tuple[str, ...]
+    dropped: tuple[str, ...]
+    changed: tuple[str, ...]
     weights: str
-    inputs: dict
+    model: dict
 
 
 class Run(NamedTuple):
@@ -107,8 +110,7 @@ def build(config, mesh):
             drops = read_drops(section, epochs, epoch)
             schedule, tx, chosen = read_optimizer(section, batch_size, epoch, steps, drops)
         network = widths.make()
-        inputs = {key: config["model"][key] for key in ("mean", "std")}
-        parameters = read_parameters(c, network, chosen, inputs)
+        parameters = read_parameters(c, network, chosen, config["model"])
         rows = batch_size // (mesh.size * accumulate)
         method = read_method(c, widths, network, parameters | {"rows": rows}, epoch)
         domains = method.domains()
@@ -143,14 +145,14 @@ def build(config, mesh):
     return run
 
 
-def read_parameters(c, network, chosen, inputs):
+def read_parameters(c, network, chosen, model):
     """The keys about which parameters are what, as fields of Run.
 
-    chosen: further {key: patterns} to check against the network. inputs: see Start.
+    chosen: further {key: patterns} to check against the network. model: config.model.
     """
     patterns = adapters.patterns(c.take("adapters", tuple, of=str))
     trained = c.take("trained", tuple, of=str)
-    start = read_start(c.section("start"), inputs)
+    start = read_start(c.section("start"), model)
     fresh = start.fresh if start else ()
     where = {
         "config.adapters": patterns,
@@ -230,21 +232,23 @@ def read_statistics(c, network):
     return separate
 
 
-def read_start(c, inputs):
-    """config.start -> Start, or None to start afresh; inputs: see Start."""
+def read_start(c, model):
+    """config.start -> Start, or None to start afresh; model: config.model."""
     with c:
         workdir, step = c.take("workdir", str), c.take("step", str)
         weights_file = c.take("weights", str)
         mixture = c.take("mixture", dict)
         weights = Section(c.name + ".mixture", mixture)
         mixture = {domain: weights.take(domain, float) for domain in mixture}
-        fresh = c.take("fresh", tuple, of=str)
+        named = {k: c.take(k, tuple, of=str) for k in ("fresh", "dropped", "changed")}
+    for key in named["changed"]:
+        pick(model, key, f"{c.name}.changed, a key of config.model,")
     if weights_file and (workdir or mixture):
         raise UsageError(
             f"config.start.weights={weights_file!r} takes the place of a run: leave "
             "config.start.workdir at '' and config.start.mixture at {}"
         )
-    start = Start(workdir, step, mixture, fresh, weights_file, inputs)
+    start = Start(workdir, step, mixture, weights=weights_file, model=model, **named)
     return start if workdir or weights_file else None
 
 

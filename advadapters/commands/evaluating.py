@@ -262,13 +262,12 @@ def settle_statistics(opened, variables, cases, images=None):
     soups among them mix running statistics. Raises UsageError where the network has no
     batch statistics.
     """
-    run, stats = opened.run, variables["stats"]
-    there = jax.tree.leaves([stats["shared"], stats["adapters"]])
+    run = opened.run
     if not images:
-        if there:
-            warn_of_statistics([case for case in cases if case.told["kind"] == "soup"])
+        for warning in warnings_of_statistics(variables, cases):
+            print(warning, flush=True)
         return cases
-    if not there:
+    if not has_statistics(variables):
         raise UsageError("--statistics is for networks with batch norm: leave it out")
     if any(case.network == ENSEMBLE for case in cases):
         raise UsageError("--statistics and --ensemble go each alone")
@@ -285,17 +284,23 @@ def settle_statistics(opened, variables, cases, images=None):
     return found
 
 
-def warn_of_statistics(soups):
-    """Says so where there are soups of networks with running statistics."""
-    if soups:
-        one = tables.name_of(soups[0].told)
-        more = f" and {len(soups) - 1} more soups" if soups[1:] else ""
-        print(
-            f"warning: {one}{more}: running statistics of batch norm are mixed like "
-            "weights, which may cost most of the accuracy; --statistics=1000 of evaluate, "
-            "transfer and extract estimates them anew on so many training images",
-            flush=True,
-        )
+def has_statistics(variables):
+    """Whether there are running statistics of batch norm."""
+    stats = variables["stats"]
+    return bool(jax.tree.leaves([stats["shared"], stats["adapters"]]))
+
+
+def warnings_of_statistics(variables, cases):
+    """[a line about the soups among the cases that mix running statistics], or []."""
+    soups = [case for case in cases if case.told["kind"] == "soup"]
+    if not soups or not has_statistics(variables):
+        return []
+    more = f" and {len(soups) - 1} more soups" if soups[1:] else ""
+    return [
+        f"warning: {tables.name_of(soups[0].told)}{more}: running statistics of batch norm "
+        "are mixed like weights, which may cost most of the accuracy; --statistics=1000 of "
+        "evaluate, transfer and extract estimates them anew on so many training images"
+    ]
 
 
 def autoattack(

@@ -110,6 +110,7 @@ def narrow(opened, config, flags):
 
 def plain_config(config, changes):
     """A config that starts from nothing, with changes."""
-    start = config["start"] | dict(workdir="", weights="", mixture={}, fresh=())
+    from advadapters import defaults
+
     changed = {key: x for key, x in config.items() if key not in ("oat", "twins")}
-    return changed | {"start": start} | changes
+    return changed | {"start": config["start"] | defaults.NO_START} | changes

@@ -12,13 +12,11 @@ from advadapters import builders, checkpoints, hosts, trees
 from advadapters import mesh as meshes
 from advadapters.adapters import files
 from advadapters.commands import evaluating, starting, workdir
+from advadapters.defaults import TRAINING_ONLY
 from advadapters.errors import UsageError
 from advadapters.evaluation import tables
 from advadapters.training import loop
 from advadapters.training import state as states
-
-# Keys of config.model that change no result of evaluation.
-TRAINING_ONLY = ("drop_path", "dropout", "dtype", "remat")
 
 
 class OpenRun(NamedTuple):
@@ -79,11 +77,11 @@ def first_state(opened):
     """The state before the first step, from config.start if it names a run or a file."""
     run = opened.run
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(opened))
-    plain = starting.read(run) if run.start else None
-    if plain:
-        print(f"first parameters: {starting.describe(run.start)}")
+    first = starting.read(run) if run.start else starting.First(None, "")
+    if first.told:
+        print(first.told)
     make = functools.partial(builders.initial_state, run)
-    return jax.jit(make, out_shardings=places)(plain)
+    return jax.jit(make, out_shardings=places)(first.plain)
 
 
 def averaged(opened, state):

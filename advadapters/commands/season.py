@@ -37,7 +37,7 @@ FLAGS = {"workdir": None, "variants": None} | PASSED
 def main(argv):
     """Returns the exit code."""
     _, flags = configs.parse(argv, FLAGS)
-    from advadapters import soups
+    from advadapters import defaults, soups
 
     names = [name for name in flags["variants"].split(",") if name]
     if len(names) < 2 or len(set(names)) != len(names):
@@ -59,8 +59,7 @@ def main(argv):
     }
     for name, config in made.items():
         if name != names[0]:
-            start = dict(workdir=folders[names[0]], weights="", mixture={}, fresh=())
-            config["start"] = config["start"] | start
+            config["start"] |= defaults.NO_START | {"workdir": folders[names[0]]}
     output, mesh = os.path.join(folder, "soup"), meshes.make()
     for config in made.values():  # all of them before the first is trained
         builders.build(config, mesh)

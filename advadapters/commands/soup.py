@@ -72,7 +72,7 @@ def need_alike(folders, settings):
 
     Models that differ or have several domains, and suites of one name that differ.
     """
-    from advadapters.commands.runs import TRAINING_ONLY
+    from advadapters.defaults import TRAINING_ONLY
 
     def model(config):
         return {k: v for k, v in config["model"].items() if k not in TRAINING_ONLY}
@@ -131,7 +131,7 @@ def config_of(names, settings, statistics):
         attacks={},
         statistics="separate" if statistics else "pooled",
         weight_perturbation=0.0,
-        start=first["start"] | dict(workdir="", weights="", mixture={}, fresh=()),
+        start=first["start"] | defaults.NO_START,
         # Nothing is shared, so a common call gains nothing; convolutions are slow in it.
         evaluation=first["evaluation"] | {"suites": suites, "soups_at_once": 1},
     )

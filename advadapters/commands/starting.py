@@ -1,31 +1,61 @@
 """The first parameters of a run that starts from another run, or from torch's weights."""
 
+import collections
+import re
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from advadapters import checkpoints, soups, trees
-from advadapters.commands import workdir
+from advadapters import checkpoints, networks, soups, trees
+from advadapters.commands import evaluating, workdir
+from advadapters.defaults import TRAINING_ONLY
 from advadapters.errors import UsageError
 from advadapters.interop import torch_resnet
+from advadapters.models import READ_SIZE
+
+# Keys of config.model that names and shapes of parameters show; of the size, not the heads.
+SHOWN = ("classes", "patch", "prompts", "scan", "size", "width")
+
+
+class First(NamedTuple):
+    """plain: {"params", "batch_stats"} on the host. told: what became of every leaf."""
+
+    plain: dict
+    told: str
 
 
 def read(run):
-    """{"params", "batch_stats"} on the host, as `run.start` says.
+    """The First parameters that `run.start` says.
 
-    Leaves that `fresh` matches are drawn from the run's seed. Raises UsageError if there
-    is no such checkpoint or file, or its network has other leaves than this run's.
+    Every leaf of either network is loaded, initialised (those that `fresh` matches, from
+    the run's seed) or dropped (those of the other network that `dropped` or `fresh`
+    matches). Raises UsageError for a leaf with another fate, for a setting of the model
+    that no leaf shows, is another there and is not in `changed`, and if there is no such
+    checkpoint or file.
     """
     start = run.start
-    there = from_torch(start) if start.weights else from_run(start)
-    fresh = run.network.init(jax.random.fold_in(jax.random.key(run.seed), 0))
-    if start.weights:
-        refuse_more(there, fresh, start)
-    return {
-        "params": fit(there["params"], fresh["params"], start.fresh),
-        "batch_stats": fit(there["batch_stats"], fresh["batch_stats"], start.fresh),
-    }
+    there, lines = from_torch(start) if start.weights else from_run(start)
+    here = run.network.init(jax.random.fold_in(jax.random.key(run.seed), 0))
+    there, here = ({b: trees.flatten(tree[b]) for b in tree} for tree in (there, here))
+    try:
+        trees.select([path for leaves in there.values() for path in leaves], start.dropped)
+    except trees.PatternError as error:
+        raise UsageError(f"config.start.dropped: {error} of {source(start)}") from None
+    fates, plain = {}, {}
+    for branch, leaves in here.items():
+        plain[branch] = trees.unflatten(
+            fit(there[branch], leaves, start, fates.setdefault(branch, {}))
+        )
+    head = f"first parameters: {describe(start)}"
+    return First(plain, "\n".join([head, *table(fates, there, here), *lines]))
+
+
+def source(start):
+    """The run or the file that the parameters come from."""
+    return start.weights or start.workdir
 
 
 def describe(start):
@@ -34,44 +64,24 @@ def describe(start):
 
 
 def from_torch(start):
-    """{"params", "batch_stats"} of the file of weights.
+    """({"params", "batch_stats"} of the file of weights, further lines to tell).
 
     Raises UsageError too if the file says that it normalises images in another way.
     """
     arrays = torch_resnet.read(epath.Path(start.weights).expanduser())
-    for key, values in torch_resnet.inputs(arrays).items():
-        own = start.inputs[key]
-        if len(own) != len(values) or not np.allclose(own, values, atol=1e-4):
-            want = tuple(round(value, 4) for value in values)
-            raise UsageError(
-                f"{start.weights} was trained with {key} {want} of its images: set "
-                f"config.model.{key}={want}, which is {own}"
-            )
+    lines = other_settings(start, torch_resnet.inputs(arrays))
     try:
-        return torch_resnet.convert(arrays)
+        return torch_resnet.convert(arrays), lines
     except UsageError as error:
         raise UsageError(f"{start.weights}: {error}") from None
 
 
-def refuse_more(there, fresh, start):
-    """Raises UsageError for a leaf that this run's network does not have."""
-    for branch, leaves in there.items():
-        own = trees.flatten(fresh[branch])
-        for path in trees.flatten(leaves):
-            known = any(trees.matches(pattern, path) for pattern in start.fresh)
-            if path not in own and not known:
-                raise UsageError(
-                    f"{start.weights} has {path}, which this network does not have: set "
-                    "config.model to the same resnet, with norm='batch'"
-                )
-
-
 def from_run(start):
-    """{"params", "batch_stats"}: a run's averaged parameters, mixed."""
+    """({"params", "batch_stats"}, lines): a run's averaged parameters, mixed."""
     folder = epath.Path(start.workdir).expanduser().absolute()
     config = workdir.read_config(folder)
-    domains = config.get("domains", ())
-    weights = weights_of(start, domains)
+    case = case_of(start, config)
+    lines = other_settings(start, config["model"])
     with checkpoints.Checkpoints(
         folder / "checkpoints", best=bool(config.get("validate_every")), read_only=True
     ) as saved:
@@ -79,36 +89,118 @@ def from_run(start):
     # Empty branches are not kept in checkpoints.
     stats = {"shared": {}, "adapters": {}} | state["ema"].get("stats", {})
     empty = {"shared": {}, "adapters": {}, "frozen": {}}
-    return trees.plain(
-        empty | state["variables"] | state["ema"] | {"stats": stats}, weights
-    )
+    variables = empty | state["variables"] | state["ema"] | {"stats": stats}
+    lines += evaluating.warnings_of_statistics(variables, [case])
+    return trees.plain(variables, case.knob.mixture), lines
 
 
-def weights_of(start, domains):
-    """The mixture as weights over the domains of the other run."""
+def case_of(start, config):
+    """The network of the other run that its mixture names."""
+    domains = config.get("domains", ())
+    if not domains:
+        raise UsageError(
+            f"{start.workdir} has a network of {config.get('loss')!r}: take an ordinary "
+            "one out of it first, by advadapters extract"
+        )
     mixture = start.mixture or ({domains[0]: 1.0} if len(domains) == 1 else {})
     try:
-        return soups.weights_of(mixture, domains)
+        return networks.mixture_case(domains, soups.weights_of(mixture, domains))
     except ValueError as error:
         raise UsageError(
             f"config.start.mixture={start.mixture} of {start.workdir}: {error}"
         ) from None
 
 
-def fit(there, fresh, patterns):
-    """The leaves of `there` in the shape of the tree `fresh`, some of them fresh."""
-    there, fresh = trees.flatten(there), trees.flatten(fresh)
-    found = {}
-    for path, leaf in fresh.items():
-        if any(trees.matches(pattern, path) for pattern in patterns):
-            found[path] = leaf
+def other_settings(start, there):
+    """A line for each setting of the model that is another there, of those `changed`.
+
+    there: the other model's settings. Raises UsageError for one that is not among them.
+    """
+    own, lines = workdir.leaves(hidden(start.model)), []
+    for key, value in workdir.leaves(hidden(there)).items():
+        if key not in own or same(own[key], value):
             continue
-        shape = np.shape(there[path]) if path in there else None
+        if key.partition(".")[0] not in start.changed:
+            raise UsageError(
+                f"{source(start)} was trained with {key} {told(value)}: set "
+                f"config.model.{key}={told(value)}, which is {told(own[key])}, or name "
+                f"{key.partition('.')[0]!r} in config.start.changed"
+            )
+        lines.append(f"  changed: {key} is {told(own[key])}, there {told(value)}")
+    return lines
+
+
+def hidden(model):
+    """The settings of config.model that no leaf shows, with the heads of a transformer."""
+    kept = {k: v for k, v in model.items() if k not in (*TRAINING_ONLY, *SHOWN)}
+    heads = {}
+    if model.get("name") == "vit":
+        heads = {"heads": READ_SIZE["vit"](model["size"]).heads}
+    return kept | heads
+
+
+def same(own, value):
+    """Whether two settings are equal, floats up to what files of float32 keep."""
+    try:
+        return np.shape(own) == np.shape(value) and np.allclose(own, value, atol=1e-4)
+    except TypeError:
+        return own == value
+
+
+def told(value):
+    """A setting as it is written; the floats of files with four digits."""
+    if isinstance(value, tuple):
+        return tuple(round(v, 4) if isinstance(v, float) else v for v in value)
+    return value
+
+
+def matches(patterns, path):
+    """Whether one of the patterns matches a path."""
+    return any(trees.matches(pattern, path) for pattern in patterns)
+
+
+def fit(there, here, start, fates):
+    """The leaves of `there` that `here` has, {path: leaf}, the rest initialised.
+
+    Fills fates {path: "loaded", "initialised" or "dropped"}.
+    """
+    found = {}
+    for path, leaf in here.items():
+        if matches(start.fresh, path):
+            found[path], fates[path] = leaf, "initialised"
+            continue
+        known = path in there and not matches(start.dropped, path)
+        shape = np.shape(there[path]) if known else None
         if shape != leaf.shape:
             raise UsageError(
                 f"config.start: {path} is {list(leaf.shape)} here and "
-                f"{'missing' if shape is None else list(shape)} there: use the same "
+                f"{list(shape) if known else 'missing'} there: use the same "
                 "model, or list the leaf in config.start.fresh to initialise it"
             )
-        found[path] = jnp.asarray(there[path])
-    return trees.unflatten(found)
+        found[path], fates[path] = jnp.asarray(there[path]), "loaded"
+    left = [path for path in there if path not in here]
+    for path in left:
+        if not matches((*start.dropped, *start.fresh), path):
+            more = f" and {len(left) - 1} more leaves" if left[1:] else ""
+            raise UsageError(
+                f"{source(start)} has {path}{more}, which this network does not have: use "
+                "the same config.model, or list in config.start.dropped what is left behind"
+            )
+        fates[path] = "dropped"
+    return found
+
+
+def table(fates, there, here):
+    """A line per fate: leaves, numbers, and the leaves of each part of the network."""
+    lines = []
+    for fate in ("loaded", "initialised", "dropped"):
+        paths = [(b, p) for b in fates for p, one in fates[b].items() if one == fate]
+        parts = collections.Counter(
+            re.sub(r"\d+", "*", path.partition("/")[0]) for _, path in paths
+        )
+        leaves = [here[b][p] if p in here[b] else there[b][p] for b, p in paths]
+        size = sum(int(np.size(leaf)) for leaf in leaves)
+        listed = ", ".join(f"{part} {count}" for part, count in parts.items())
+        if paths:
+            lines.append(f"  {fate:12} {len(paths):>5} leaves, {size:>12,}: {listed}")
+    return lines

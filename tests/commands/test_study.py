@@ -66,6 +66,7 @@ def test_a_study_trains_every_case_and_seed(studied, capsys):
 
 def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
     from advadapters import builders, trees
+    from advadapters import config as configs
     from advadapters.commands import runs, starting, workdir
 
     folder = studied[0] / "norms+head-seed0"
@@ -74,21 +75,36 @@ def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
     expected = trees.plain(ema, (0.25, 0.75))["params"]
     argv = [
         *QUICK, f"--workdir={tmp_path}/new", f"--config.start.workdir={folder}",
-        "--config.start.mixture={'clean': 0.25, 'linf': 0.75}",
+        "--config.start.mixture.clean=1/4", "--config.start.mixture.linf=0.75",
         "--config.start.fresh=('head/.*',)", "--config.evaluation.soup_weights=(1.0,)",
     ]  # fmt: skip
     assert main(["train", *argv]) == 0
-    assert f"first parameters: {folder}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    # A class token, a block of twelve leaves, a norm, positions and patches; the head.
+    assert (
+        f"first parameters: {folder}, checkpoint latest\n  loaded          18 leaves" in out
+    )
+    assert (
+        "blocks_* 12" in out and "  initialised      2 leaves,          170: head 2" in out
+    )
     new = runs.open_run(workdir.read_config(tmp_path / "new"), tmp_path / "new")
-    found = trees.flatten(starting.read(new.run)["params"])
+    found = trees.flatten(starting.read(new.run).plain["params"])
     fresh = trees.flatten(builders.initial_state(new.run).variables["shared"])
     for path, leaf in trees.flatten(expected).items():
         same = fresh[path] if path.startswith("head/") else leaf
         np.testing.assert_allclose(found[path], same, atol=1e-6)
+    sincos = ["--config.model.positions=sincos", "--config.start.changed=('positions',)"]
     for argv_, message in (
         (["--config.start.mixture={'l2': 1.0}"], "unknown domain 'l2'; there are: clean"),
         (["--config.start.mixture={}"], "no domain is named; there are: clean, linf"),
-        (["--config.start.mixture={'clean': 0.5}"], "must sum to 1"),
+        (["--config.start.mixture.linf=0.5"], "weights must sum to 1, got 0.25, 0.5"),
+        (["--config.start.dropped=('blocks_1/.*',)"], "'blocks_1/.*' matches no parameter"),
+        (["--config.start.dropped=('norm/.*',)"], "here and missing there"),
+        (["--config.start.changed=('means',)"], "unknown config.start.changed, a key of"),
+        (["--config.model.mean=(0.4,)"], "was trained with mean (0.5,): set config.model."),
+        (["--config.model.std=(0.4,)", "--config.start.changed=('mean',)"], "with std ("),
+        (["--config.model.size=16x1x32x4"], "was trained with heads 2: set"),
+        (sincos, "has pos_embed, which this network does not have: use the same config."),
         (["--config.start.step=best"], "has no checkpoint 'best'; there are: 11"),
         (["--config.start.step=7"], "has no checkpoint '7'; there are: 11"),
         (["--config.model.size=16x1x48x2"], "fc1/kernel is [16, 48] here and [16, 32]"),
@@ -99,6 +115,12 @@ def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
         err = capsys.readouterr().err
         assert message in err and err.count("\n") == 1 and "Traceback" not in err, err
         assert not (tmp_path / "other").exists()
+
+    argv = [*argv[:-1], *sincos, "--config.start.dropped=('pos_embed',)"]
+    config, _ = configs.parse(argv, {"workdir": ""})
+    told = starting.read(builders.build(config.to_dict(), new.mesh)).told
+    assert "  dropped          1 leaves,          272: pos_embed 1" in told
+    assert told.endswith("  changed: positions is sincos, there learned")
 
 
 def test_a_checkpoint_of_eight_devices_is_read_on_one(studied):
