@@ -83,29 +83,28 @@ def parse(argv, names, with_config=True):
     config = values["config"].value if with_config else None
     for match in free.values():
         path = (match["weights"] or match["sections"]).split(".")
-        name = match["weight"] or match["section"]
-        put(config, [*path, name] if name else path, match["value"])
+        put(config, path, match["weight"] or match["section"], match["value"])
     return config, {name: values[name].value for name in names}
 
 
-def put(config, path, text):
-    """Sets a section whose keys are free names, or one of these, new or not."""
-    flag = "--config." + ".".join(path)
+def put(config, path, name, text):
+    """Sets a section whose keys are free names or, if there is a name, that key of it."""
+    flag = "--config." + ".".join([*path, name] if name else path)
     try:
         value = ast.literal_eval(text) if text.startswith("{") else float(Fraction(text))
     except (ValueError, SyntaxError, ZeroDivisionError, OverflowError):
         raise UsageError(
             f"{flag}={text!r} is no number, no fraction and no section like {{...}}"
         ) from None
-    for key in path[:-1]:
+    for key in path:
         if key not in config:
             raise UsageError(f"no such config key: {key!r} in {flag}")
-        config = config[key]
-    try:
-        with config.unlocked():
-            config[path[-1]] = ConfigDict(value) if isinstance(value, dict) else value
-    except TypeError as error:  # of another kind than what is there
-        raise UsageError(f"bad config: {flag}={text}: {reason(error)}") from None
+        config, parent = config[key], config
+    value = config.to_dict() | {name: value} if name else value
+    if not isinstance(value, dict):
+        raise UsageError(f"{flag}={text} must be a section like {{...}}")
+    # Folders give their names to the domains of soups, and may have dots in theirs.
+    parent[path[-1]] = ConfigDict(value, allow_dotted_keys=True)
 
 
 def need_file(arguments):

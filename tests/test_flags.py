@@ -50,7 +50,7 @@ def test_attacks_and_suites_are_added():
         ("start.mixture.clean=half", "'half' is no number, no fraction and no section"),
         ("start.mixture.clean=1/0", "'1/0' is no number"),
         ("start.mixture=clean=1", "'clean=1' is no number, no fraction and no section"),
-        ("start.mixture=3", "bad config: --config.start.mixture=3: Could not override"),
+        ("start.mixture=3", "--config.start.mixture=3 must be a section like {...}"),
         ("views.l3.mixture.clean=1", "no such config key: 'l3' in --config.views.l3.m"),
         ("start.mixtur.clean=1", 'Did you mean "mixture"'),
         ("evaluation.suites.mine={", "'{' is no number"),
