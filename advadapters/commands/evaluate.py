@@ -3,7 +3,8 @@
 Clean and robust accuracy of mixtures of a trained network's adapters, each attacked
 through itself, on the test images.
 
-  --mixture=clean=0.9,linf=0.1   weights by domain; several separated by ";"
+  --mixture=clean=0.9,linf=0.1   weights by domain that sum to 1, or fractions like 1/3;
+                                 several separated by ";"
                                  (default: the soups that the config lists)
   --grid=0.2                     all soups with weights in such steps instead
   --extrapolation=0.2            how far below 0 the grid's weights may go
