@@ -6,7 +6,8 @@ seeds of one thing. Writes to DIR (the first):
 
   report.md           accuracies with the spread over the seeds, the command of each; for
                       each suite, if they are five or fewer, the classes that lose most
-                      between the network best on clean images and the one best in it
+                      between the network best on clean images and the one best in it (of
+                      equals, the one that is better in the other)
   report_fronts.png   each suite against clean accuracy, a point per soup
   report_simplex.png  the same over the triangle of any three domains, where a grid was
                       evaluated

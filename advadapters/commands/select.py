@@ -17,10 +17,12 @@ Several workdirs are seeds of one thing: the table then shows their mean.
   --suite=fog-5,snow-5           only these suites
 
 Beside a soup of its own for each suite it shows the best single ingredient and one soup for
-all suites, both chosen on the most labels, and ensembles that were evaluated. "tied" counts
-the soups that these images do not tell from the winner (exact McNemar tests, Holm). The
-last line tells how successive halving would have done on the same images. Writes DIR/
-selection.json and selection.md, of several workdirs in the first.
+all suites, both chosen on the most labels, and ensembles that were evaluated. Of soups that
+are equal on the labelled images, the one that is better on clean ones (on clean ones: in
+the other suites) is chosen, where these are the same images. "tied" counts the soups that
+these images do not tell from the winner (exact McNemar tests, Holm). The last line tells
+how successive halving would have done on the same images. Writes DIR/selection.json and
+selection.md, of several workdirs in the first.
 """
 
 import json
