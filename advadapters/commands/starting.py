@@ -135,7 +135,7 @@ def hidden(model):
     kept = {k: v for k, v in model.items() if k not in (*TRAINING_ONLY, *SHOWN)}
     heads = {}
     if model.get("name") == "vit":
-        heads = {"heads": READ_SIZE["vit"](model["size"]).heads}
+        heads = {"size": {"heads": READ_SIZE["vit"](model["size"]).heads}}
     return kept | heads
 
 

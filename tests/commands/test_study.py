@@ -103,7 +103,7 @@ def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
         (["--config.start.changed=('means',)"], "unknown config.start.changed, a key of"),
         (["--config.model.mean=(0.4,)"], "was trained with mean (0.5,): set config.model."),
         (["--config.model.std=(0.4,)", "--config.start.changed=('mean',)"], "with std ("),
-        (["--config.model.size=16x1x32x4"], "was trained with heads 2: set"),
+        (["--config.model.size=16x1x32x4"], "was trained with size.heads 2: set"),
         (sincos, "has pos_embed, which this network does not have: use the same config."),
         (["--config.start.step=best"], "has no checkpoint 'best'; there are: 11"),
         (["--config.start.step=7"], "has no checkpoint '7'; there are: 11"),
