@@ -88,3 +88,22 @@ def test_greedy_soup_is_the_published_loop():
                 members.append(k)
         assert soups.greedy(score, 4) == (soups.average(4, members), value(members))
         assert value(members) >= max(value([k]) for k in range(4))
+
+
+def test_the_best_is_never_dominated(rng):
+    for values in rng.integers(0, 3, (300, 3, 6)):  # few values: many ties
+        for axis in range(3):
+            others = np.delete(values, axis, axis=0)
+            n = soups.best(values[axis], *others)
+            assert values[axis, n] == values[axis].max()
+            as_good = (values >= values[:, [n]]).all(axis=0)
+            assert (values[:, as_good] == values[:, [n]]).all()
+        ends = soups.front(values[0], values[1])
+        for end, pair in ((ends[0], values[:2]), (ends[-1], values[1::-1])):
+            np.testing.assert_array_equal(pair[:, end], pair[:, soups.best(*pair)])
+
+
+def test_select_tells_equals_apart_by_other_axes():
+    right = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 0]], bool)
+    assert soups.select(right).winner == 0
+    assert soups.select(right, others=[[0.1, 0.2, 0.9]]).winner == 1
