@@ -6,7 +6,10 @@ result of `method(...)`. Values are plain, so that all can be overridden.
 
 from ml_collections import ConfigDict
 
-# config.start where nothing is started from.
+# config.start: another run's checkpoint to start from, "" to start afresh, and a mixture of
+# its domains; or weights: an .npz of a torch ResNet. fresh, dropped: patterns of parameters
+# that are initialised all the same, and of those that are left behind; changed: keys of
+# config.model that are others on purpose, though no parameter shows it.
 NO_START = dict(workdir="", mixture={}, fresh=(), dropped=(), changed=(), weights="")
 
 # Keys of config.model that change no result of evaluation.
@@ -32,11 +35,7 @@ def config():
             statistics="pooled",
             weight_perturbation=0.0,  # size of adversarial weight perturbations (AWP)
             trained=(".*",),  # patterns; what neither these nor adapters match is frozen
-            # Another run's checkpoint to start from, "" to start afresh. "latest" is
-            # looked up when training begins, a number stays what it is. Or weights: an .npz
-            # of a torch ResNet. fresh, dropped: patterns of parameters that are initialised
-            # all the same, and of those that are left behind; changed: keys of config.model
-            # that are others on purpose, though no parameter shows it.
+            # step: "latest" is looked up when training begins, a number stays what it is.
             start=dict(step="latest") | NO_START,
             model=model("vit", ""),
             data=dict(
