@@ -13,6 +13,11 @@ def class_of(labels):
     return labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1)
 
 
+def one_hot(classes, count):
+    """Class numbers [B] -> bool [B, count]: which column is the row's class."""
+    return classes[:, None] == jnp.arange(count, dtype=classes.dtype)[None, :]
+
+
 def misclassified(logits, labels):
     """bool [B]: another class is the largest, or some logit is not finite.
 
@@ -34,18 +39,17 @@ def cross_entropy(logits, labels):
 def margin(logits, labels):
     """Largest other logit minus the label's: positive means misclassified."""
     logits = logits.astype(jnp.float32)
-    one_hot = jnp.arange(logits.shape[-1]) == class_of(labels)[:, None]
-    own = jnp.max(jnp.where(one_hot, logits, -jnp.inf), axis=-1)
-    other = jnp.max(jnp.where(one_hot, -jnp.inf, logits), axis=-1)
+    label = one_hot(class_of(labels), logits.shape[-1])
+    own = jnp.max(jnp.where(label, logits, -jnp.inf), axis=-1)
+    other = jnp.max(jnp.where(label, -jnp.inf, logits), axis=-1)
     return other - own
 
 
 def logit_difference(logits, labels, targets):
     """The target's logit minus the label's: the margin towards one class."""
     logits = logits.astype(jnp.float32)
-    pick = jnp.stack([targets, class_of(labels)], axis=1)
-    chosen = jnp.take_along_axis(logits, pick, axis=1)
-    return chosen[:, 0] - chosen[:, 1]
+    rows = jnp.arange(logits.shape[0])
+    return logits[rows, targets] - logits[rows, class_of(labels)]
 
 
 def dlr(logits, labels):
@@ -78,10 +82,11 @@ def scale_of(logits, ranks):
 def boosted_cross_entropy(logits, labels):
     """-log p(label) - log(1 - p(most likely other class)): MART (Wang et al. 2020)."""
     logits = logits.astype(jnp.float32)
-    one_hot = jnp.arange(logits.shape[-1]) == class_of(labels)[:, None]
-    rival = jnp.argmax(jnp.where(one_hot, -jnp.inf, logits), axis=-1)
-    is_rival = jnp.arange(logits.shape[-1]) == rival[:, None]
-    rest = jax.nn.logsumexp(jnp.where(is_rival, -jnp.inf, logits), axis=-1)
+    classes = logits.shape[-1]
+    label = one_hot(class_of(labels), classes)
+    rival = jnp.argmax(jnp.where(label, -jnp.inf, logits), axis=-1)
+    rest = jnp.where(one_hot(rival, classes), -jnp.inf, logits)
+    rest = jax.nn.logsumexp(rest, axis=-1)
     return cross_entropy(logits, labels) + jax.nn.logsumexp(logits, axis=-1) - rest
 
 
@@ -94,8 +99,9 @@ def kl(logits, reference, labels):
 
 def weighted_kl(logits, reference, labels):
     """`kl` times 1 - p(label) of the reference: MART's second term."""
-    own = jnp.arange(logits.shape[-1]) == class_of(labels)[:, None]
-    likely = jnp.sum(own * jax.nn.softmax(reference.astype(jnp.float32)), axis=-1)
+    label = one_hot(class_of(labels), logits.shape[-1])
+    shares = jax.nn.softmax(reference.astype(jnp.float32))
+    likely = jnp.sum(jnp.where(label, shares, 0), axis=-1)
     return kl(logits, reference, labels) * (1 - likely)
 
 

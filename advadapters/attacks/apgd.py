@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from advadapters import losses, rng
-from advadapters.attacks.contract import ascent, rows_where
+from advadapters.attacks.contract import ascent, checked, rows_where
 from advadapters.balls import BALLS
 
 MOMENTUM = 0.75
@@ -65,6 +65,7 @@ def checkpoints(steps):
     return jnp.array(due), jnp.array(windows, jnp.float32)
 
 
+@checked
 def apgd(logits_fn, images, labels, key, *, norm, eps, steps=100, loss="cross_entropy"):
     """Adversarial images [B, H, W, C]; where none is found, those with the highest loss."""
     settings = dict(norm=norm, eps=eps, steps=steps, loss=loss)
@@ -152,7 +153,11 @@ def looker(logits_fn, labels, loss, targets, expectation, keys):
 
         def add(total, draw):
             rows, wrong, slope = once(points, draw)
-            return (total[0] + rows, total[1] + wrong, total[2] + slope), None
+            return (
+                total[0] + rows,
+                total[1] + wrong.astype(jnp.float32),
+                total[2] + slope,
+            ), None
 
         zeros = (jnp.zeros(labels.shape, jnp.float32),) * 2 + (jnp.zeros_like(points),)
         (rows, wrong, slope), _ = jax.lax.scan(add, zeros, draws)
@@ -256,7 +261,7 @@ def record(state, moved, rows, wrong, slope):
         best=rows_where(higher, moved, state.best),
         best_loss=jnp.where(higher, rows, state.best_loss),
         best_slope=rows_where(higher, slope, state.best_slope),
-        rises=state.rises + (rows > state.last_loss),
+        rises=state.rises + (rows > state.last_loss).astype(jnp.float32),
         last_loss=rows,
         broken=state.broken | wrong,
         # The first one found: later ones would depend on how long others keep going.

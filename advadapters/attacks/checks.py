@@ -37,14 +37,20 @@ def radius(norm, eps, shape=()):
     check_word(BALLS, norm, "norm")
     size = math.prod(shape) if shape else math.inf
     most = {"linf": 1.0, "l2": math.sqrt(size), "l1": size}[norm]
-    number = isinstance(eps, int | float | np.number | np.ndarray | jax.Array)
-    if not (number and np.ndim(eps) == 0 and 0 <= eps <= most and eps < math.inf):
+    number = as_float(eps)
+    if not (0 <= number <= most and number < math.inf):
         allowed = f"at most {most:g}" if most < math.inf else "finite"
         box = f", the {norm} norm of the whole box [0, 1]^{size}" if shape else ""
         raise UsageError(
             f"eps must be at least 0 and {allowed} for {norm}{box}, got {told(eps)}"
         )
-    return float(eps)
+    return number
+
+
+def as_float(value):
+    """The value as a float, NaN if it is no number."""
+    number = isinstance(value, int | float | np.number | np.ndarray | jax.Array)
+    return float(value) if number and np.ndim(value) == 0 else math.nan
 
 
 def count(value, what):
@@ -57,6 +63,12 @@ def count(value, what):
 def told(value):
     """repr on one line."""
     return " ".join(repr(value).split())
+
+
+def amount(value, what):
+    """A finite number of at least 0; raises UsageError if it is none. Traced ones pass."""
+    if concrete(value) and not 0 <= as_float(value) < math.inf:
+        raise UsageError(f"{what} must be a number of at least 0, got {told(value)}")
 
 
 def random_key(key):
@@ -153,7 +165,8 @@ def check_classes(labels, classes=None, what="labels"):
             f"{what} have {labels.shape[1]} classes, but logits_fn has {classes}"
         )
     if labels.ndim == 1 and concrete(labels):
-        least, most = int(labels.min()), int(labels.max())
+        values = np.asarray(labels)  # in numpy, as jnp would be traced within a trace
+        least, most = int(values.min()), int(values.max())
         if least < 0 or most >= (classes or 2**31):
             there = (
                 f"logits_fn has {classes} classes" if classes else "0 is the first class"

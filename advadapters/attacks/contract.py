@@ -1,15 +1,93 @@
-"""What attacks share."""
+"""What attacks share: settings that are checked before anything is traced, ascent."""
+
+import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
 
-from advadapters import trees
+from advadapters import losses, rng, trees
+from advadapters.attacks import checks
+from advadapters.balls import BALLS
+from advadapters.errors import UsageError, check_word
+
+TARGETS = ("", "random", "least_likely")
+KEEP = ("last", "best")
+OPTIMIZERS = ("steepest", "adam")
+
+# What settings of attacks may be: one of these words, whole numbers of at least 1,
+# numbers of at least 0, or True and False. Configs read them by the same tables.
+WORDS = {"loss": losses.LOSSES, "target": TARGETS, "keep": KEEP, "optimizer": OPTIMIZERS}
+COUNTS = ("steps", "restarts", "queries")
+AMOUNTS = ("step_size", "noise")
+SWITCHES = ("random_start",)
+
+
+def checked(attack):
+    """The attack, but bad input raises UsageError, a line that says what is allowed.
+
+    Images and labels are looked at where they are not traced; the number of classes, when
+    the network is called.
+    """
+
+    @functools.wraps(attack)
+    def run(logits_fn, images, labels, key, **settings):
+        checks.check_images(images)
+        checks.check_labels(labels, len(images))
+        check_settings(attack, settings, images.shape[1:])
+        targets = settings.get("targets")
+        if targets is not None:
+            checks.check_labels(targets, len(images), "targets")
+        try:
+            key = rng.per_example(key, len(images))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+        def network(points):
+            logits = logits_fn(points)
+            checks.check_logits(logits, len(images))
+            checks.check_classes(labels, logits.shape[1])
+            if targets is not None:
+                checks.check_classes(targets, logits.shape[1], "targets")
+            return logits
+
+        return attack(network, images, labels, key, **settings)
+
+    return run
+
+
+def norms(attack):
+    """The names of the balls that an attack knows: one that is its default, or all."""
+    only = inspect.signature(attack).parameters["norm"].default
+    return BALLS if only is inspect.Parameter.empty else (only,)
+
+
+def check_settings(attack, settings, shape):
+    """Raises UsageError unless all are what an attack on images [H, W, C] may have."""
+    if "norm" in settings:
+        check_word(norms(attack), settings["norm"], f"norm of {attack.__name__}")
+    words = WORDS
+    if settings.get("targets") is not None:
+        words = WORDS | {"loss": losses.TARGETED}
+    for name, value in settings.items():
+        if name in words:
+            check_word(words[name], value, name)
+        elif name in COUNTS:
+            checks.count(value, name)
+        elif name in AMOUNTS:
+            checks.amount(value, name)
+        elif name in SWITCHES and not isinstance(value, bool):
+            raise UsageError(f"{name} must be True or False, got {checks.told(value)}")
+    if "eps" in settings and checks.concrete(settings["eps"]):
+        norm = settings.get("norm", next(iter(norms(attack))))
+        checks.radius(norm, settings["eps"], shape)
 
 
 def ascent(objective):
     """(points, ...) -> (rows [B], more) as (points, ...) -> (rows, more, slopes of rows).
 
-    Slopes are finite, and no row is NaN: a loss without a value ranks below all others.
+    Slopes are finite: an entry that is not becomes 0, as it says nothing of the others.
+    Nor is any row NaN: a loss without a value ranks below all others.
     """
 
     def total(points, *args):

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from advadapters import rng, trees
+from advadapters import losses, rng, trees
 from advadapters.attacks.apgd import Found
-from advadapters.attacks.contract import rows_where
+from advadapters.attacks.contract import checked, rows_where
 from advadapters.balls import BALLS, flat
-from advadapters.losses import class_of, misclassified
 
 ALPHA_MAX, OVERSHOOT, BACKWARD = 0.1, 1.05, 0.9
 
@@ -28,10 +27,11 @@ class Walk(NamedTuple):
     distance: Any
 
 
+@checked
 def fab(logits_fn, images, labels, key, *, norm, eps, steps=100):
     """Adversarial images [B, H, W, C] inside the ball, the images where none is found."""
     settings = dict(norm=norm, eps=eps, steps=steps)
-    return run_fab(logits_fn, images, class_of(labels), key, **settings).points
+    return run_fab(logits_fn, images, losses.class_of(labels), key, **settings).points
 
 
 def run_fab(
@@ -88,7 +88,7 @@ def run_fab(
         alpha = alpha.reshape(-1, *[1] * (images.ndim - 1))
         moved = (1 - alpha) * (walk.points + OVERSHOOT * near)
         moved = jnp.clip(moved + alpha * (images + OVERSHOOT * far), 0, 1)
-        wrong = misclassified(logits_fn(moved), labels)
+        wrong = losses.misclassified(logits_fn(moved), labels)
         distance = ball.norm(moved - images)
         # What is inside already stays: else it would depend on the rest of the batch.
         closer = wrong & (distance < walk.distance) & ~inside(walk.distance)
@@ -121,18 +121,31 @@ def targeted_plane(logits_fn, points, labels, targets, ball):
 
 
 def nearest_plane(logits_fn, points, labels, targets, ball):
-    """(gap [B], gradient) of the class whose linearised boundary is nearest."""
+    """(gap [B], gradient) of the class whose linearised boundary is nearest.
+
+    Class by class, so that memory does not grow with their number.
+    """
     logits, pullback = jax.vjp(lambda x: logits_fn(x).astype(jnp.float32), points)
-    classes = logits.shape[-1]
-    seeds = jnp.broadcast_to(
-        jnp.eye(classes, dtype=logits.dtype)[:, None], (classes, *logits.shape)
-    )
-    slopes = jax.vmap(lambda seed: pullback(seed)[0])(seeds)  # [L, B, H, W, C]
-    rows = jnp.arange(labels.shape[0])
-    weights = slopes - slopes[labels, rows]
-    gaps = logits[rows, labels][:, None] - logits  # [B, L]
-    dual = jax.vmap(ball.dual)(weights).T
-    away = jnp.abs(gaps) / (dual + 1e-12)
-    away = jnp.where(jnp.arange(classes) == labels[:, None], jnp.inf, away)
-    nearest = jnp.argmin(away, axis=1)
-    return gaps[rows, nearest], weights[nearest, rows]
+    classes, rows = logits.shape[-1], jnp.arange(labels.shape[0])
+    label = losses.one_hot(labels, classes).astype(jnp.float32)
+
+    def nearer(nearest, number):
+        away, gap, weights = nearest
+        seed = jax.nn.one_hot(number, classes, dtype=jnp.float32)[None] - label
+        slope = trees.finite(pullback(seed)[0])
+        lead = logits[rows, labels] - logits[:, number]
+        far = jnp.where(
+            labels == number, jnp.inf, jnp.abs(lead) / (ball.dual(slope) + 1e-12)
+        )
+        closer = far < away
+        return (
+            jnp.where(closer, far, away),
+            jnp.where(closer, lead, gap),
+            rows_where(closer, slope, weights),
+        ), None
+
+    zeros = jnp.zeros_like(logits[:, 0])
+    nothing = (zeros + jnp.inf, zeros, jnp.zeros_like(points))
+    numbers = jnp.arange(classes, dtype=labels.dtype)
+    (_, gap, weights), _ = jax.lax.scan(nearer, nothing, numbers)
+    return gap, weights

@@ -4,19 +4,17 @@ import jax
 import jax.numpy as jnp
 
 from advadapters import losses, rng
-from advadapters.attacks.contract import ascent
+from advadapters.attacks.contract import ascent, checked
 from advadapters.balls import BALLS
-from advadapters.errors import UsageError
 
 
+@checked
 def n_fgsm(logits_fn, images, labels, key, *, norm="linf", eps, noise=2.0):
     """Images one step of eps along the gradient's sign from uniform noise of noise * eps.
 
     The result is not clipped to the ball, which is what keeps training with it from
     overfitting to the single step: it lies within (1 + noise) eps in Linf, and in [0, 1].
     """
-    if norm != "linf":
-        raise UsageError(f"N-FGSM is defined for norm linf, got {norm!r}")
     ball = BALLS[norm]
     images = jax.lax.stop_gradient(images)
     keys = rng.per_example(key, images.shape[0])

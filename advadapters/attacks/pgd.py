@@ -7,11 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from advadapters import losses, rng, trees
-from advadapters.attacks.contract import ascent, rows_where
+from advadapters.attacks.contract import ascent, checked, rows_where
 from advadapters.balls import BALLS
-
-TARGETS = ("", "random", "least_likely")
-OPTIMIZERS = ("steepest", "adam")
 
 
 def step_size_rule(eps, steps):
@@ -28,6 +25,7 @@ def spread(step, steps, size):
     return jnp.maximum((0.05 * size) ** (1 - step / max(steps - 1, 1)), 1.0)
 
 
+@checked
 def pgd(
     logits_fn,
     images,
@@ -125,7 +123,8 @@ def mover(ball, optimizer, images, eps, steps, step_size):
         adam = optax.scale_by_adam()
 
         def move(points, slope, step, memory):
-            direction, memory = adam.update(slope, memory)
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes types
+                direction, memory = adam.update(slope, memory)
             direction = trees.finite(direction)  # moments of huge slopes overflow
             return points + adam_rate(step, steps, step_size) * direction, memory
 
@@ -161,8 +160,8 @@ def choose_goal(logits_fn, images, labels, keys, target):
         draw = jax.vmap(lambda key: jax.random.randint(key, (), 1, classes))
         shift = draw(jax.vmap(lambda key: rng.fold(key, "target"))(keys))
         return (own + shift) % classes, -1.0
-    one_hot = jnp.arange(classes) == own[:, None]
-    return jnp.argmin(jnp.where(one_hot, jnp.inf, logits_fn(images)), axis=-1), -1.0
+    label = losses.one_hot(own, classes)
+    return jnp.argmin(jnp.where(label, jnp.inf, logits_fn(images)), axis=-1), -1.0
 
 
 def sample(ball, keys, restart, shape, eps):

@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from advadapters import losses, rng
-from advadapters.attacks.contract import ascent
+from advadapters.attacks.contract import ascent, checked
 from advadapters.attacks.pgd import choose_goal
-from advadapters.errors import UsageError
 
 SIZES = (7, 14, 0)  # 0 is the size of the images
 MULTIPLIERS = (20.0, 10.0, 1.0)
 
 
+@checked
 def pyramid(
     logits_fn,
     images,
@@ -33,8 +33,6 @@ def pyramid(
     in [-1, 1], is eps 6/255 and step 1/255: here, 3/255 and 0.5/255 (step_size 0 asks
     for eps / 6). Steps follow the gradient's sign from zero.
     """
-    if norm != "linf":
-        raise UsageError(f"the pyramid attack is defined for norm linf, got {norm!r}")
     images = jax.lax.stop_gradient(images)
     keys = rng.per_example(key, images.shape[0])
     goal, sign = choose_goal(logits_fn, images, labels, keys, target)

@@ -15,7 +15,7 @@ import numpy as np
 
 from advadapters import losses, rng
 from advadapters.attacks.apgd import Found
-from advadapters.attacks.contract import rows_where
+from advadapters.attacks.contract import checked, rows_where
 from advadapters.balls import BALLS
 
 P_INIT = 0.8
@@ -31,6 +31,7 @@ class Search(NamedTuple):
     broken: Any
 
 
+@checked
 def square(logits_fn, images, labels, key, *, norm, eps, queries=5000):
     """The best images [B, H, W, C] found within the queries."""
     settings = dict(norm=norm, eps=eps, queries=queries)
@@ -123,7 +124,7 @@ def linf_moves(images, eps):
             place, sign = jax.random.split(key)
             box = window(corner(place, shape, side), side, shape)
             signs = jax.random.rademacher(sign, (1, 1, images.shape[3]), dtype=images.dtype)
-            return 2 * eps * box * signs
+            return jnp.where(box, 2 * eps * signs, 0)
 
         return jnp.clip(points + jax.vmap(move)(keys), low, high)
 
@@ -205,7 +206,7 @@ def window_moves(images, eps, ball, sides):
             position = corner(to_key, shape, side)
             target = window(position, side, shape)
             source = window(corner(from_key, shape, side), side, shape)
-            old = delta * target  # [H, W, C]
+            old = jnp.where(target, delta, 0)  # [H, W, C]
             old = old / (size_of(ball, old, (0, 1)) + 1e-12)
             signs = jax.random.rademacher(sign_key, (1, 1, channels), dtype=delta.dtype)
             turned = jax.random.randint(flip_key, (), 0, 2, jnp.int32)
@@ -216,7 +217,8 @@ def window_moves(images, eps, ball, sides):
 
         def budget(delta, union):
             axes = (0, 1, 2)
-            used, both = size_of(ball, delta, axes), size_of(ball, delta * union, axes)
+            used = size_of(ball, delta, axes)
+            both = size_of(ball, jnp.where(union, delta, 0), axes)
             if ball is BALLS["l1"]:
                 return jnp.maximum(eps - used, 0) / channels + both
             return jnp.sqrt(jnp.maximum(eps**2 - used**2, 0) / channels + both**2)

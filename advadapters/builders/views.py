@@ -4,9 +4,7 @@ import functools
 import inspect
 
 from advadapters import losses, soups
-from advadapters.attacks import ATTACKS
-from advadapters.attacks.pgd import OPTIMIZERS, TARGETS
-from advadapters.balls import BALLS
+from advadapters.attacks import ATTACKS, contract
 from advadapters.config import Section
 from advadapters.errors import UsageError, pick
 from advadapters.training import views
@@ -15,20 +13,12 @@ MODES = ("eval", "train")
 
 AGAINST = ("labels", "predictions")
 
-# How the settings that attacks have are read from a config; which of them an attack
-# has is its signature's word.
-SETTINGS = {
-    "steps": lambda c: c.take("steps", int, low=1),
-    "step_size": lambda c: c.take("step_size", float, low=0.0),
-    "random_start": lambda c: c.take("random_start", bool),
-    "restarts": lambda c: c.take("restarts", int, low=1),
-    "loss": lambda c: c.choice("loss", losses.LOSSES),
-    "target": lambda c: c.choice("target", TARGETS),
-    "keep": lambda c: c.choice("keep", ("last", "best")),
-    "optimizer": lambda c: c.choice("optimizer", OPTIMIZERS),
-    "noise": lambda c: c.take("noise", float, low=0.0),
-    "queries": lambda c: c.take("queries", int, low=1),
-}
+SETTINGS = (
+    *contract.WORDS,
+    *contract.COUNTS,
+    *contract.AMOUNTS,
+    *contract.SWITCHES,
+)
 
 
 def read_attacks(sections, where):
@@ -43,16 +33,22 @@ def read_attacks(sections, where):
 def read_attack(c):
     """One attack with its settings."""
     function = pick(ATTACKS, c.take("name", str), f"{c.name}.name")
-    norm = c.choice("norm", BALLS)
+    norm = c.choice("norm", contract.norms(function))
     eps = c.take("eps", float, above=0, high=1 if norm == "linf" else None)
     names = inspect.signature(function).parameters
-    only = names["norm"].default
-    if only not in (inspect.Parameter.empty, norm):
-        raise UsageError(
-            f"{c.name}: {function.__name__} has norm {only} only, got {norm!r}"
-        )
-    settings = {name: read(c) for name, read in SETTINGS.items() if name in names}
+    settings = {name: read_setting(c, name) for name in names if name in SETTINGS}
     return functools.partial(function, norm=norm, eps=eps, **settings)
+
+
+def read_setting(c, name):
+    """One setting of an attack; which it has is its signature's word."""
+    if name in contract.WORDS:
+        return c.choice(name, contract.WORDS[name])
+    if name in contract.COUNTS:
+        return c.take(name, int, low=1)
+    if name in contract.AMOUNTS:
+        return c.take(name, float, low=0.0)
+    return c.take(name, bool)
 
 
 def read_views(sections, domains, attacks, read):
@@ -100,6 +96,10 @@ def read_view(name, c, domains, attacks, names):
     against = c.choice("attack_against", AGAINST)
     if len(set(drawn)) != len(drawn):
         raise UsageError(f"{c.name}.attack names one twice: {','.join(drawn)}")
+    chosen = tuple(pick(attacks, part, f"{c.name}.attack") for part in drawn)
+    if against == "predictions":
+        for part, attack in zip(drawn, chosen, strict=True):
+            check_start(f"{c.name}.attack {part!r}", attack)
     if not drawn and (alarm or against != "labels"):
         raise UsageError(
             f"{c.name} has no attack, but attack_against={against!r} and alarm={alarm!r}: "
@@ -109,13 +109,35 @@ def read_view(name, c, domains, attacks, names):
         name=name,
         mixture=weights,
         weight=c.take("weight", float, low=0.0),
-        attacks=tuple(pick(attacks, part, f"{c.name}.attack") for part in drawn),
+        attacks=chosen,
         train_mode=c.choice("attack_mode", MODES) == "train",
         against=against,
         losses=terms,
         reference=read_reference(c, terms, name, names),
         alarm=pick(attacks, alarm, f"{c.name}.alarm") if alarm else None,
     )
+
+
+def check_start(name, attack):
+    """Refuses an attack on predictions that starts where they were made.
+
+    There the cross-entropy with the network's own probabilities is at its least, and its
+    gradient zero: the attack would not move.
+    """
+    settings = inspect.signature(attack.func).parameters
+    chosen = {n: p.default for n, p in settings.items()} | attack.keywords
+    fix = {
+        "pgd": None if chosen.get("random_start") else "random_start=True",
+        "n_fgsm": None if chosen.get("noise") else "noise above 0",
+        "pyramid": "target='random'",
+    }.get(attack.func.__name__)
+    still = chosen.get("loss", "cross_entropy") == "cross_entropy" and fix
+    if still and not chosen.get("target"):
+        raise UsageError(
+            f"{name} starts at the clean images, where the gradient of their own "
+            f"predictions is zero, so it finds nothing: give it {fix}, or set "
+            "attack_against='labels'"
+        )
 
 
 def read_tricks(c, attacks, network, epoch):

@@ -206,7 +206,7 @@ CASES = {
     ),
     "a norm that an attack has not": (
         [DIGITS + ":n_fgsm", "--config.attacks.single.norm=l2"],
-        "config.attacks.single: n_fgsm has norm linf only, got 'l2'",
+        "unknown config.attacks.single.norm 'l2'; there are: linf",
     ),
     "weight perturbation of scanned blocks": (
         [DIGITS + ":awp", "--config.model.scan=True"],
