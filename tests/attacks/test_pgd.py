@@ -12,7 +12,7 @@ import tiny
 from advadapters import balls, losses
 from advadapters import mesh as meshes
 from advadapters.attacks import ATTACKS
-from advadapters.attacks.fab import run_fab
+from advadapters.attacks.fab import nearest_plane, run_fab
 from advadapters.attacks.pgd import adam_rate, pgd, step_size_rule
 
 EPS = {"linf": 0.1, "l2": 0.5, "l1": 2.0}
@@ -183,6 +183,40 @@ def test_fab_finds_the_shortest_way_to_a_linear_boundary(norm, rng):
                 jax.random.key(0), norm=norm, eps=share * shortest[i], steps=100,
             )  # fmt: skip
             assert bool(found.broken[0]) == breaks, (i, share)
+
+
+@pytest.mark.parametrize("norm", balls.BALLS)
+def test_fab_looks_at_the_boundaries_of_all_classes(norm, rng):
+    """Against all gradients at once, which would not fit into memory with many classes."""
+    first, second = (rng.normal(size=s).astype(np.float32) for s in ((16, 8), (8, 6)))
+    logits_fn = lambda x: jnp.tanh(x.reshape(len(x), -1) @ first) @ second  # noqa: E731
+    images = jnp.asarray(rng.uniform(size=(9, 4, 4, 1)), jnp.float32)
+    labels = jnp.arange(9) % 6
+    gap, weights = nearest_plane(logits_fn, images, labels, None, balls.BALLS[norm])
+    logits, rows = np.asarray(logits_fn(images)), np.arange(9)
+    slopes = np.asarray(jax.jacrev(lambda x: logits_fn(x).sum(0))(images))  # [L, B, ...]
+    weight = slopes - slopes[labels, rows]
+    lead = logits[rows, labels][:, None] - logits
+    away = np.abs(lead).T / [balls.BALLS[norm].dual(part) + 1e-12 for part in weight]
+    away[labels, rows] = np.inf
+    nearest = away.argmin(0)
+    assert len(set(nearest)) > 2
+    np.testing.assert_allclose(gap, lead[rows, nearest], rtol=1e-5)
+    np.testing.assert_allclose(weights, weight[nearest, rows], atol=1e-5)
+
+
+def test_fab_needs_no_more_memory_for_more_classes():
+    images, labels = jax.ShapeDtypeStruct((16, 16, 16, 1), jnp.float32), jnp.zeros(16, int)
+
+    def bytes_of(classes):
+        spread = jnp.linspace(-1, 1, classes)
+        logits_fn = lambda x: jnp.tanh(x.mean((1, 2, 3)))[:, None] * spread  # noqa: E731
+        plane = functools.partial(nearest_plane, logits_fn)
+        run = jax.jit(lambda x: plane(x, labels, None, balls.BALLS["l2"]))
+        return run.lower(images).compile().memory_analysis().temp_size_in_bytes
+
+    logits = 4 * 16 * 1000
+    assert bytes_of(1000) < bytes_of(10) + 10 * logits  # all gradients: 256 * logits
 
 
 def test_square_comes_near_the_linear_optimum(rng):

@@ -208,9 +208,13 @@ def warned(function, **settings):
 def test_warnings():
     assert warned(network()).keys() <= {"square-beats-white-box"}
     assert "softmax" in warned(lambda x: jax.nn.softmax(network()(x)))
-    assert "sigmoid" in warned(lambda x: jax.nn.sigmoid(network()(x)))
-    turned = warned(lambda x: jnp.roll(network()(x), 1, axis=1))
-    assert turned["chance"]["right"] <= 4 and turned["chance"]["total"] == 20
+    images, labels = data()
+    logits = np.asarray(network()(images))
+    (told,) = checks.probabilities(np.asarray(jax.nn.sigmoid(logits)))
+    assert told["check"] == "sigmoid" and checks.probabilities(logits) == []
+    (told,) = checks.chance(np.roll(logits, 1, axis=1), labels)
+    assert told["check"] == "chance" and told["right"] <= 4 and told["total"] == 20
+    assert checks.chance(logits, labels) == []
     saturated = warned(lambda x: 1000 * network()(x))
     assert saturated["saturated-cross-entropy"]["images"] > 0
     rounded = warned(lambda x: network()(jnp.round(x * 8) / 8))
@@ -236,6 +240,52 @@ def test_a_gradient_of_nan_breaks_nothing():
     (told,) = (w for w in report.warnings if w["check"] == "not-finite-gradient")
     assert told["images"] == told["sample"] == 16
     assert report.robust_accuracy >= 0.75 and np.isfinite(report.images).all()
+
+
+def test_a_gradient_of_nan_at_one_pixel_hides_nothing():
+    """That entry counts as zero: what is found is what is found without the pixel."""
+
+    def spoiled(images):  # the root's derivative there is 0 * inf
+        corner = jnp.sqrt(0 * images[:, 0, 0])
+        return network()(images) + 0 * corner
+
+    def twin(images):
+        return network()(images.at[:, 0, 0].set(jax.lax.stop_gradient(images[:, 0, 0])))
+
+    images, labels = data()
+    found = [
+        autoattack(
+            function, images, labels, jax.random.key(0), norm="l2", eps=0.2,
+            version=("apgd-ce", "fab", "fab-t"),
+        )
+        for function in (spoiled, twin)
+    ]  # fmt: skip
+    (told,) = (w for w in found[0].warnings if w["check"] == "not-finite-gradient")
+    assert told["images"] == told["sample"] == 16
+    assert found[0].stages == found[1].stages and found[0].robust_accuracy < 0.6
+    np.testing.assert_array_equal(found[0].broken_by, found[1].broken_by)
+
+
+def test_square_runs_on_a_black_box():
+    """A callback has no gradient, and may not be mapped over."""
+    weights = jax.tree.map(np.asarray, network().args[0])
+
+    def outside(images):
+        assert isinstance(np.asarray(images), np.ndarray) and images.ndim == 4
+        first, second = weights
+        return np.tanh(np.asarray(images).reshape(len(images), -1) @ first) @ second
+
+    def black_box(images):
+        shape = jax.ShapeDtypeStruct((len(images), 5), jnp.float32)
+        return jax.pure_callback(outside, shape, images)
+
+    images, labels = data()
+    settings = dict(norm="linf", eps=0.1, version=("square",), batch_size=16)
+    key = jax.random.key(0)
+    report = autoattack(black_box, images, labels, key, **settings)
+    plain = autoattack(network(), images, labels, key, **settings)
+    np.testing.assert_array_equal(report.broken_by, plain.broken_by)
+    assert report.clean_accuracy == 0.8 and report.robust_accuracy < 0.8
 
 
 def test_settings_bound_to_a_network_stay_what_they_are():

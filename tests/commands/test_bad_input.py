@@ -162,6 +162,11 @@ CASES = {
         [DIGITS + ":eat", "--config.views.attacked.attack=linf,linf"],
         "config.views.attacked.attack names one twice",
     ),
+    "TRADES' attack from the clean images": (
+        [DIGITS + ":trades", "--config.attacks.linf.random_start=False"],
+        "config.views.linf.attack 'linf' starts at the clean images, where the gradient of "
+        "their own predictions is zero, so it finds nothing: give it random_start=True",
+    ),
     "predictions without an attack": (
         [DIGITS, "--config.views.clean.attack_against=predictions"],
         "config.views.clean has no attack",
