@@ -40,12 +40,16 @@ class Climb(NamedTuple):
     check_loss: Any  # best loss, step cut and sparsity at the last checkpoint
     check_cut: Any
     check_count: Any
-    broken: Any  # misclassified at some iterate, and that iterate
+    wrong: Any  # share of draws misclassified at the worst iterate, and that iterate
     found: Any
 
 
 class Found(NamedTuple):
-    """points: misclassified where `broken`, else those with the highest loss."""
+    """points: misclassified where `broken`, else those with the highest loss.
+
+    Of a random network: those misclassified in most of the draws made there, in any of
+    them where `broken`. The worst of many looks worse than it is: judge on other draws.
+    """
 
     points: Any
     broken: Any
@@ -95,7 +99,8 @@ def run_apgd(
       norm, eps: the ball. eps may be traced.
       loss: a name in LOSSES, or with targets [B] a name in TARGETED.
       expectation: gradients are means over that many draws of a randomised network.
-      active: bool [B], the examples that matter; the loop ends when all are broken.
+      active: bool [B], the examples that matter; the loop ends when all are broken, in
+        every draw.
     """
     ball = BALLS[norm]
     images = jax.lax.stop_gradient(images)
@@ -131,12 +136,13 @@ def run_apgd(
 
 def finish(done):
     """Climb -> Found."""
-    points = rows_where(done.broken, done.found, done.best)
-    return Found(jax.lax.stop_gradient(points), done.broken, done.step + 1)
+    broken = done.wrong > 0
+    points = rows_where(broken, done.found, done.best)
+    return Found(jax.lax.stop_gradient(points), broken, done.step + 1)
 
 
 def looker(logits_fn, labels, loss, targets, expectation, keys):
-    """(points, step) -> (loss [B], misclassified [B], gradient), averaged over draws."""
+    """(points, step) -> (loss [B], share misclassified [B], gradient), over all draws."""
     function = losses.LOSSES[loss] if targets is None else losses.TARGETED[loss]
     extra = () if targets is None else (targets,)
 
@@ -148,7 +154,8 @@ def looker(logits_fn, labels, loss, targets, expectation, keys):
 
     def look(points, step):
         if expectation == 1:
-            return once(points, None)
+            rows, wrong, slope = once(points, None)
+            return rows, wrong.astype(rows.dtype), slope
         draws = jax.random.split(rng.fold(keys[0], "draws", step), expectation)
 
         def add(total, draw):
@@ -161,8 +168,7 @@ def looker(logits_fn, labels, loss, targets, expectation, keys):
 
         zeros = (jnp.zeros(labels.shape, jnp.float32),) * 2 + (jnp.zeros_like(points),)
         (rows, wrong, slope), _ = jax.lax.scan(add, zeros, draws)
-        # Broken means that most of the draws are misclassified, not one lucky draw.
-        return rows / expectation, wrong > expectation / 2, slope / expectation
+        return rows / expectation, wrong / expectation, slope / expectation
 
     return look
 
@@ -193,13 +199,13 @@ def climb(ball, look, images, points, eps, steps, schedule, active, valid=True):
         check_loss=rows,
         check_cut=ones > 0,
         check_count=sparsity,
-        broken=wrong & valid,
+        wrong=jnp.where(valid, wrong, 0),
         found=points,
     )
     due, windows = schedule
 
     def more(state):
-        return (state.step < steps) & jnp.any(active & ~state.broken)
+        return (state.step < steps) & jnp.any(active & (state.wrong < 1))
 
     def iterate(state):
         if sparse:
@@ -207,7 +213,7 @@ def climb(ball, look, images, points, eps, steps, schedule, active, valid=True):
         else:
             moved = momentum_move(ball, state, images, eps)
         rows, wrong, slope = look(moved, state.step + 1)
-        state = record(state, moved, rows, wrong & valid, slope)
+        state = record(state, moved, rows, jnp.where(valid, wrong, 0), slope)
         check = due[state.step]
         if sparse:
             checked = check_sparsity(state, images, first)
@@ -263,9 +269,9 @@ def record(state, moved, rows, wrong, slope):
         best_slope=rows_where(higher, slope, state.best_slope),
         rises=state.rises + (rows > state.last_loss).astype(jnp.float32),
         last_loss=rows,
-        broken=state.broken | wrong,
+        wrong=jnp.maximum(state.wrong, wrong),
         # The first one found: later ones would depend on how long others keep going.
-        found=rows_where(wrong & ~state.broken, moved, state.found),
+        found=rows_where(wrong > state.wrong, moved, state.found),
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from advadapters import losses, rng, trees
 from advadapters import mesh as meshes
+from advadapters.attacks.contract import as_float
 from advadapters.balls import BALLS
 from advadapters.errors import UsageError, check_word
 from advadapters.intervals import wilson
@@ -116,12 +117,13 @@ def kind(array):
 
 
 def check_images(images):
-    """Raises UsageError unless these are float32 [N, H, W, C] in [0, 1]."""
+    """Raises UsageError unless these are [N, H, W, C], float32 in [0, 1] or uint8."""
     if not isinstance(images, np.ndarray | jax.Array):
         raise UsageError(f"images must be an array, got {type(images).__name__}")
-    if images.dtype != np.float32 or images.ndim != 4 or not len(images):
+    known = images.dtype in (np.float32, np.uint8)
+    if not known or images.ndim != 4 or not len(images):
         raise UsageError(
-            f"images must be float32 [N, H, W, C] with N > 0, got {kind(images)}"
+            f"images must be float32 or uint8 [N, H, W, C] with N > 0, got {kind(images)}"
         )
     _, rows, columns, channels = images.shape
     if rows == 3 and min(columns, channels) > 4 or rows == 1 and columns == channels > 4:
@@ -129,10 +131,10 @@ def check_images(images):
             f"images must be [N, H, W, C], got {list(images.shape)}, which has channels "
             "first: give images.transpose(0, 2, 3, 1), and turn them back in logits_fn"
         )
-    if not concrete(images):
+    if images.dtype == np.uint8 or not concrete(images):
         return
     images = np.asarray(images)
-    bad = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
+    bad = sum(not np.isfinite(image).all() for image in images)  # no copy of them all
     if bad:
         raise UsageError(f"{bad} of {len(images)} images have pixels of NaN or infinity")
     if images.min() < 0 or images.max() > 1:
@@ -188,16 +190,15 @@ def check_logits(logits, rows):
 
 
 def rows_of(logits, rows):
-    """Logits as numpy float32; raises UsageError unless they are [rows, L] with L >= 2."""
+    """Logits as float32; raises UsageError unless they are [rows, L] with L >= 2."""
     check_logits(logits, rows)
-    return np.asarray(meshes.gather(logits), np.float32)
+    return jnp.asarray(logits, jnp.float32)
 
 
 def outputs(logits, labels):
-    """Raises UsageError for logits with NaN and labels out of range."""
-    bad = ~np.isfinite(logits).all(axis=1)
-    if bad.any():
-        raise UsageError(f"logits_fn gives NaN or infinity on {bad.sum()} clean images")
+    """Raises UsageError for logits with NaN on all images and labels out of range."""
+    if not np.isfinite(logits).all(axis=1).any():
+        raise UsageError(f"logits_fn gives NaN or infinity on all {len(logits)} images")
     check_classes(labels, logits.shape[1])
 
 
@@ -220,9 +221,10 @@ def before(attacker, images, labels, logits, stages, key):
                     classes=logits.shape[1],
                 )
             )
-    if attacker.randomised:
+    if attacker.judges:
         return found
-    found += randomised(attacker, images, key)
+    random = randomised(attacker, images, labels, key)
+    found += random or company(attacker, images, labels, key)
     if all(stage.name in BLACK_BOX for stage in stages):
         return found
     return found + gradients(attacker, images, labels, logits)
@@ -259,12 +261,13 @@ def chance(logits, labels):
     ]
 
 
-def randomised(attacker, images, key):
+def randomised(attacker, images, labels, key):
     """Whether repeated calls, outside and inside jit, give different outputs."""
-    sample = jnp.asarray(images[: min(SAMPLE, attacker.batch_size)])
-    calls = [attacker.logits_fn(sample) for _ in range(2)]
-    calls.append(attacker.forward(attacker.logits_fn, sample, key))
-    calls = [np.asarray(call, np.float32) for call in calls]
+    sample = images[: min(SAMPLE, attacker.batch_size)]
+    points = jnp.asarray(as_float(sample))
+    calls = [np.asarray(attacker.logits_fn(points), np.float32) for _ in range(2)]
+    calls.append(attacker.logits(sample, labels[: len(sample)], key))
+    calls = [np.nan_to_num(call) for call in calls]  # not finite is told apart
     gap = max(float(np.abs(call - calls[0]).max()) for call in calls[1:])
     if gap <= 1e-2 * max(1.0, float(np.abs(calls[0]).max())):
         return []
@@ -278,13 +281,41 @@ def randomised(attacker, images, key):
     ]
 
 
+def company(attacker, images, labels, key):
+    """Whether an image's outputs depend on the other images of its batch, and its place."""
+    half = attacker.rows(min(SAMPLE, attacker.batch_size)) // 2
+    sample = images[np.resize(np.arange(len(images)), half)]
+    others = (255 if sample.dtype == np.uint8 else 1) - sample
+    own = np.tile(np.resize(labels, half), 2)
+    first = attacker.one_batch(np.concatenate([sample, sample]), own, key)
+    second = attacker.one_batch(np.concatenate([others, sample]), own, key)
+    one, two = np.nan_to_num(first[:half]), np.nan_to_num(second[half:])
+    gaps = np.abs(one - two).max(axis=1)
+    apart = int((gaps > 1e-2 * np.abs(one).max(axis=1)).sum())
+    if not apart:
+        return []
+    return [
+        warning(
+            "batch-dependent",
+            f"outputs for {apart} of {half} sampled images change (by up to "
+            f"{gaps.max():.2g}) with the other images of the batch, so every number here "
+            "depends on batch_size: call the network with train=False, batch norm with "
+            "use_running_average=True",
+            images=apart,
+            sample=half,
+            largest_difference=float(gaps.max()),
+        )
+    ]
+
+
 def gradients(attacker, images, labels, logits):
     """Gradients on rightly classified images: not finite, zero, lost in cross-entropy."""
-    right = np.flatnonzero(logits.argmax(1) == labels)
+    finite = np.isfinite(logits).all(axis=1)
+    right = np.flatnonzero(finite & (logits.argmax(1) == labels))
     right = right[: min(SAMPLE, attacker.batch_size)]
     if not len(right):
         return []
-    sample, own = jnp.asarray(images[right]), jnp.asarray(labels[right])
+    sample, own = jnp.asarray(as_float(images[right])), jnp.asarray(labels[right])
 
     @jax.jit
     def sizes(function, points):
@@ -334,8 +365,35 @@ def gradients(attacker, images, labels, logits):
     return found
 
 
-def after(accuracies):
-    """Warnings that compare the attacks of a cascade."""
+def after(state):
+    """Warnings of what a cascade met: no numbers, and attacks that beat others."""
+    found, total = [], len(state.labels)
+    if lost := int(state.not_finite.sum()):
+        clean = int((~np.isfinite(state.logits).all(axis=1)).sum())
+        found.append(
+            warning(
+                "not-finite",
+                f"the logits are not finite on {lost} of {total} images ({clean} of them "
+                "clean), which count as wrong: look for an overflow, or a division by "
+                "zero, in the network",
+                images=lost,
+                clean=clean,
+            )
+        )
+    if kept := int(state.not_attacked.sum()):
+        found.append(
+            warning(
+                "not-attacked",
+                f"an attack returned images that are not finite for {kept} of {total} "
+                "images, which counts as nothing found: the accuracy may be too high",
+                images=kept,
+            )
+        )
+    return found + square(state.accuracies)
+
+
+def square(accuracies):
+    """Whether the attack without gradients finds more than those with."""
     names = list(accuracies)
     if "square" not in names or names.index("square") < 2:
         return []

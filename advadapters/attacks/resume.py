@@ -1,16 +1,23 @@
 """The journal of a cascade: one small file per batch, so that a kill loses one batch."""
 
+import functools
 import json
 import os
 import pathlib
 import zipfile
 import zlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from advadapters import hosts
+from advadapters import hosts, losses, rng
+from advadapters.attacks import checks
+from advadapters.attacks.cascade import Batch, forward
+from advadapters.attacks.contract import as_float
 from advadapters.errors import UsageError
 
+SIZES = (1 / 1020, 1 / 100, 1 / 10)  # of the noise that images are moved by
 # What reading a file raises that is cut short or not what it should be.
 DAMAGED = (ValueError, LookupError, TypeError, EOFError, zlib.error, zipfile.BadZipFile)
 
@@ -24,7 +31,7 @@ class NoJournal:
     def __exit__(self, *_):
         pass
 
-    def replay(self, state):
+    def replay(self, state, number):
         """Nothing to replay."""
 
     def write(self, *_):
@@ -32,13 +39,13 @@ class NoJournal:
 
 
 class Journal(NoJournal):
-    """A folder with manifest.json, clean logits, and numbered batches.
+    """A folder with manifest.json, what tells the network, and numbered batches.
 
-    Raises UsageError if the folder holds a run of another network, data or setting, or
-    batches of nobody knows which.
+    network: {name: rows of numbers}, see `fingerprint`. Raises UsageError if the folder
+    holds a run of another network, data or setting, or batches of nobody knows which.
     """
 
-    def __init__(self, folder, images, labels, logits, settings):
+    def __init__(self, folder, images, labels, network, settings):
         self.folder = pathlib.Path(folder)
         manifest = settings | {
             "images": checksum(images),
@@ -48,7 +55,7 @@ class Journal(NoJournal):
         try:
             file = self.folder / "manifest.json"
             if file.exists():
-                self.compare(json.loads(file.read_text()), manifest, logits)
+                self.compare(json.loads(file.read_text()), manifest, network)
             elif self.files():
                 raise UsageError(
                     f"{folder} holds batches but no manifest.json, so nobody knows of "
@@ -56,13 +63,15 @@ class Journal(NoJournal):
                 )
             elif hosts.first():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                save_arrays(self.folder / "logits.npz", logits=logits)
+                save_arrays(self.folder / "network.npz", **network)
                 text = json.dumps(manifest, indent=1)
                 write_atomically(file, lambda raw: raw.write(text.encode()))
+        except UsageError:
+            raise
         except (OSError, *DAMAGED) as error:
             raise UsageError(f"cannot use {folder} to resume: {error}") from None
 
-    def compare(self, old, new, logits):
+    def compare(self, old, new, network):
         """Raises UsageError if the run there is another one."""
         if not isinstance(old, dict):
             raise ValueError("manifest.json holds no settings")
@@ -72,40 +81,46 @@ class Journal(NoJournal):
                 f"{self.folder} holds a run with another {', '.join(differ)}: "
                 "name another folder to resume from"
             )
-        before = load_arrays(self.folder / "logits.npz")["logits"]
-        if before.shape != logits.shape or not np.allclose(before, logits, 1e-3, 1e-3):
-            raise UsageError(
-                f"{self.folder} holds a run of another network (its clean logits "
-                "differ): name another folder to resume from"
-            )
+        before = load_arrays(self.folder / "network.npz")
+        for name in dict.fromkeys([*network, *before]):
+            both = name in network and name in before
+            if not both or not alike(name, before[name], network[name]):
+                raise UsageError(
+                    f"{self.folder} holds a run of another network (its {name} differ): "
+                    "name another folder to resume from"
+                )
 
     def files(self):
         """The batches recorded so far, in order."""
         return sorted(self.folder.glob("batch-" + "[0-9]" * 6 + ".npz"))
 
-    def replay(self, state):
-        """Takes in the recorded batches; damaged and foreign files are passed over."""
+    def replay(self, state, number):
+        """Takes in a stage's recorded batches; passes over damaged and foreign files."""
         for file in self.files():
             try:
-                batch = self.read(file, state)
+                batch = self.read(file, state, number)
             except (OSError, *DAMAGED):
                 continue
-            state.update(*batch)
+            state.update(number, *batch)
 
-    def read(self, file, state):
-        """The arguments of State.update; raises one of DAMAGED for what is no batch."""
+    def read(self, file, state, number):
+        """What State.update takes; raises one of DAMAGED for what is no such batch."""
+        row = load_arrays(file, ["number"])
+        if int(row["number"]) != number:
+            raise ValueError("another stage's")
         row = load_arrays(file)
-        name, index, broken = str(row["name"]), row["index"], row["broken"]
-        points = np.zeros((len(index), *state.images.shape[1:]), np.float32)
-        points[broken] = row["points"]
+        name, hit = str(row["name"]), row["hit"]
+        points = np.zeros((len(hit), *state.images.shape[1:]), np.float32)
+        points[hit] = row["points"]
         cost = json.loads(str(row["cost"]))
         if cost.keys() != state.costs[name].keys():
             raise ValueError(f"other costs: {list(cost)}")
-        state.labels[index]  # IndexError where there are no such images
-        return int(row["number"]), int(row["round"]), name, index, points, broken, cost
+        state.labels[row["index"]]  # IndexError where there are no such images
+        told = [row[key] for key in ("share", "not_finite", "not_attacked")]
+        return int(row["round"]), name, Batch(row["index"], points, *told, cost)
 
-    def write(self, state, number, round_, name, index, points, broken, cost):
-        """Records one batch, in process 0; only broken images are stored."""
+    def write(self, state, number, round_, name, batch):
+        """Records one batch, in process 0, with the images that are worse than before."""
         if not hosts.first():
             return
         # Past the last name, so that no record is written over.
@@ -116,17 +131,67 @@ class Journal(NoJournal):
             number=number,
             round=round_,
             name=name,
-            index=index,
-            points=points[broken],
-            broken=broken,
-            cost=json.dumps(cost),
+            hit=state.hits(batch),
+            **batch._asdict()
+            | dict(points=batch.points[state.hits(batch)], cost=json.dumps(batch.cost)),
         )
 
 
-def load_arrays(path):
-    """{name: array} of an .npz file; raises OSError or one of DAMAGED."""
+def fingerprint(attacker, images, labels, logits):
+    """{name: rows of numbers} that tell a network, for a Journal.
+
+    Clean logits are not enough: a defence that rounds its input has those of the network
+    behind it. So there are logits and a gradient (none for a black box) on a sample of
+    images that are moved by noise of several sizes, always the same.
+    """
+    rows = attacker.rows(min(checks.SAMPLE, attacker.batch_size))
+    numbers = np.linspace(0, len(labels) - 1, rows).astype(int)
+    noise = np.random.default_rng(0).uniform(-1, 1, (rows, *images.shape[1:]))
+    noise *= np.resize(SIZES, (rows, 1, 1, 1))
+    moved = np.clip(as_float(images[numbers]) + noise.astype(np.float32), 0, 1)
+    keys = rng.by_index(jax.random.key(0), jnp.asarray(numbers))
+    inputs, found = (moved, labels[numbers], keys), {"clean logits": logits}
+    for name, function in (("logits", forward), ("gradients", slope)):
+        function = functools.partial(function, attacker.judges)
+        try:
+            part, _ = attacker.call((name, attacker.judges), function, inputs)
+        except (ValueError, TypeError, NotImplementedError):
+            break  # A black box has no gradient.
+        found[f"{name} near the images"] = part
+    return found
+
+
+def slope(judges, logits_fn, images, labels, keys):
+    """The gradient [B, H, W, C] of the margin; of one draw of a random network."""
+
+    def total(images):
+        return jnp.sum(
+            losses.margin(forward(judges, logits_fn, images, labels, keys), labels)
+        )
+
+    return jax.grad(total)(images)
+
+
+def alike(name, old, new):
+    """Whether rows of numbers [N, ...] are the same up to what machines differ by.
+
+    Clean logits by 1e-3 of each row's largest, gradients by 1e-2; away from the images one
+    row in ten may be further off, as there may be a kink between two roundings.
+    """
+    if old.shape != new.shape:
+        return False
+    old, new = (rows.reshape(len(rows), -1) for rows in (old, new))
+    largest = np.maximum(np.abs(old).max(axis=1), np.abs(new).max(axis=1))
+    limit = 1e-2 if "gradients" in name else 1e-3
+    near = np.abs(old - new).max(axis=1) <= limit * largest
+    same = near | np.all((old == new) | (np.isnan(old) & np.isnan(new)), axis=1)
+    return same.mean() >= (1.0 if "clean" in name else 0.9)
+
+
+def load_arrays(path, names=None):
+    """{name: array} of an .npz file, or some of it; raises OSError or one of DAMAGED."""
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as data:
-        return {name: data[name] for name in data.files}
+        return {name: data[name] for name in names or data.files}
 
 
 def save_arrays(path, **arrays):

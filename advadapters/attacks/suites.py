@@ -1,117 +1,115 @@
 """AutoAttack and other cascades: each attack runs on what is still robust.
 
-The parts and their settings are those of Croce and Hein's AutoAttack. Still-robust
-images are gathered on the host between the rounds of an attack; on the device every
-round is one program, compiled once per attack and batch shape.
+The parts and their settings are those of Croce and Hein's AutoAttack.
 """
 
-import functools
 import os
+import sys
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters import losses, rng
-from advadapters import mesh as meshes
+from advadapters import hosts, losses, rng
 from advadapters.attacks import checks
 from advadapters.attacks.apgd import Found, run_apgd
+from advadapters.attacks.cascade import JUDGES, Attacker, Stage, State, run_stage
+from advadapters.attacks.contract import as_float
 from advadapters.attacks.fab import run_fab
 from advadapters.attacks.pgd import pgd
-from advadapters.attacks.resume import Journal, NoJournal
+from advadapters.attacks.report import Report, told
+from advadapters.attacks.resume import Journal, NoJournal, fingerprint
 from advadapters.attacks.square import run_square
 from advadapters.balls import BALLS
 from advadapters.errors import UsageError, pick
 from advadapters.intervals import wilson
 from advadapters.precision import in_precision
 
-
-class Stage(NamedTuple):
-    """One attack of a cascade: `rounds` runs of `run`, each on what is left.
-
-    targeted: round r goes for the r-th most likely other class of the clean image.
-    """
-
-    name: str
-    run: Callable
-    rounds: int
-    targeted: bool
-    settings: dict
+SETTINGS = ("steps", "restarts", "targets", "queries")
 
 
-def run_multitargeted(logits_fn, images, labels, key, *, norm, eps, targets, active=None):
+def run_multitargeted(
+    logits_fn, images, labels, key, *, norm, eps, targets, steps=20, active=None
+):
     """PGD on one target's logit difference (Gowal et al. 2019) -> Found."""
     points = pgd(
-        logits_fn, images, labels, key, norm=norm, eps=eps, steps=20,
+        logits_fn, images, labels, key, norm=norm, eps=eps, steps=steps,
         loss="logit_difference", targets=targets, keep="best",
     )  # fmt: skip
     broken = losses.misclassified(logits_fn(points), labels)
-    return Found(points, broken, jnp.int32(22))
+    return Found(points, broken, jnp.int32(steps + 2))
 
 
-def stages(version, norm, classes):
-    """The stages of "standard", "plus", "rand", or a tuple of names from `parts`."""
+def stages(version, norm, classes, **settings):
+    """The stages of "standard", "plus", "rand", or of attacks that are named.
+
+    version: else a tuple of names from `parts`, or of (name, settings) pairs. settings: of
+    all attacks that take them, see `autoattack`. Raises UsageError.
+    """
     named = {
         "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
         "plus": ("apgd-ce", "apgd-dlr", "fab", "fab-random", "square", "apgd-t", "fab-t"),
         "rand": ("apgd-ce", "apgd-dlr"),
     }
-    names = pick(named, version, "suite") if isinstance(version, str) else version
+    listed = pick(named, version, "suite") if isinstance(version, str) else version
+    pairs = [(part, {}) if isinstance(part, str) else tuple(part) for part in listed]
+    names = [pair[0] for pair in pairs]
     if not names or len(set(names)) != len(names):
         raise UsageError(f"version must be different attack names, got {version!r}")
     table = parts(norm, classes)
     chosen = [pick(table, name, "attack") for name in names]
     if version == "plus":
-        more = {"apgd-ce": 5, "apgd-dlr": 5, "apgd-t": min(9, classes - 1)}
-        chosen = [s._replace(rounds=more.get(s.name, s.rounds)) for s in chosen]
+        more = {"apgd-ce": dict(restarts=5), "apgd-dlr": dict(restarts=5)}
+        more["apgd-t"] = dict(targets=min(9, classes - 1))
+        chosen = [s._replace(**more.get(s.name, {})) for s in chosen]
     if version == "rand":
         draws = dict(expectation=20)
-        chosen = [s._replace(rounds=1, settings=s.settings | draws) for s in chosen]
+        chosen = [s._replace(restarts=1, settings=s.settings | draws) for s in chosen]
+    given = {name: value for name, value in settings.items() if value is not None}
+    for name in given:
+        if not any(name in stage.takes for stage in chosen):
+            raise UsageError(f"none of the attacks {', '.join(names)} takes {name}")
+    for number, (stage, (_, own)) in enumerate(zip(chosen, pairs, strict=True)):
+        common = {name: value for name, value in given.items() if name in stage.takes}
+        chosen[number] = configured(stage, common | own, classes)
     return chosen
+
+
+def configured(stage, settings, classes):
+    """The stage with other settings; raises UsageError for what it does not take."""
+    for name in settings:
+        if name not in stage.takes:
+            raise UsageError(
+                f"{stage.name} takes no {name!r}; there are: {', '.join(stage.takes)}"
+            )
+    settings = {name: checks.count(value, name) for name, value in settings.items()}
+    counts = {k: v for k, v in settings.items() if k in ("restarts", "targets")}
+    if "targets" in counts:
+        counts["targets"] = min(counts["targets"], classes - 1)
+    rest = {k: v for k, v in settings.items() if k not in counts}
+    return stage._replace(settings=stage.settings | rest, **counts)
 
 
 def parts(norm, classes):
     """{name: Stage} with the settings of the standard version for this norm."""
     others = classes - 1
-    restarts, targets = (5, 5) if norm == "l1" else (1, 9)
+    restarts, targets = (5, min(5, others)) if norm == "l1" else (1, min(9, others))
+    nine = min(9, others)
+    untargeted, targeted = ("steps", "restarts"), ("steps", "restarts", "targets")
     rows = (
-        Stage("apgd-ce", run_apgd, restarts, False, dict(loss="cross_entropy")),
-        Stage("apgd-dlr", run_apgd, restarts, False, dict(loss="dlr")),
-        Stage("apgd-t", run_apgd, min(targets, others), True, dict(loss="dlr")),
-        Stage("fab", run_fab, 1, False, {}),
-        Stage("fab-random", run_fab, 4, False, dict(random_start=True)),
-        Stage("fab-t", run_fab, min(9, others), True, {}),
-        Stage("square", run_square, 1, False, {}),
-        Stage("multitargeted", run_multitargeted, others, True, {}),
+        Stage("apgd-ce", run_apgd, restarts, 0, dict(loss="cross_entropy"), untargeted),
+        Stage("apgd-dlr", run_apgd, restarts, 0, dict(loss="dlr"), untargeted),
+        Stage("apgd-t", run_apgd, 1, targets, dict(loss="dlr"), targeted),
+        # FAB begins at the image and draws nothing: a restart would be the same again.
+        Stage("fab", run_fab, 1, 0, {}, ("steps",)),
+        Stage("fab-random", run_fab, 4, 0, dict(random_start=True), untargeted),
+        Stage("fab-t", run_fab, 1, nine, {}, ("steps", "targets")),
+        Stage("square", run_square, 1, 0, {}, ("queries", "restarts")),
+        Stage("multitargeted", run_multitargeted, 1, nine, {}, targeted),
     )
     return {stage.name: stage for stage in rows}
-
-
-class Report(NamedTuple):
-    """What a cascade found; arrays are numpy, over the N images given.
-
-    stages: {name: accuracy after it}, "clean" first. broken_by: name of the attack, ""
-    for robust, "clean" for images misclassified before any. norms: of the perturbations.
-    costs: {name: {"forwards", "padding", "seconds", "cpu_seconds", "compile_seconds"}};
-    forwards and padding count images, seconds leave out compilation.
-    intervals: {"clean" or "robust": 95% (low, high)}. warnings: see `checks`.
-    """
-
-    norm: str
-    eps: float
-    clean_accuracy: float
-    robust_accuracy: float
-    intervals: dict
-    stages: dict
-    robust: np.ndarray
-    broken_by: np.ndarray
-    norms: np.ndarray
-    images: np.ndarray
-    costs: dict
-    warnings: list
 
 
 def autoattack(
@@ -123,10 +121,16 @@ def autoattack(
     norm,
     eps,
     version="standard",
+    steps=None,
+    restarts=None,
+    targets=None,
+    queries=None,
     batch_size=250,
     mesh=None,
     resume="",
+    programs=None,
     progress=lambda **news: None,
+    quiet=False,
     precision="highest",
 ):
     """Robust accuracy under a cascade of attacks -> Report.
@@ -135,62 +139,58 @@ def autoattack(
       logits_fn: images [B, H, W, C] float32 in [0, 1] -> logits [B, L]. Give
         jax.tree_util.Partial(apply, params) for large networks, so that parameters are
         arguments of the compiled programs. For version "rand": (images, key) -> logits.
-      images: [N, H, W, C] float32 in [0, 1]; labels: [N] int.
-      key: random key (an old uint32 one, too); an image's draws depend on its number,
-        not on its batch.
-      norm, eps: the threat model, e.g. "linf", 8 / 255.
-      version: "standard", "plus", "rand", or a tuple of attack names.
+      images: [N, H, W, C] float32 in [0, 1], or uint8, which go to the device as they
+        are; labels: [N] int. No copy is made; for each image that is broken 4 bytes a
+        value are kept. A numpy.memmap is read batch by batch.
+      key: random key (an old uint32 one, too), the seed of all that is drawn; an image's
+        draws depend on its number, not on its batch.
+      norm, eps: the threat model, e.g. "linf", 8 / 255. With eps 0 nothing is attacked.
+      version: "standard", "plus", "rand", or a tuple of attack names (see `parts`) or of
+        (name, settings) pairs, such as (("apgd-t", {"steps": 50}), "square").
+      steps, restarts, targets, queries: of every attack that takes them; None is the
+        version's own. restarts are runs from other draws, targets the most likely other
+        classes that targeted attacks go for, as many as there are at most.
       batch_size: most images a call, rounded up to a multiple of 8 (times the devices).
       mesh: spreads every batch over the devices of this mesh.
       resume: a folder that records every batch; a later call with the same network,
         data and settings goes on where it was cut off.
+      programs: a dict that keeps what is compiled; several calls may share it.
       progress: called with stage=, round=, rounds=, done=, total=, robust=.
+      quiet: without the line on stderr that tells of each stage.
       precision: of the network's products of float32, unless it names its own. "highest"
         is float32; "default" is jax's, bfloat16 on TPUs and TF32 on recent GPUs.
 
-    Raises UsageError for input that cannot be right.
+    Logits that are not finite are wrong, on clean and on attacked images; the report
+    counts them. Raises UsageError for input that cannot be right.
     """
-    with in_precision(precision):
-        return cascade(
-            logits_fn, images, labels, key, norm, eps, version, batch_size, mesh, resume,
-            progress, precision,
-        )  # fmt: skip
-
-
-def cascade(
-    logits_fn, images, labels, key, norm, eps, version, batch_size, mesh, resume, progress,
-    precision,
-):  # fmt: skip
-    """`autoattack` within the context of its precision."""
     images, labels = checks.inputs(images, labels)
     eps, key = checks.radius(norm, eps, images.shape[1:]), checks.random_key(key)
-    checks.network(logits_fn, version == "rand")
+    random = version == "rand"
+    checks.network(logits_fn, random)
     batch_size = checks.count(batch_size, "batch_size")
-    attacker = Attacker(as_partial(logits_fn), batch_size, mesh, version == "rand")
-    logits = attacker.all_logits(images, key)
-    checks.outputs(logits, labels)
-    todo = stages(version, norm, logits.shape[1])
-    warnings = checks.before(attacker, images, labels, logits, todo, key)
-    state = State.start(images, labels, logits, norm, eps, todo)
-    settings = dict(
-        norm=norm,
-        eps=eps,
-        version=str(version),
-        key=str(jax.random.key_data(key)),
-        precision=precision,
-    )
-    if version == "rand":  # There alone the batches matter.
-        settings["batch_size"] = attacker.rows(batch_size)
-    with (
-        Journal(resume, images, labels, logits, settings) if resume else NoJournal()
-    ) as log:
-        log.replay(state)
-        for number, stage in enumerate(todo):
-            run_stage(attacker, state, number, stage, key, log, progress)
-            # By name, because a journal may have told of later stages already.
-            later = ["", *(other.name for other in todo[number + 1 :])]
-            state.accuracies[stage.name] = float(np.isin(state.broken_by, later).mean())
-    return state.report(warnings + checks.after(state.accuracies), batch_size)
+    settings = dict(steps=steps, restarts=restarts, targets=targets, queries=queries)
+    with in_precision(precision):
+        attacker = Attacker(
+            as_partial(logits_fn), norm, eps, batch_size, mesh, random * JUDGES, programs
+        )
+        logits = attacker.logits(images, labels, key)
+        checks.outputs(logits, labels)
+        todo = stages(version, norm, logits.shape[1], **settings) if eps else []
+        warnings = checks.before(attacker, images, labels, logits, todo, key)
+        share = attacker.right(images, labels, logits, key)
+        state = State(images, labels, logits, share, todo)
+        plan = dict(norm=norm, eps=eps, key=str(jax.random.key_data(key)))
+        plan |= dict(precision=precision, stages=[stage.plan for stage in todo])
+        if random:  # There alone the batches matter.
+            plan["batch_size"] = attacker.rows(batch_size)
+        log = NoJournal()
+        if resume:
+            network = fingerprint(attacker, images, labels, logits)
+            log = Journal(resume, images, labels, network, plan)
+        tell = (lambda *_: None) if quiet else Telling(norm, eps)
+        run_stages(attacker, state, todo, key, log, progress, tell)
+        name = version if isinstance(version, str) else ", ".join(s.name for s in todo)
+        return report_of(attacker, state, name, warnings + checks.after(state))
 
 
 def as_partial(function):
@@ -203,6 +203,8 @@ def as_partial(function):
         return jax.tree_util.Partial(function)
     leaves, structure = jax.tree.flatten(function)
     arrays = [isinstance(leaf, jax.Array | np.ndarray | np.number) for leaf in leaves]
+    if all(arrays):
+        return function
 
     def call(weights, *args):
         weights = iter(weights)
@@ -214,202 +216,80 @@ def as_partial(function):
     return jax.tree_util.Partial(call, weights)
 
 
-class State:
-    """Progress of a cascade on the host: a row for every image."""
+def run_stages(attacker, state, todo, key, log, progress, tell):
+    """The whole cascade; accuracies of a random network are those on fresh draws."""
 
-    @classmethod
-    def start(cls, images, labels, logits, norm, eps, todo):
-        """Before the first attack: robust is what is classified rightly."""
-        self = cls()
-        self.norm, self.eps = norm, eps
-        self.images, self.labels, self.logits = images, labels, logits
-        self.robust = logits.argmax(1) == labels
-        self.adversarial = images.copy()
-        self.broken_by = np.where(self.robust, "", "clean").astype("U32")
-        self.done = {}  # (stage number, round): numbers of the images that are through
-        self.accuracies = {"clean": float(self.robust.mean())}
-        blank = dict(forwards=0, padding=0)
-        blank |= dict(seconds=0.0, cpu_seconds=0.0, compile_seconds=0.0)
-        self.costs = {stage.name: dict(blank) for stage in todo}
-        return self
+    def accuracy():
+        if not attacker.judges:
+            return float(state.share.mean())
+        fresh = rng.fold(key, "fresh")  # never seen by an attack, nor used to choose
+        state.fresh = attacker.judged(state.rows, state.labels, fresh).astype(float)
+        return float(state.fresh.mean())
 
-    def update(self, number, round_, name, index, points, broken, cost):
-        """Takes in one batch."""
-        self.done.setdefault((number, round_), set()).update(index.tolist())
-        hit = index[broken]
-        self.adversarial[hit] = points[broken]
-        self.robust[hit] = False
-        self.broken_by[hit] = name
-        for kind, value in cost.items():
-            self.costs[name][kind] += value
+    state.accuracies["clean"] = accuracy()
+    tell("clean", state)
+    for number, stage in enumerate(todo):
+        log.replay(state, number)
+        run_stage(attacker, state, number, stage, key, log, progress)
+        state.accuracies[stage.name] = accuracy()
+        tell(stage.name, state)
 
-    def sizes(self, rows):
-        """Norms [N] of the perturbations, of so many rows at a time."""
-        norm = BALLS[self.norm].norm
-        parts = [slice(i, i + rows) for i in range(0, len(self.images), rows)]
-        moved = (self.adversarial[part] - self.images[part] for part in parts)
-        return np.concatenate([np.asarray(norm(jnp.asarray(rows))) for rows in moved])
 
-    def report(self, warnings, batch_size):
-        """The Report."""
-        clean, robust = self.broken_by != "clean", self.robust
-        return Report(
-            norm=self.norm,
-            eps=float(self.eps),
-            clean_accuracy=float(clean.mean()),
-            robust_accuracy=float(robust.mean()),
-            intervals={
-                "clean": wilson(int(clean.sum()), len(clean)),
-                "robust": wilson(int(robust.sum()), len(robust)),
-            },
-            stages=dict(self.accuracies),
-            robust=robust,
-            broken_by=self.broken_by,
-            norms=self.sizes(batch_size),
-            images=self.adversarial,
-            costs=self.costs,
-            warnings=warnings,
+class Telling:
+    """Called after each stage, says on stderr what is left and how long it took."""
+
+    def __init__(self, norm, eps):
+        self.threat, self.since = f"{norm} {told(eps)}", time.monotonic()
+
+    def __call__(self, name, state):
+        if not hosts.first():
+            return
+        now, value = time.monotonic(), state.accuracies[name]
+        print(
+            f"AutoAttack {self.threat}, after {name}: accuracy {100 * value:.2f}% of "
+            f"{len(state.labels)} images, {now - self.since:.0f} s",
+            file=sys.stderr,
+            flush=True,
         )
+        self.since = now
 
 
-def run_stage(attacker, state, number, stage, key, log, progress):
-    """All rounds of one attack."""
-    order = np.argsort(-state.logits, axis=1, kind="stable")
-    for round_ in range(stage.rounds):
-        through = state.done.get((number, round_), set())
-        left = np.array([i for i in np.flatnonzero(state.robust) if i not in through], int)
-        total = len(left)
-        for index in attacker.batches(stage, left):
-            # Ranks count the other classes, most likely first.
-            targets = np.array(
-                [[c for c in order[i] if c != state.labels[i]][round_] for i in index]
-                if stage.targeted
-                else np.zeros(len(index)),
-                np.int32,
-            )
-            points, broken, cost = attacker.attack(
-                stage, state, index, targets, key, round_
-            )
-            state.update(number, round_, stage.name, index, points, broken, cost)
-            log.write(state, number, round_, stage.name, index, points, broken, cost)
-            left = left[len(index) :]
-            progress(
-                stage=stage.name,
-                round=round_ + 1,
-                rounds=stage.rounds,
-                done=total - len(left),
-                total=total,
-                robust=float(state.robust.mean()),
-            )
-
-
-class Attacker:
-    """Runs attacks on batches of few shapes, each compiled once."""
-
-    def __init__(self, logits_fn, batch_size, mesh, randomised):
-        self.logits_fn, self.batch_size = logits_fn, batch_size
-        self.mesh, self.randomised = mesh, randomised
-        self.programs = {}
-        self.unit = 8 if mesh is None else 8 * mesh.size
-
-    def place(self, tree):
-        """Rows over the mesh, if there is one."""
-        if self.mesh is None:
-            return jax.tree.map(jnp.asarray, tree)
-        there = meshes.batched(self.mesh)
-        return jax.tree.map(  # device_put takes no keys to other hosts
-            lambda rows: jax.make_array_from_callback(rows.shape, there, rows.__getitem__),
-            tree,
-        )
-
-    def rows(self, count):
-        """Rows of a batch for `count` images, rounded up for few shapes and all devices."""
-        return -(-count // self.unit) * self.unit
-
-    def shape(self, count):
-        """Rows of even batches that take `count` images."""
-        calls = max(1, -(-count // self.batch_size))
-        return self.rows(-(-count // calls))
-
-    def compiled(self, stage, count):
-        """Rows of a compiled program that `count` images fill well, or 0."""
-        shapes = [rows for name, rows in self.programs if name == stage.name]
-        return min((rows for rows in shapes if count <= rows <= 1.3 * count), default=0)
-
-    def batches(self, stage, left):
-        """Parts of the numbers `left`, of shapes that are compiled already if they fit."""
-        while len(left):
-            even = self.shape(len(left))
-            size = self.compiled(stage, even) or even
-            yield left[:size]
-            left = left[size:]
-
-    def attack(self, stage, state, index, targets, key, round_):
-        """(points, broken, cost) of one batch: numpy, only the rows asked for."""
-        count = len(index)
-        rows = self.compiled(stage, count) or self.rows(count)
-        padded = np.concatenate([index, np.full(rows - count, index[0])])
-        keys = rng.by_index(rng.fold(key, stage.name, round_), jnp.asarray(padded))
-        inputs = self.place(
-            (
-                state.images[padded],
-                state.labels[padded],
-                keys,
-                np.concatenate([targets, np.full(rows - count, targets[0])]),
-                np.arange(rows) < count,
-            )
-        )
-        arguments = (self.logits_fn, jnp.float32(state.eps), *inputs)
-        compile_seconds = 0.0
-        if (stage.name, rows) not in self.programs:
-            started = time.monotonic()
-            program = jax.jit(functools.partial(attack_batch, stage, state.norm))
-            self.programs[stage.name, rows] = program.lower(*arguments).compile()
-            compile_seconds = time.monotonic() - started
-        wall, busy = time.monotonic(), time.process_time()
-        program = self.programs[stage.name, rows]
-        points, broken, passes = map(meshes.gather, program(*arguments))
-        cost = dict(
-            forwards=int(passes) * count,
-            padding=int(passes) * (rows - count),
-            seconds=time.monotonic() - wall,
-            cpu_seconds=time.process_time() - busy,
-            compile_seconds=compile_seconds,
-        )
-        return points[:count], broken[:count], cost
-
-    @functools.cached_property
-    def forward(self):
-        """jit: (logits_fn, images, key) -> logits."""
-        if self.randomised:
-            return jax.jit(lambda function, images, key: function(images, key))
-        return jax.jit(lambda function, images, key: function(images))
-
-    def all_logits(self, images, key):
-        """Logits [N, L] float32, numpy."""
-        found = []
-        size = self.shape(len(images))
-        for i in range(0, len(images), size):
-            part = images[i : i + size]
-            padding = np.zeros((size - len(part), *part.shape[1:]), part.dtype)
-            placed = self.place(np.concatenate([part, padding]))
-            logits = self.forward(self.logits_fn, placed, rng.fold(key, "clean"))
-            found.append(checks.rows_of(logits, size)[: len(part)])
-        return np.concatenate(found)
-
-
-def attack_batch(stage, norm, logits_fn, eps, images, labels, keys, targets, active):
-    """One batch on the device: (points, broken, passes); the attack's word is checked."""
-    settings = dict(stage.settings)
-    if stage.targeted:
-        settings["targets"] = targets
-    found = stage.run(
-        logits_fn, images, labels, keys, norm=norm, eps=eps, active=active, **settings
+def report_of(attacker, state, version, warnings):
+    """The Report of a finished cascade."""
+    values, count = list(state.accuracies.values()), len(state.labels)
+    share = state.share if state.fresh is None else state.fresh
+    index = np.array(sorted(state.moved), int)
+    points = [state.moved[number] for number in index.tolist()]
+    shape = (len(index), *state.images.shape[1:])
+    points = np.stack(points) if points else np.zeros(shape, np.float32)
+    norms, norm = np.zeros(count, np.float32), BALLS[attacker.norm].norm
+    for start in range(0, len(index), attacker.batch_size):
+        part = slice(start, start + attacker.batch_size)
+        moved = points[part] - as_float(state.images[index[part]])
+        norms[index[part]] = np.asarray(norm(jnp.asarray(moved)))
+    return Report(
+        version=version,
+        norm=attacker.norm,
+        eps=float(attacker.eps),
+        draws=max(attacker.judges, 1),
+        clean_accuracy=values[0],
+        robust_accuracy=values[-1],
+        intervals={
+            "clean": wilson(values[0] * count, count),
+            "robust": wilson(values[-1] * count, count),
+        },
+        stages=dict(state.accuracies),
+        costs=state.costs,
+        warnings=warnings,
+        not_finite=int(state.not_finite.sum()),
+        robust=share > 0.5,
+        share=share,
+        broken_by=state.broken_by,
+        norms=norms,
+        index=index,
+        points=points,
+        given=state.images,
     )
-    if settings.get("expectation", 1) > 1:
-        return found.points, found.broken & active, settings["expectation"] * found.forwards
-    wrong = losses.misclassified(logits_fn(found.points), labels)
-    return found.points, wrong & active, found.forwards + 1
 
 
 class Sweep(NamedTuple):
@@ -419,6 +299,17 @@ class Sweep(NamedTuple):
     union_accuracy: float
     robust: Any
     warnings: list
+
+    def __str__(self):
+        lines = [str(report) for report in self.reports]
+        threats = ", ".join(f"{r.norm} {told(r.eps)}" for r in self.reports)
+        low, high = wilson(int(self.robust.sum()), len(self.robust))
+        lines.append(
+            f"union of {threats}: robust accuracy {100 * self.union_accuracy:.2f}% "
+            f"(95% interval {100 * low:.1f} to {100 * high:.1f})"
+        )
+        lines += [f"warning: {warning['message']}" for warning in self.warnings]
+        return "\n\n".join(lines)
 
 
 def sweep(logits_fn, images, labels, key, *, threats, **settings):
@@ -438,6 +329,7 @@ def sweep(logits_fn, images, labels, key, *, threats, **settings):
         )
     threats = [(norm, checks.radius(norm, eps)) for norm, eps in threats]
     folder = settings.pop("resume", "")
+    settings = {"programs": {}} | settings
     reports = [
         autoattack(
             logits_fn, images, labels, key, norm=norm, eps=eps, **settings,

@@ -47,7 +47,15 @@ def held_out(opened, variables, case, attack):
         at_once=1,
         progress=lambda *_: None,
     )
+    warn_of_strange(found, [case], "validation")
     return float(found.right.mean())
+
+
+def warn_of_strange(table, cases, suite):
+    """Says which accuracies of a Table hold logits or images that are not finite."""
+    names = [tables.name_of(case.told) for case in cases]
+    for line in accuracy.strange(table, names, suite):
+        print(line, flush=True)
 
 
 def warn_of_overfitting(name, single, many):
@@ -220,8 +228,10 @@ def rows(opened, variables, cases, found, step, compared=(), about=None):
     told = [case.told | cost for case, cost in zip(cases, costs, strict=True)]
     attacked, listed = {*opened.run.evaluation.suites, "union"}, []
     for suite, table in found.items():
-        for one, right, signs_ in zip(told, table.right, compared, strict=True):
-            row = accuracy.row(one, suite, int(right.sum()), len(right), step)
+        warn_of_strange(table, cases, suite)
+        counts = (table.right.sum(axis=1), table.not_finite, table.not_attacked)
+        for one, signs_, right, *odd in zip(told, compared, *counts, strict=True):
+            row = accuracy.row(one, suite, int(right), len(table.index), step, *odd)
             natural = signs_ if suite in attacked else {"metric": "accuracy"}
             listed.append(row | natural | (about or {}).get(suite, {}))
     cues = [f"conflict_stimuli/{cue}" for cue in ("shape", "texture")]

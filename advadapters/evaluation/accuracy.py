@@ -13,16 +13,18 @@ from advadapters import rng, trees
 from advadapters.data.augment import to_float
 from advadapters.intervals import wilson
 
-NO_CLASS = -1
+NO_CLASS = -1  # the logits are not finite: not right, whatever the label
+WRONG = -2  # of a union: some other class
+NO_IMAGE = -3  # the attack's image is not finite: right, as the clean image is
 
 
 class Table(NamedTuple):
     """What S networks say of N images: everything that is told of them is read from it.
 
-    predictions: int32 [S, N], classes; NO_CLASS where the logits are not finite or the
-    class was not recorded. Under an attack it is the class of the attacked image, or that
-    of the clean one where it was wrong already. labels: int32 [N], or [N, M] where any of
-    several is right. index: int32 [N], the images' numbers in their split.
+    predictions: int32 [S, N], classes, or NO_CLASS, WRONG, NO_IMAGE. Under an attack it is
+    the class of the attacked image, or that of the clean one where it was wrong already.
+    labels: int32 [N], or [N, M] where any of several is right. index: int32 [N], the
+    images' numbers in their split.
     """
 
     predictions: np.ndarray
@@ -32,9 +34,19 @@ class Table(NamedTuple):
     @property
     def right(self):
         """bool [S, N]."""
-        if self.labels.ndim == 1:
-            return self.predictions == self.labels
-        return np.any(self.predictions[:, :, None] == self.labels, axis=-1)
+        labels = self.labels if self.labels.ndim > 1 else self.labels[:, None]
+        said = np.any(self.predictions[:, :, None] == labels, axis=-1)
+        return said | (self.predictions == NO_IMAGE)
+
+    @property
+    def not_finite(self):
+        """int [S]: on how many images the logits are not finite."""
+        return (self.predictions == NO_CLASS).sum(axis=1)
+
+    @property
+    def not_attacked(self):
+        """int [S]: for how many images the attack gave back one that is not finite."""
+        return (self.predictions == NO_IMAGE).sum(axis=1)
 
 
 def grouped(logits, groups, combine):
@@ -56,9 +68,10 @@ def grouped(logits, groups, combine):
 def make_predictor(network, attack, *, seed, mesh, groups=None, combine="mean"):
     """jit: (variables, knobs [S, ...], batch) -> predictions int32 [S, B], see `Table`.
 
-    Each soup is attacked through itself. Random numbers depend on the seed and the number
-    of the image, not on batches or devices. groups, combine: predictions are of groups of
-    classes, see `grouped`.
+    Each soup is attacked through itself. An attack that gives back an image that is not
+    finite has found nothing, the clean image counts. Random numbers depend on the seed
+    and the number of the image, not on batches or devices. groups, combine: predictions
+    are of groups of classes, see `grouped`.
     """
 
     def predict(variables, knobs, batch):
@@ -79,8 +92,10 @@ def make_predictor(network, attack, *, seed, mesh, groups=None, combine="mean"):
             if attack is None:
                 return found
             logits_fn = lambda images: network.evaluate(plain, images)  # noqa: E731
-            moved = classes(attack(logits_fn, images, labels, keys))
-            return jnp.where(found == labels, moved, found)
+            moved = attack(logits_fn, images, labels, keys)
+            whole = jnp.all(jnp.isfinite(moved), axis=(1, 2, 3))
+            said = jnp.where(whole, classes(moved), NO_IMAGE)
+            return jnp.where(found == labels, said, found)
 
         return jax.vmap(one)(knobs).astype(jnp.int32)
 
@@ -125,11 +140,33 @@ def union(tables):
     """The Table of the worst of several attacks: right is who is right under all."""
     first = tables[0]
     right = np.all([one.right for one in tables], axis=0)
-    return first._replace(predictions=np.where(right, first.labels, NO_CLASS))
+    return first._replace(predictions=np.where(right, first.labels, WRONG))
 
 
-def row(told, suite, correct, examples, step):
-    """One row of results.json; told: the names of the network, see `networks.Case`."""
+def strange(table, names, suite):
+    """Lines that warn of what is counted by rule in a Table of networks of these names."""
+    lines, size = [], len(table.index)
+    for name, lost, kept in zip(names, table.not_finite, table.not_attacked, strict=True):
+        if lost:
+            lines.append(
+                f"warning: {name}, {suite}: the logits are not finite on {lost} of {size} "
+                "images, which count as wrong: look for an overflow, or a division by "
+                "zero, in the network"
+            )
+        if kept:
+            lines.append(
+                f"warning: {name}, {suite}: the attack returned images that are not finite "
+                f"for {kept} of {size} images, which count as not attacked: the accuracy "
+                "is too high by up to as many"
+            )
+    return lines
+
+
+def row(told, suite, correct, examples, step, not_finite=0, not_attacked=0):
+    """One row of results.json; told: the names of the network, see `networks.Case`.
+
+    not_finite, not_attacked: counts of `Table`.
+    """
     low, high = wilson(correct, examples)
     return told | {
         "suite": suite,
@@ -140,4 +177,6 @@ def row(told, suite, correct, examples, step):
         "correct": correct,
         "n": examples,
         "step": step,
+        "not_finite": int(not_finite),
+        "not_attacked": int(not_attacked),
     }

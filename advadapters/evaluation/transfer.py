@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from advadapters import losses, rng, trees
 from advadapters import mesh as meshes
-from advadapters import rng, trees
 from advadapters.data.augment import to_float
 from advadapters.evaluation import accuracy
 from advadapters.evaluation.tables import name_of
@@ -30,7 +30,9 @@ def make_counter(network, attack, *, seed, mesh):
         def attacked(knob):
             plain = network.at(variables, knob)
             logits_fn = lambda images: network.evaluate(plain, images)  # noqa: E731
-            return attack(logits_fn, images, labels, keys)
+            moved = attack(logits_fn, images, labels, keys)
+            whole = jnp.isfinite(moved).all(axis=(1, 2, 3), keepdims=True)
+            return jnp.where(whole, moved, images)  # as in `accuracy.make_predictor`
 
         shown = jax.vmap(attacked)(knobs)  # [S, B, H, W, C]
 
@@ -39,8 +41,7 @@ def make_counter(network, attack, *, seed, mesh):
 
             def one(images):
                 logits = network.evaluate(plain, images)
-                finite = jnp.all(jnp.isfinite(logits), axis=-1)
-                return finite & (jnp.argmax(logits, axis=-1) == labels)
+                return ~losses.misclassified(logits, labels)
 
             return jax.vmap(one)(shown) & one(images) & batch["mask"]  # [S, B]
 

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from advadapters import losses
 from advadapters.soups.mixtures import check
 
 
 def right(logits, labels):
     """Whether each prediction [N] is right; logits that are not finite are wrong."""
-    finite = jnp.all(jnp.isfinite(logits), axis=-1)
-    return finite & (jnp.argmax(logits, axis=-1) == labels)
+    return ~losses.misclassified(logits, labels)
 
 
 def entropy(logits, labels):

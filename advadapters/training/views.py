@@ -135,7 +135,7 @@ def views_loss(network, views, *, pooled=True, perturbation=0.0, axis=None):
         if perturbation:
             trained = perturbed(objective, trained, perturbation, axis)
         total, (per_view, logits, stats) = objective(trained)
-        right = jnp.argmax(logits, -1) == losses.class_of(batch["labels"])
+        right = ~losses.misclassified(logits, batch["labels"])
         right = jnp.mean(right.astype(jnp.float32), axis=1)  # [V]
         stats = running(variables["stats"], mixtures, stats)
         many = [v for v, view in enumerate(views) if len(view.attacks) > 1]

@@ -36,11 +36,9 @@ def test_masked_networks_are_warned_of(masking):
         "logits x 1000": lambda x: 1000 * plain(x),
         "8 levels": lambda x: plain(jnp.round(x * 7) / 7),
     }[masking]
-    attacker, key = (
-        suites.Attacker(suites.as_partial(masked), 64, None, False),
-        jax.random.key(0),
-    )
-    logits = attacker.all_logits(images, key)
+    attacker = suites.Attacker(suites.as_partial(masked), "linf", 0.1, 64)
+    key = jax.random.key(0)
+    logits = attacker.logits(images, labels, key)
     found = checks.before(attacker, images, labels, logits, [], key)
     told = {w["check"]: w for w in found}
     expected = {"none": set(), "logits x 1000": {"saturated-cross-entropy"}}
@@ -54,14 +52,14 @@ import sys
 sys.path.insert(0, {tests!r})
 import jax, json, reference_networks as reference
 from advadapters.attacks import autoattack
-images, labels = reference.data(200)
+images, labels = reference.data(40)
 report = autoattack(reference.network("cnn"), images, labels, jax.random.key(0),
                     norm="l2", eps=1.5, version=("apgd-ce", "apgd-t", "fab-t"))
 print(json.dumps(report.stages))
 """
 
 
-def test_l2_cascade_on_200_images():
+def test_l2_cascade():
     """L2, where FAB-T finds what APGD does not, so that all three parts are seen.
 
     In a process of its own, because tests are compiled without optimization.
@@ -75,9 +73,9 @@ def test_l2_cascade_on_200_images():
     stages = json.loads(out.stdout.splitlines()[-1])
     for stage, accuracy in stages.items():
         if stage != "clean":
-            official = reference.robust_after("cnn_l2", stage, 200).mean()
-            # Two images of 200 for each of the two suites' random starts.
-            assert abs(accuracy - official) <= 0.02, (stage, accuracy, official)
+            official = reference.robust_after("cnn_l2", stage, 40).sum()
+            # One image for each of the two suites' random starts.
+            assert abs(40 * accuracy - official) < 2.5, (stage, accuracy, official)
     assert stages["fab-t"] < stages["apgd-t"]
 
 

@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from jax.tree_util import Partial
 
 from advadapters import losses, networks, rng, trees
+from advadapters.attacks import autoattack
 from advadapters.attacks.pgd import pgd
 from advadapters.data import pipeline
 from advadapters.data.sources import ArraySplit
 from advadapters.evaluation import accuracy, tables
 from advadapters.intervals import wilson
+from advadapters.soups import scoring
 from advadapters.training import state
 
 NET = tiny.network()
@@ -86,16 +89,56 @@ def test_an_image_wrong_before_the_attack_is_never_robust(mesh):
     assert 0 < clean.right.sum() < 21
 
 
-def test_nan_is_never_right(mesh):
-    def broken(params, images):
-        return jnp.full((images.shape[0], 5), jnp.nan)
+def no_numbers(params, images):
+    """NET, but NaN on moved images (not whole 255ths) whose first pixel is bright."""
+    moved = jnp.abs(images * 255 - jnp.round(images * 255)).max(axis=(1, 2, 3)) > 0.01
+    lost = moved & (images[:, 0, 0, 0] > 0.5)
+    return jnp.where(lost[:, None], jnp.nan, NET.evaluate(params, images))
 
+
+def test_logits_that_are_not_finite_are_not_right_in_any_evaluation(mesh):
+    """One rule: under PGD and in AutoAttack, on clean images, and among soups."""
+    split, variables = setup()
+    net = NET._replace(evaluate=no_numbers)
+    nudge = lambda logits_fn, images, *_: images + 1e-4  # noqa: E731
+    clean, pgd_ = (
+        table_of(mesh, a, 1, net=net, mixtures=MIXTURES[1:2]) for a in (None, nudge)
+    )
+    bright = split.images[:, 0, 0, 0] / 255 > 0.5
+    assert clean.right.all() and not clean.not_finite.any()
+    np.testing.assert_array_equal(pgd_.right[0], ~bright)
+    assert pgd_.not_finite == bright.sum()
+    (line,) = accuracy.strange(pgd_, ["a soup"], "pgd")
+    assert f"a soup, pgd: the logits are not finite on {bright.sum()} of 21" in line
+    assert not accuracy.strange(clean, ["a soup"], "clean")
+    report = autoattack(
+        Partial(net.evaluate, trees.plain(variables, (0.5, 0.5))),
+        split.images / np.float32(255), split.labels, jax.random.key(0),
+        norm="linf", eps=1e-4, version=("square",), queries=1,
+    )  # fmt: skip
+    np.testing.assert_array_equal(report.robust, pgd_.right[0])
+    assert report.not_finite == bright.sum()
+    (told,) = (w for w in report.warnings if w["check"] == "not-finite")
+    assert told["images"] == bright.sum() and told["clean"] == 0
+    said = scoring.right(jnp.array([[jnp.nan, 1.0], [0.0, 1.0]]), jnp.array([1, 1]))
+    np.testing.assert_array_equal(said, [False, True])
+
+
+def test_an_image_that_is_not_finite_is_no_success_of_an_attack(mesh):
     def poison(logits_fn, images, labels, key):
-        return images * jnp.nan
+        return jnp.where(images[:, :1, :1, :1] > 0.5, jnp.nan, images)
 
-    for net, attack in ((NET._replace(evaluate=broken), None), (NET, poison)):
-        found = table_of(mesh, attack, 1, net=net, mixtures=MIXTURES[1:2])
-        assert set(found.predictions.ravel().tolist()) == {accuracy.NO_CLASS}
+    split, _ = setup()
+    bright = split.images[:, 0, 0, 0] / 255 > 0.5
+    found = table_of(mesh, poison, 1, mixtures=MIXTURES[1:2])
+    assert found.right.all() and not found.not_finite.any()
+    assert found.not_attacked == bright.sum()
+    (line,) = accuracy.strange(found, ["a soup"], "pgd")
+    assert (
+        f"not finite for {bright.sum()} of 21 images, which count as not attacked" in line
+    )
+    both = accuracy.union([found, found])
+    assert both.right.all() and not both.not_attacked.any()
 
 
 def test_the_union_is_right_under_all():

@@ -1,0 +1,323 @@
+"""What runs a cascade: batches of the images that are left, and what was found on them.
+
+Images are gathered on the host between the rounds of an attack; on the device every
+round is one program, compiled once per attack and batch shape.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advadapters import losses, rng
+from advadapters import mesh as meshes
+from advadapters.attacks import checks
+from advadapters.attacks.contract import as_float, rows_where
+
+JUDGES = 100  # draws of a random network that an image found is judged on
+
+
+class Stage(NamedTuple):
+    """One attack of a cascade, run `rounds` times, each on what is left.
+
+    targets: 0, or for how many of the most likely other classes of the clean image the
+    attack goes, one a round. restarts: how often all that is done, from other draws.
+    takes: which of its settings can be set from outside.
+    """
+
+    name: str
+    run: Callable
+    restarts: int
+    targets: int
+    settings: dict
+    takes: tuple
+
+    @property
+    def rounds(self):
+        """How often it is run."""
+        return self.restarts * max(self.targets, 1)
+
+    @property
+    def plan(self):
+        """All that its result depends on, as plain values."""
+        settings = [f"{key}={value}" for key, value in sorted(self.settings.items())]
+        return [self.name, self.restarts, self.targets, settings]
+
+
+class Batch(NamedTuple):
+    """What one call of an attack found for the images with the numbers `index` [B].
+
+    points: float32 [B, H, W, C]. share: float32 [B], of the draws in which the network
+    is right there; 0 or 1 where it is not random. not_finite: bool [B], the logits there.
+    not_attacked: bool [B], the attack's own points were not finite, these are the images.
+    """
+
+    index: np.ndarray
+    points: np.ndarray
+    share: np.ndarray
+    not_finite: np.ndarray
+    not_attacked: np.ndarray
+    cost: dict
+
+
+class State:
+    """Progress of a cascade on the host: a row for every image.
+
+    share: as in Batch, the lowest so far, and moved {number: points} where it is. Nothing
+    else is kept of images: 4 bytes a value for each that an attack moved. fresh: the same
+    as share, on draws that chose nothing; None for a network that is not random.
+    """
+
+    def __init__(self, images, labels, logits, share, stages):
+        self.images, self.labels, self.logits = images, labels, logits
+        self.share, self.moved, self.fresh = share.astype(float), {}, None
+        self.broken_by = np.where(share > 0, "", "clean").astype("U32")
+        self.not_finite = ~np.isfinite(logits).all(axis=1)
+        self.not_attacked = np.zeros(len(images), bool)
+        self.done = {}  # (stage number, round): numbers of the images that are through
+        self.accuracies = {}
+        blank = dict(forwards=0, padding=0)
+        blank |= dict(seconds=0.0, cpu_seconds=0.0, compile_seconds=0.0)
+        self.costs = {stage.name: dict(blank) for stage in stages}
+
+    def hits(self, batch):
+        """bool [B]: where a batch found images that are worse than those so far."""
+        return batch.share < self.share[batch.index]
+
+    def update(self, number, round_, name, batch):
+        """Takes in one batch of a round of stage `number`."""
+        self.done.setdefault((number, round_), set()).update(batch.index.tolist())
+        better = self.hits(batch)
+        hit = batch.index[better]
+        self.moved |= dict(zip(hit.tolist(), batch.points[better], strict=True))
+        self.share[hit] = batch.share[better]
+        self.broken_by[hit] = name
+        self.not_finite[hit] = batch.not_finite[better]
+        self.not_attacked[batch.index] |= batch.not_attacked
+        for kind, value in batch.cost.items():
+            self.costs[name][kind] += value
+
+    def left(self, number, round_):
+        """Numbers of the images that a round of a stage has still to attack."""
+        through = self.done.get((number, round_), set())
+        return np.array([i for i in np.flatnonzero(self.share) if i not in through], int)
+
+    def rows(self, numbers):
+        """The images with these numbers, moved where they are, float32."""
+        rows = as_float(self.images[numbers])  # a copy, as numbers is an array
+        for row, number in enumerate(np.asarray(numbers).tolist()):
+            if number in self.moved:
+                rows[row] = self.moved[number]
+        return rows
+
+
+def run_stage(attacker, state, number, stage, key, log, progress):
+    """All rounds of one attack."""
+    order = np.argsort(-state.logits, axis=1, kind="stable")
+    for round_ in range(stage.rounds):
+        left = state.left(number, round_)
+        total = len(left)
+        for index in attacker.batches(stage, left):
+            # Ranks count the other classes, most likely first.
+            rank = round_ % max(stage.targets, 1)
+            targets = [[c for c in order[i] if c != state.labels[i]][rank] for i in index]
+            batch = attacker.attack(stage, state, index, targets, key, round_)
+            log.write(state, number, round_, stage.name, batch)
+            state.update(number, round_, stage.name, batch)
+            left = left[len(index) :]
+            progress(
+                stage=stage.name,
+                round=round_ + 1,
+                rounds=stage.rounds,
+                done=total - len(left),
+                total=total,
+                robust=float(state.share.mean()),
+            )
+
+
+class Attacker:
+    """Runs attacks on batches of few shapes, each compiled once.
+
+    judges: on how many draws of a random network an image is judged, 0 for a network that
+    is not random. programs: a dict of what is compiled, which may serve several of them.
+    """
+
+    def __init__(
+        self, logits_fn, norm, eps, batch_size, mesh=None, judges=0, programs=None
+    ):
+        self.logits_fn, self.norm, self.eps = logits_fn, norm, np.float32(eps)
+        self.batch_size, self.mesh, self.judges = batch_size, mesh, judges
+        self.programs = {} if programs is None else programs
+        self.unit = 8 if mesh is None else 8 * mesh.size
+
+    def place(self, tree):
+        """Rows over the mesh, if there is one."""
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, tree)
+        there = meshes.batched(self.mesh)
+        return jax.tree.map(  # device_put takes no keys to other hosts
+            lambda rows: jax.make_array_from_callback(rows.shape, there, rows.__getitem__),
+            tree,
+        )
+
+    def rows(self, count):
+        """Rows of a batch for `count` images, rounded up for few shapes and all devices."""
+        return -(-count // self.unit) * self.unit
+
+    def shape(self, count):
+        """Rows of even batches that take `count` images."""
+        calls = max(1, -(-count // self.batch_size))
+        return self.rows(-(-count // calls))
+
+    def kind(self, stage):
+        """What tells the programs of attacks apart."""
+        settings = tuple(sorted(stage.settings.items()))
+        network = jax.tree.structure(self.logits_fn)
+        return stage.run, settings, stage.targets > 0, self.norm, self.judges, network
+
+    def compiled(self, stage, count):
+        """Rows of a compiled program that `count` images fill well, or 0."""
+        kind, most = self.kind(stage), min(1.3 * count, self.rows(self.batch_size))
+        shapes = [rows for other, rows, _ in self.programs if other == kind]
+        return min((rows for rows in shapes if count <= rows <= most), default=0)
+
+    def batches(self, stage, left):
+        """Parts of the numbers `left`, of shapes that are compiled already if they fit."""
+        while len(left):
+            even = self.shape(len(left))
+            size = self.compiled(stage, even) or even
+            yield left[:size]
+            left = left[size:]
+
+    def call(self, kind, function, rows, *scalars):
+        """(what a function makes of network, rows and scalars, seconds of compiling)."""
+        arguments = (self.logits_fn, *self.place(rows), *scalars)
+        leaves, structure = jax.tree.flatten(arguments)
+        told = tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
+        precision = jax.config.jax_default_matmul_precision
+        name = (kind, len(rows[0]), (structure, told, precision))
+        seconds = 0.0
+        if name not in self.programs:
+            started = time.monotonic()
+            self.programs[name] = jax.jit(function).lower(*arguments).compile()
+            seconds = time.monotonic() - started
+        return jax.tree.map(meshes.gather, self.programs[name](*arguments)), seconds
+
+    def attack(self, stage, state, index, targets, key, round_):
+        """The Batch of one call."""
+        count = len(index)
+        rows = self.compiled(stage, count) or self.rows(count)
+        padded = np.concatenate([index, np.full(rows - count, index[0])])
+        keys = rng.by_index(rng.fold(key, stage.name, round_), jnp.asarray(padded))
+        inputs = (
+            state.images[padded],
+            state.labels[padded],
+            keys,
+            np.concatenate([targets, np.full(rows - count, targets[0])]).astype(np.int32),
+            np.arange(rows) < count,
+        )
+        function = functools.partial(attack_batch, stage, self.norm, self.judges)
+        wall, busy = time.monotonic(), time.process_time()
+        found, compile_seconds = self.call(self.kind(stage), function, inputs, self.eps)
+        *found, passes = found
+        cost = dict(
+            forwards=int(passes) * count,
+            padding=int(passes) * (rows - count),
+            seconds=time.monotonic() - wall - compile_seconds,
+            cpu_seconds=time.process_time() - busy,
+            compile_seconds=compile_seconds,
+        )
+        return Batch(index, *(part[:count] for part in found), cost)
+
+    def over(self, kind, function, images, labels, key):
+        """What a function of rows makes of all images, labels and keys: arrays [N, ...].
+
+        images: a function of their numbers. All batches have one shape.
+        """
+        found, size = [], self.shape(len(labels))
+        for start in range(0, len(labels), size):
+            numbers = np.arange(start, min(start + size, len(labels)))
+            padded = np.resize(numbers, size)
+            parts = self.one(kind, function, images(padded), labels[padded], key, start)
+            last = slice(len(numbers))
+            found.append(jax.tree.map(lambda rows, last=last: rows[last], parts))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+    def one(self, kind, function, images, labels, key, start=0):
+        """What a function of rows makes of one batch, whose numbers begin at `start`."""
+        keys = rng.by_index(key, jnp.arange(start, start + len(images)))
+        return self.call((kind, self.judges), function, (images, labels, keys))[0]
+
+    def logits(self, images, labels, key):
+        """Logits [N, L] float32 of the images as they are; of one draw each batch."""
+        function = functools.partial(forward, self.judges)
+        return self.over("logits", function, images.__getitem__, labels, key)
+
+    def one_batch(self, images, labels, key):
+        """The same for images that are one whole batch."""
+        function = functools.partial(forward, self.judges)
+        return self.one("logits", function, images, labels, key)
+
+    def right(self, images, labels, logits, key):
+        """Share [N] of draws that are right on clean images, of which the logits are."""
+        if self.judges:
+            return self.judged(images.__getitem__, labels, rng.fold(key, "clean"))
+        finite = np.isfinite(logits).all(axis=1)
+        return (finite & (logits.argmax(axis=1) == labels)).astype(np.float32)
+
+    def judged(self, images, labels, key):
+        """Share [N] of draws that are right; images: a function of their numbers."""
+        function = functools.partial(judge, self.judges)
+        return self.over("judge", function, images, labels, key)[0]
+
+
+def forward(judges, logits_fn, images, labels, keys):
+    """Logits [B, L] float32 of one batch."""
+    draw = (rng.fold(keys[0], "clean"),) if judges else ()
+    return checks.rows_of(logits_fn(as_float(images), *draw), len(labels))
+
+
+def judge(judges, logits_fn, images, labels, keys):
+    """(share float32 [B] of draws that are right, bool [B]: some logits not finite)."""
+    images = as_float(images)
+
+    def look(*draw):
+        logits = logits_fn(images, *draw)
+        right = ~losses.misclassified(logits, labels)
+        return right.astype(jnp.float32), ~jnp.isfinite(logits).all(axis=1)
+
+    if not judges:
+        return look()
+
+    def add(total, draw):
+        right, lost = look(draw)
+        return (total[0] + right, total[1] | lost), None
+
+    none = (jnp.zeros(labels.shape, jnp.float32), jnp.zeros(labels.shape, bool))
+    draws = jax.random.split(rng.fold(keys[0], "judge"), judges)
+    (right, lost), _ = jax.lax.scan(add, none, draws)
+    return right / judges, lost
+
+
+def attack_batch(
+    stage, norm, judges, logits_fn, images, labels, keys, targets, active, eps
+):
+    """One batch on the device: the arrays of Batch, passes; the attack's word is checked.
+
+    A random network is judged on draws that the attack has not seen.
+    """
+    images, settings = as_float(images), dict(stage.settings)
+    if stage.targets:
+        settings["targets"] = targets
+    found = stage.run(
+        logits_fn, images, labels, keys, norm=norm, eps=eps, active=active, **settings
+    )
+    whole = jnp.isfinite(found.points).all(axis=(1, 2, 3))
+    points = rows_where(whole, found.points, images)
+    share, lost = judge(judges, logits_fn, points, labels, keys)
+    passes = settings.get("expectation", 1) * found.forwards + max(judges, 1)
+    return points, share, lost, ~whole & active, passes

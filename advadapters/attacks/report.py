@@ -1,0 +1,200 @@
+"""What a cascade found: a table to print, files to keep, images to count again."""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from advadapters.attacks.contract import as_float
+from advadapters.attacks.resume import load_arrays, save_arrays, write_atomically
+from advadapters.balls import BALLS
+from advadapters.errors import UsageError
+
+# The parts of a Report that are arrays; all others are plain values.
+ARRAYS = ("robust", "share", "broken_by", "norms", "index", "points")
+NEAR = 1 + 1e-5  # rounding of float32 in norms
+
+
+class Report(NamedTuple):
+    """What a cascade found; arrays are numpy, over the N images given.
+
+    version: its name or attacks. stages: {name: accuracy after it}, "clean" first. robust:
+    bool [N]. broken_by: name of the attack, "" for robust, "clean" for images that are
+    misclassified before any. norms: of the perturbations. costs: {name: {"forwards",
+    "padding", "seconds", "cpu_seconds", "compile_seconds"}}; forwards and padding count
+    images, seconds leave out compilation. intervals: {"clean" or "robust": 95% (low,
+    high)}. warnings: see `checks`. not_finite: on how many images the logits are not
+    finite, which count as wrong.
+
+    draws: 1, or for version "rand" on how many draws, none of which an attack saw, each
+    image was judged. Accuracies are then mean shares of draws that are right, share
+    [N] is each image's, robust says that it is above one half, and broken_by names the
+    attack whose image is the worst on draws of its own.
+
+    index, points: numbers [M] of the images that were moved, and float32 [M, H, W, C]
+    where to; given: the images as they were given, or None in a report from a file.
+    """
+
+    version: str
+    norm: str
+    eps: float
+    draws: int
+    clean_accuracy: float
+    robust_accuracy: float
+    intervals: dict
+    stages: dict
+    costs: dict
+    warnings: list
+    not_finite: int
+    robust: np.ndarray
+    share: np.ndarray
+    broken_by: np.ndarray
+    norms: np.ndarray
+    index: np.ndarray
+    points: np.ndarray
+    given: np.ndarray
+
+    @property
+    def images(self):
+        """Adversarial images float32 [N, H, W, C], those given where none was found.
+
+        They are put together anew at each call: 4 bytes a value.
+        """
+        images = as_float(self.clean_images()).copy()
+        images[self.index] = self.points
+        return images
+
+    def clean_images(self):
+        """The images as they were given; raises UsageError where they are not there."""
+        if self.given is None:
+            raise UsageError(
+                "a report from a file holds only what was moved: read it by "
+                "Report.load(path, images=...) with the images that were attacked"
+            )
+        return self.given
+
+    def images8(self):
+        """Adversarial images as uint8 [N, H, W, C], all still inside the ball.
+
+        Every value goes to the nearest of 0 to 255; images that would so leave the
+        ball are rounded towards the given image instead, which makes every change
+        smaller. What that undoes is only known by counting again. Raises UsageError for
+        images that were no 8-bit images.
+        """
+        clean = self.clean_images()
+        levels = clean if clean.dtype == np.uint8 else np.rint(clean * np.float32(255))
+        if np.abs(levels - as_float(clean) * np.float32(255)).max() > 1e-2:
+            raise UsageError("the images given are no 8-bit images: use `images`")
+        images, norm = levels.astype(np.uint8), BALLS[self.norm].norm
+        for number, points in zip(self.index, self.points, strict=True):
+            level = images[number].astype(np.float32)
+            change = points * np.float32(255) - level
+            nearest = np.rint(change)
+            if float(norm(jnp.asarray(nearest[None] / 255))[0]) > self.eps * NEAR:
+                nearest = np.trunc(change + 1e-2 * np.sign(change))  # 1.999 levels are 2
+            images[number] = (level + nearest).astype(np.uint8)
+        return images
+
+    def __str__(self):
+        count = len(self.robust)
+        lines = [
+            f"AutoAttack {self.version}, {self.norm} {told(self.eps)}, {count} images"
+            + (f", mean of {self.draws} fresh draws" if self.draws > 1 else ""),
+            "",
+            "| after | accuracy, % | images found | forward passes | seconds |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for name, value in self.stages.items():
+            cost = self.costs.get(name)
+            spent = f"{cost['forwards']:,} | {cost['seconds']:.1f}" if cost else " | "
+            found = int((self.broken_by == name).sum())
+            lines.append(f"| {name} | {100 * value:.2f} | {found} | {spent} |")
+        low, high = self.intervals["robust"]
+        lines += [
+            "",
+            f"robust accuracy {100 * self.robust_accuracy:.2f}% "
+            f"(95% interval {100 * low:.1f} to {100 * high:.1f})",
+        ]
+        lines += [f"warning: {warning['message']}" for warning in self.warnings]
+        return "\n".join(lines)
+
+    def save(self, path):
+        """Writes PATH.json and PATH.npz, which `Report.load` reads.
+
+        The images that were given are not written, only what was moved.
+        """
+        file, plain = pathlib.Path(path), self._asdict()
+        del plain["given"]
+        arrays = {name: plain.pop(name) for name in ARRAYS}
+        text = json.dumps(plain, indent=1) + "\n"
+        save_arrays(file.with_name(file.name + ".npz"), **arrays)
+        write_atomically(
+            file.with_name(file.name + ".json"), lambda f: f.write(text.encode())
+        )
+
+    @classmethod
+    def load(cls, path, images=None):
+        """The Report that `save` wrote there; raises UsageError where there is none.
+
+        images: those that were attacked, without which `images` is not known.
+        """
+        file = pathlib.Path(path)
+        try:
+            plain = json.loads(file.with_name(file.name + ".json").read_text())
+            arrays = load_arrays(file.with_name(file.name + ".npz"))
+            plain["intervals"] = {k: tuple(v) for k, v in plain["intervals"].items()}
+            found = cls(**plain, **arrays, given=images)
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            raise UsageError(f"cannot read a report from {path}: {error}") from None
+        if images is not None and len(images) != len(found.robust):
+            raise UsageError(
+                f"{path} is a report on {len(found.robust)} images, got {len(images)}"
+            )
+        return found
+
+    def model_info(self, **told_of):
+        """The fields of an entry in RobustBench's model_info, a dict for json.dump.
+
+        told_of: what a report does not know: dataset, architecture, additional_data (bool)
+        and, as far as they are known, name, authors, venue, link, number_forward_passes
+        (1). Raises UsageError for another version than "standard", which RobustBench asks
+        for, and for a field that is missing or that it does not have.
+        """
+        if self.version != "standard":
+            raise UsageError(
+                f"RobustBench asks for version 'standard', this one is {self.version!r}"
+            )
+        needed = ("dataset", "architecture", "additional_data")
+        known = ("link", "name", "authors", "venue", "number_forward_passes", "footnote")
+        missing = [name for name in needed if name not in told_of]
+        odd = [name for name in told_of if name not in needed + known]
+        if missing or odd:
+            wrong = f"needs {', '.join(missing)}" if missing else f"has no {', '.join(odd)}"
+            raise UsageError(f"model_info {wrong}; it takes {', '.join(needed + known)}")
+        blank = dict.fromkeys(("link", "name", "authors", "venue"), "")
+        accuracy = f"{100 * self.robust_accuracy:.2f}"
+        return (
+            blank
+            | {"number_forward_passes": 1}
+            | told_of
+            | {
+                "eps": told(self.eps),
+                "clean_acc": f"{100 * self.clean_accuracy:.2f}",
+                "reported": accuracy,
+                "autoattack_acc": accuracy,
+                "unreliable": any(w["check"] in MASKED for w in self.warnings),
+            }
+        )
+
+
+# Warnings that gradients are masked: the accuracy may then be too high.
+MASKED = ("zero-gradient", "square-beats-white-box", "randomised", "not-finite-gradient")
+
+
+def told(eps):
+    """A radius as people write it: "8/255", or plainly where it is no such fraction."""
+    levels = round(255 * eps)
+    fraction = 0 < levels <= 32 and abs(levels / 255 / eps - 1) < 1e-6
+    return f"{levels}/255" if fraction else f"{eps:.6g}"
