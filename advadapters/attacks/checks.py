@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from advadapters import losses, rng, trees
-from advadapters import mesh as meshes
 from advadapters.attacks.contract import as_float
 from advadapters.balls import BALLS
 from advadapters.errors import UsageError, check_word

@@ -200,13 +200,14 @@ def test_sweep_and_union():
     assert told["check"] == "not-monotone"
 
 
-def warned(function, **settings):
-    images, labels = data()
-    report = autoattack(
-        function, images, labels, jax.random.key(0), norm="linf", eps=0.05,
-        version=("square",), queries=30, **settings,
-    )  # fmt: skip
-    return {warning["check"]: warning for warning in report.warnings}
+def warned(function):
+    """{check: warning} of what is looked at before white-box attacks."""
+    attacker = suites.Attacker(suites.as_partial(function), "linf", 0.05, 16)
+    (images, labels), key = data(), jax.random.key(0)
+    logits = attacker.logits(images, labels, key)
+    stages = suites.stages(("apgd-ce",), "linf", 5)
+    found = checks.before(attacker, images, labels, logits, stages, key)
+    return {warning["check"]: warning for warning in found}
 
 
 def test_warnings():
