@@ -112,7 +112,7 @@ def test_logits_that_are_not_finite_are_not_right_in_any_evaluation(mesh):
     assert f"a soup, pgd: the logits are not finite on {bright.sum()} of 21" in line
     assert not accuracy.strange(clean, ["a soup"], "clean")
     report = autoattack(
-        Partial(net.evaluate, trees.plain(variables, (0.5, 0.5))),
+        Partial(jax.jit(net.evaluate), trees.plain(variables, (0.5, 0.5))),
         split.images / np.float32(255), split.labels, jax.random.key(0),
         norm="linf", eps=1e-4, version=("square",), queries=1,
     )  # fmt: skip
