@@ -16,7 +16,8 @@ import numpy as np
 from advadapters import losses, rng
 from advadapters import mesh as meshes
 from advadapters.attacks import checks
-from advadapters.attacks.contract import as_float, rows_where
+from advadapters.attacks.checks import to_float
+from advadapters.attacks.contract import rows_where
 
 JUDGES = 100  # draws of a random network that an image found is judged on
 
@@ -108,7 +109,7 @@ class State:
 
     def rows(self, numbers):
         """The images with these numbers, moved where they are, float32."""
-        rows = as_float(self.images[numbers])  # a copy, as numbers is an array
+        rows = to_float(self.images[numbers])  # a copy, as numbers is an array
         for row, number in enumerate(np.asarray(numbers).tolist()):
             if number in self.moved:
                 rows[row] = self.moved[number]
@@ -278,12 +279,12 @@ class Attacker:
 def forward(judges, logits_fn, images, labels, keys):
     """Logits [B, L] float32 of one batch."""
     draw = (rng.fold(keys[0], "clean"),) if judges else ()
-    return checks.rows_of(logits_fn(as_float(images), *draw), len(labels))
+    return checks.rows_of(logits_fn(to_float(images), *draw), len(labels))
 
 
 def judge(judges, logits_fn, images, labels, keys):
     """(share float32 [B] of draws that are right, bool [B]: some logits not finite)."""
-    images = as_float(images)
+    images = to_float(images)
 
     def look(*draw):
         logits = logits_fn(images, *draw)
@@ -310,7 +311,7 @@ def attack_batch(
 
     A random network is judged on draws that the attack has not seen.
     """
-    images, settings = as_float(images), dict(stage.settings)
+    images, settings = to_float(images), dict(stage.settings)
     if stage.targets:
         settings["targets"] = targets
     found = stage.run(

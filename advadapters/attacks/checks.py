@@ -13,13 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from advadapters import losses, rng, trees
-from advadapters.attacks.contract import as_float
 from advadapters.balls import BALLS
 from advadapters.errors import UsageError, check_word
 from advadapters.intervals import wilson
 
 SAMPLE = 64  # images that gradients are looked at on
 BLACK_BOX = ("square",)  # attacks without gradients
+
+
+def to_float(images):
+    """uint8 images, numpy or traced, as float32 in [0, 1]; float32 ones as they are."""
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(255)
+    return images
 
 
 def concrete(value):
@@ -263,7 +269,7 @@ def chance(logits, labels):
 def randomised(attacker, images, labels, key):
     """Whether repeated calls, outside and inside jit, give different outputs."""
     sample = images[: min(SAMPLE, attacker.batch_size)]
-    points = jnp.asarray(as_float(sample))
+    points = jnp.asarray(to_float(sample))
     calls = [np.asarray(attacker.logits_fn(points), np.float32) for _ in range(2)]
     calls.append(attacker.logits(sample, labels[: len(sample)], key))
     calls = [np.nan_to_num(call) for call in calls]  # not finite is told apart
@@ -314,7 +320,7 @@ def gradients(attacker, images, labels, logits):
     right = right[: min(SAMPLE, attacker.batch_size)]
     if not len(right):
         return []
-    sample, own = jnp.asarray(as_float(images[right])), jnp.asarray(labels[right])
+    sample, own = jnp.asarray(to_float(images[right])), jnp.asarray(labels[right])
 
     @jax.jit
     def sizes(function, points):

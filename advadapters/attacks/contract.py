@@ -5,7 +5,6 @@ import inspect
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from advadapters import losses, rng, trees
 from advadapters.attacks import checks
@@ -106,10 +105,3 @@ def ascent(objective):
 def rows_where(choose, new, old):
     """Row by row `new` where `choose` [B], else `old`."""
     return jnp.where(choose.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-
-def as_float(images):
-    """uint8 images, numpy or traced, as float32 in [0, 1]; float32 ones as they are."""
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / np.float32(255)
-    return images

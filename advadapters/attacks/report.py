@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters.attacks.contract import as_float
+from advadapters.attacks.checks import to_float
 from advadapters.attacks.resume import load_arrays, save_arrays, write_atomically
 from advadapters.balls import BALLS
 from advadapters.errors import UsageError
@@ -62,7 +62,7 @@ class Report(NamedTuple):
 
         They are put together anew at each call: 4 bytes a value.
         """
-        images = as_float(self.clean_images()).copy()
+        images = to_float(self.clean_images()).copy()
         images[self.index] = self.points
         return images
 
@@ -85,7 +85,7 @@ class Report(NamedTuple):
         """
         clean = self.clean_images()
         levels = clean if clean.dtype == np.uint8 else np.rint(clean * np.float32(255))
-        if np.abs(levels - as_float(clean) * np.float32(255)).max() > 1e-2:
+        if np.abs(levels - to_float(clean) * np.float32(255)).max() > 1e-2:
             raise UsageError("the images given are no 8-bit images: use `images`")
         images, norm = levels.astype(np.uint8), BALLS[self.norm].norm
         for number, points in zip(self.index, self.points, strict=True):

@@ -14,7 +14,7 @@ import numpy as np
 from advadapters import hosts, losses, rng
 from advadapters.attacks import checks
 from advadapters.attacks.cascade import Batch, forward
-from advadapters.attacks.contract import as_float
+from advadapters.attacks.checks import to_float
 from advadapters.errors import UsageError
 
 SIZES = (1 / 1020, 1 / 100, 1 / 10)  # of the noise that images are moved by
@@ -148,7 +148,7 @@ def fingerprint(attacker, images, labels, logits):
     numbers = np.linspace(0, len(labels) - 1, rows).astype(int)
     noise = np.random.default_rng(0).uniform(-1, 1, (rows, *images.shape[1:]))
     noise *= np.resize(SIZES, (rows, 1, 1, 1))
-    moved = np.clip(as_float(images[numbers]) + noise.astype(np.float32), 0, 1)
+    moved = np.clip(to_float(images[numbers]) + noise.astype(np.float32), 0, 1)
     keys = rng.by_index(jax.random.key(0), jnp.asarray(numbers))
     inputs, found = (moved, labels[numbers], keys), {"clean logits": logits}
     for name, function in (("logits", forward), ("gradients", slope)):

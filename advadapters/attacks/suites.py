@@ -16,7 +16,7 @@ from advadapters import hosts, losses, rng
 from advadapters.attacks import checks
 from advadapters.attacks.apgd import Found, run_apgd
 from advadapters.attacks.cascade import JUDGES, Attacker, Stage, State, run_stage
-from advadapters.attacks.contract import as_float
+from advadapters.attacks.checks import to_float
 from advadapters.attacks.fab import run_fab
 from advadapters.attacks.pgd import pgd
 from advadapters.attacks.report import Report, told
@@ -265,7 +265,7 @@ def report_of(attacker, state, version, warnings):
     norms, norm = np.zeros(count, np.float32), BALLS[attacker.norm].norm
     for start in range(0, len(index), attacker.batch_size):
         part = slice(start, start + attacker.batch_size)
-        moved = points[part] - as_float(state.images[index[part]])
+        moved = points[part] - to_float(state.images[index[part]])
         norms[index[part]] = np.asarray(norm(jnp.asarray(moved)))
     return Report(
         version=version,
