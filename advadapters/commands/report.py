@@ -18,7 +18,9 @@ seeds of one thing. Writes to DIR (the first):
 
 --papers fills the table on the poster of Croce et al. (2023) with our rows: for each name
 the first network of evaluation.json of each DIR, a seed each, or of selection.json the
-WAY: ingredient, single, specific or ensemble. Cells that were not run stay empty.
+WAY: ingredient, single, specific or ensemble, once on whole sets, those images included
+that chose, as the poster has it, and once on unseen ones. Cells that were not run stay
+empty.
 """
 
 import json
@@ -107,17 +109,25 @@ def write_papers(text, output):
         if not equals or not folders:
             raise UsageError(f"--papers: {part!r} is not NAME=DIR,DIR or NAME=DIR@WAY")
         paths = [epath.Path(folder).expanduser() for folder in folders.split(",")]
-        found = [read_seed(path, way) for path in paths]
-        told = "select" if way else "evaluate"
-        ours[name] = (f"`advadapters {told} --workdir={folders}`", found)
+        command = f"`advadapters {'select' if way else 'evaluate'} --workdir={folders}`"
+        keys = (
+            {"whole": ", whole sets", "value": ", unseen images"} if way else {"value": ""}
+        )
+        ours[name] = [
+            (f"ours{told}", command, [read_seed(path, way, key) for path in paths])
+            for key, told in keys.items()
+        ]
     table = published.markdown(ours)
     workdir.write_text(epath.Path(output).expanduser(), table + "\n")
     print(f"{table}\nwritten to {output}")
     return 0
 
 
-def read_seed(folder, way):
-    """{suite: accuracy} of one run; raises UsageError where it was not evaluated."""
+def read_seed(folder, way, key):
+    """{suite: accuracy} of one run, by this key of its rows.
+
+    Raises UsageError where it was not evaluated.
+    """
     from advadapters.networks import key_of
 
     file = folder / ("selection.json" if way else "evaluation.json")
@@ -129,7 +139,7 @@ def read_seed(folder, way):
         ways = {}
         own = [row for row in rows["rows"] if row["workdir"] == str(folder)]
         for row in own:  # of several numbers of labels the last is the most
-            ways.setdefault(row["way"], {})[row["suite"]] = row["value"]
+            ways.setdefault(row["way"], {})[row["suite"]] = row[key]
         return pick(ways, way, "way of choosing")
     first = key_of(rows[0])
-    return {row["suite"]: row["value"] for row in rows if key_of(row) == first}
+    return {row["suite"]: row[key] for row in rows if key_of(row) == first}

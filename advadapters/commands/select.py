@@ -7,7 +7,9 @@ and image (DIR/evaluation.npz), so nothing is computed again:
   advadapters evaluate --workdir=runs/season/soup --grid=0.2 --suite=corruptions
   advadapters select --workdir=runs/season/soup
 
-Several workdirs are seeds of one thing: the table then shows their mean.
+Two tables: on unseen images, and on all images, those that chose included, as on the
+poster of Croce et al. (2023). Several workdirs are seeds of one thing: the tables then show
+their mean.
 
   --name=evaluation              the --name that `evaluate` was given
   --labels=10,50,100,500         numbers of labelled images (default: of 10, 50, 100, 500,

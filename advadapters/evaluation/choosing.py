@@ -64,7 +64,10 @@ def other_axes(suite, tables):
 
 
 def describe(suite, way, chosen, labels, candidates, unseen):
-    """One row; the accuracy is the mean over the draws of labelled images."""
+    """One row; accuracies are means over the draws of labelled images.
+
+    "value" is on unseen images, "whole" on all, those that chose included, as published.
+    """
     value = float(chosen.accuracy.mean())
     low, high = wilson(value * unseen, unseen)
     return {
@@ -78,6 +81,7 @@ def describe(suite, way, chosen, labels, candidates, unseen):
         "low": low,
         "high": high,
         "n": unseen,
+        "whole": float(chosen.whole.mean()),
     }
 
 
@@ -130,11 +134,23 @@ def title(row):
     }[row["way"]]()
 
 
-def markdown(runs):
-    """A line per suite and their mean, a column per way; runs: a list of rows per seed.
+# Which images a table is of, by the key of the rows.
+PROTOCOLS = {
+    "value": "accuracy on unseen images, %",
+    "whole": "accuracy on all images, those that chose included, %",
+}
 
-    One run: percent on unseen images with Wilson's interval, the mean without. Several:
-    the mean over the runs and half of its 95% interval (Student's t).
+
+def markdown(runs):
+    """A table for each of PROTOCOLS; runs: a list of rows per seed."""
+    return "\n\n".join(table(runs, protocol) for protocol in PROTOCOLS)
+
+
+def table(runs, protocol):
+    """A line per suite and their mean, a column per way; percent.
+
+    One run: unseen images with Wilson's interval, the mean and whole sets without.
+    Several: the mean over the runs and half of its 95% interval (Student's t).
     """
     keys = columns(runs[0])
     suites = list(dict.fromkeys(row["suite"] for row in runs[0]))
@@ -143,14 +159,14 @@ def markdown(runs):
         for rows in runs
     ]
     lines = [
-        "| accuracy on unseen images, % | " + " | ".join(keys.values()) + " | tied |",
+        f"| {PROTOCOLS[protocol]} | " + " | ".join(keys.values()) + " | tied |",
         "| --- |" + " --- |" * len(keys) + " ---: |",
     ]
     for suite in suites:
-        cells = [cell([run[suite, key] for run in values]) for key in keys]
+        cells = [cell([run[suite, key] for run in values], protocol) for key in keys]
         lines.append(f"| {suite} | " + " | ".join([*cells, tied(values, suite)]) + " |")
     means = [
-        spread([np.mean([run[s, key]["value"] for s in suites]) for run in values])
+        spread([np.mean([run[s, key][protocol] for s in suites]) for run in values])
         for key in keys
     ]
     lines.append("| mean | " + " | ".join(means) + " | |")
@@ -166,9 +182,9 @@ def tied(values, suite):
     return f"{np.mean([row['tied'] for row in found]):.0f} of {found[0]['candidates']}"
 
 
-def cell(rows):
+def cell(rows, protocol):
     """ "81.2 (79.0-83.1)" of one run, "81.2 ± 0.9" of several."""
-    if len(rows) == 1:
+    if len(rows) == 1 and protocol == "value":
         value, low, high = (100 * rows[0][key] for key in ("value", "low", "high"))
         return f"{value:.1f} ({low:.1f}-{high:.1f})"
-    return spread([row["value"] for row in rows])
+    return spread([row[protocol] for row in rows])

@@ -41,11 +41,11 @@ ROWS = {
 
 
 def markdown(ours):
-    """The poster's table, a line of ours below each of its own where there are runs.
+    """The poster's table, lines of ours below each of its own where there are runs.
 
-    ours: {name: (command, [{suite: accuracy in [0, 1]} of each seed])}; names that the
-    poster has not come last. A cell of ours is the mean over the seeds and half of its 95%
-    interval, and empty where a seed has not been evaluated.
+    ours: {name: [(what it is called, command, [{suite: accuracy in [0, 1]} of each seed]),
+    ...]}; names that the poster has not come last. A cell of ours is the mean over the
+    seeds and half of its 95% interval, and empty where a seed has not been evaluated.
     """
     titles = ["setup", "forward passes", *COLUMNS, "mean", "seeds", "command"]
     lines = ["| " + " | ".join(titles) + " |", "| --- |" + " --- |" * (len(titles) - 1)]
@@ -55,9 +55,9 @@ def markdown(ours):
             cells = [f"{value:.2f}" for value in (*values, np.mean(values))]
             told = [f"{name}, published", str(passes), *cells, "", ""]
             lines.append("| " + " | ".join(told) + " |")
-        command, seeds = ours.get(name, ("", []))
-        told = [f"{name}, ours", "", *our_cells(seeds), str(len(seeds)), command]
-        lines.append("| " + " | ".join(told) + " |")
+        for kind, command, seeds in ours.get(name, [("ours", "", [])]):
+            told = [f"{name}, {kind}", "", *our_cells(seeds), str(len(seeds)), command]
+            lines.append("| " + " | ".join(told) + " |")
     return "\n".join(lines)
 
 

@@ -43,6 +43,8 @@ def test_each_shift_has_its_own_soup_and_all_have_a_compromise():
         unseen = soups.split_images(IMAGES, 200)[1]
         right = TABLES[suite].right[[0, 2][suite == "snow-1"], unseen].mean()
         assert of(rows, suite, "specific")["value"] == pytest.approx(right)
+        whole = TABLES[suite].right[[0, 2][suite == "snow-1"]].mean()
+        assert of(rows, suite, "specific")["whole"] == pytest.approx(whole)
     assert of(rows, "fog-1", "specific", 10)["draws"] == 5
     assert of(rows, "fog-1", "specific", 10)["tied"] > of(rows, "fog-1", "specific")["tied"]
 
@@ -80,3 +82,7 @@ def test_several_runs_are_told_with_their_spread():
     lines = choosing.markdown(runs).splitlines()
     assert f"| {np.mean(values):.1f} ± {half:.1f} | " in lines[2]
     assert lines[2].endswith("| 1 of 3 |") and lines[3].startswith("| mean |")
+    wholes = [100 * of(rows, "fog-1", "specific")["whole"] for rows in runs]
+    half = 4.3027 * np.std(wholes, ddof=1) / np.sqrt(3)
+    assert lines[5].startswith("| accuracy on all images, those that chose included, % |")
+    assert f"| {np.mean(wholes):.1f} ± {half:.1f} | " in lines[7] and wholes != values
