@@ -176,7 +176,9 @@ def check_classes(labels, classes=None, what="labels"):
         least, most = int(values.min()), int(values.max())
         if least < 0 or most >= (classes or 2**31):
             there = (
-                f"logits_fn has {classes} classes" if classes else "0 is the first class"
+                f"logits_fn has {classes} classes"
+                if classes
+                else "classes are numbers from 0 on that int32 holds"
             )
             raise UsageError(f"{what} run from {least} to {most}, but {there}")
 

@@ -61,14 +61,15 @@ def test_every_attack_and_word_is_among_the_cases():
     assert names - {"fgsm", "adam", "multitargeted"} == ATTACKS.keys()
 
 
-def check(norm, images, found):
+def check(norm, images, found, eps=None):
     """In [0, 1], in the ball, finite: asked so that NaN fails."""
+    eps = EPS[norm] if eps is None else eps
     for name, points in found.items():
         points = np.asarray(points)
         assert points.shape == images.shape and points.dtype == np.float32, name
         assert np.isfinite(points).all(), (name, points)
         assert points.min() >= 0 and points.max() <= 1, name
-        radius = EPS[norm] * BEYOND.get(name, 1) * (1 + 1e-5)
+        radius = eps * BEYOND.get(name, 1) * (1 + 1e-5)
         assert np.max(BALLS[norm].norm(points - images)) <= radius, name
 
 
@@ -94,10 +95,10 @@ def data(rng):
     return jnp.asarray(images), jnp.argmax(linear(images), axis=1)
 
 
-def together(names, norm, network, images, labels, key):
+def together(names, norm, network, images, labels, key, **more):
     """{name: images} of several cases."""
     runs = cases(norm)
-    return {n: runs[n](network, images, labels, key) for n in names if n in runs}
+    return {n: runs[n](network, images, labels, key, **more) for n in names if n in runs}
 
 
 @pytest.mark.parametrize("norm", BALLS)
@@ -147,16 +148,18 @@ def test_any_gradient(norm, rng):
     names = ("pgd", "adam", "apgd", "fab targets", "n_fgsm", "pyramid")
 
     @jax.jit
-    def run(slope, key):
+    def run(slope, eps):
         network = lambda points: pretending(points, slope)  # noqa: E731
-        return together(names, norm, network, images, labels, key)
+        key = jax.random.key(0)
+        return together(names, norm, network, images, labels, key, eps=eps)
 
     for name, slope in slopes(rng).items():
-        found = run(slope, jax.random.key(0))
+        found = run(slope, EPS[norm])
         check(norm, images, found)
         if name == "not finite at one pixel":
             moved = {n for n, x in found.items() if np.abs(x - images).max() > 1e-3}
             assert moved >= {"pgd", "adam", "apgd"}
+        check(norm, images, run(slope, 0.0), eps=0)
 
 
 def breaks_down(images):
