@@ -6,6 +6,7 @@ nobody reads. This module is light: `--help` and bad flags need no jax.
 """
 
 import ast
+import contextlib
 import math
 import pathlib
 import re
@@ -58,33 +59,82 @@ def parse(argv, names, with_config=True):
       (ConfigDict or None, {flag: text}). Raises UsageError for anything wrong.
     """
     values = flags.FlagValues()
-    free = {argument: FREE.fullmatch(argument) for argument in argv if with_config}
-    free = {argument: match for argument, match in free.items() if match}
-    given = [argument for argument in argv if argument not in free]
-    arguments = ["advadapters", *map(fraction, given)]
+    free, rest = take_free(argv) if with_config else ([], argv)
+    arguments = ["advadapters", *map(fraction, rest)]
     if with_config:
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
         need_file(arguments)
     for name, default in names.items():
         flags.DEFINE_string(name, default, "", flag_values=values)
-    try:
+    read_flags(values, arguments)
+    for name in ("config", *names) if with_config else names:
+        if values[name].value is None:
+            raise UsageError(f"--{name}=... is missing")
+    config = values["config"].value if with_config else None
+    put_free(config, free)
+    return config, {name: values[name].value for name in names}
+
+
+def take_free(argv):
+    """([match of FREE], the other arguments)."""
+    found = {argument: FREE.fullmatch(argument) for argument in argv}
+    return [m for m in found.values() if m], [a for a in argv if not found[a]]
+
+
+def put_free(config, matches):
+    """Sets what arguments say of free keys."""
+    for match in matches:
+        path = (match["weights"] or match["sections"]).split(".")
+        put(config, path, match["weight"] or match["section"], match["value"])
+
+
+def read_flags(values, arguments):
+    """Has absl's FlagValues read the arguments; raises UsageError for anything wrong."""
+    with bad_flags():
         rest = values(arguments)[1:]
+    if rest:
+        raise UsageError(f"unexpected argument {rest[0]!r}; flags are --name=value")
+
+
+@contextlib.contextmanager
+def bad_flags():
+    """Makes a UsageError of whatever absl and ml-collections raise."""
+    try:
+        yield
     except flags.Error as error:
         raise UsageError(reason(error)) from None
     except (AttributeError, KeyError) as error:
         raise UsageError(f"no such config key: {reason(error)}") from None
     except (TypeError, ValueError, SyntaxError) as error:
         raise UsageError(f"bad config: {reason(error)}") from None
-    if rest:
-        raise UsageError(f"unexpected argument {rest[0]!r}; flags are --name=value")
-    for name in ("config", *names) if with_config else names:
-        if values[name].value is None:
-            raise UsageError(f"--{name}=... is missing")
-    config = values["config"].value if with_config else None
-    for match in free.values():
-        path = (match["weights"] or match["sections"]).split(".")
-        put(config, path, match["weight"] or match["section"], match["value"])
-    return config, {name: values[name].value for name in names}
+
+
+def split(argv):
+    """(the arguments that are no overrides, those that are: --config.KEY=VALUE)."""
+    overrides = [text for text in argv if text.lstrip("-").startswith("config.")]
+    return [text for text in argv if text not in overrides], overrides
+
+
+def given(argv):
+    """The keys that the arguments override."""
+    return {text.lstrip("-").partition("=")[0][len("config.") :] for text in split(argv)[1]}
+
+
+def override(config, overrides):
+    """A config, a nested dict, with --config.KEY=VALUE arguments applied."""
+    if not overrides:
+        return config
+    values, changed = flags.FlagValues(), ConfigDict(config, allow_dotted_keys=True)
+    free, rest = take_free(overrides)
+    arguments = ["advadapters", *map(fraction, rest)]
+    with bad_flags():
+        config_flags.DEFINE_config_dict(
+            "config", changed, flag_values=values, sys_argv=arguments
+        )
+    read_flags(values, arguments)
+    changed = values["config"].value
+    put_free(changed, free)
+    return changed.to_dict()
 
 
 def put(config, path, name, text):

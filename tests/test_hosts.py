@@ -141,7 +141,7 @@ def test_clusters_are_detected(monkeypatch):
 
 def test_a_folder_that_is_not_shared_is_told(tmp_path, monkeypatch):
     # What another host sees when process 0 has made the folder on a disk of its own.
-    monkeypatch.setattr(workdir, "make_workdir", lambda path, config: tmp_path / "there")
+    monkeypatch.setattr(workdir, "make_workdir", lambda *_: tmp_path / "there")
     with pytest.raises(UsageError, match="is not there on host 0: several hosts need"):
         workdir.open_workdir(tmp_path / "there", {})
 

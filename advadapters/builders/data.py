@@ -12,6 +12,7 @@ from advadapters.errors import UsageError
 class Data(NamedTuple):
     """Splits and how their images are prepared."""
 
+    source: sources.Source  # whole, before images were held out
     train: Any
     validation: Any
     test: Any
@@ -25,20 +26,27 @@ class Data(NamedTuple):
     augment: Callable
 
 
-def read_data(c, classes, mesh):
-    """config.data -> Data, for batches over a mesh; classes: 0 if they do not matter."""
+def read_data(c, classes, mesh, source=None):
+    """config.data -> Data, for batches over a mesh; classes: 0 if they do not matter.
+
+    source: to be taken instead of opening what the config names.
+    """
     channels = c.take("channels", int, low=1)
-    source = sources.load(
+    spec, options = (
         c.take("source", str),
-        channels=channels,
-        skip_corrupt=c.take("skip_corrupt", bool),
-        data_dir=c.take("data_dir", str),
-        test_split=c.take("test_split", str),
+        dict(
+            skip_corrupt=c.take("skip_corrupt", bool),
+            data_dir=c.take("data_dir", str),
+            test_split=c.take("test_split", str),
+        ),
     )
-    sources.check(source, classes, channels)
+    if source is None:
+        source = sources.load(spec, channels=channels, **options)
+        sources.check(source, classes, channels)
     fraction = c.take("validation", float, low=0.0, high=0.5)
     train, validation = sources.hold_out(source.train, fraction)
     return Data(
+        source=source,
         train=train,
         validation=validation,
         test=source.test,

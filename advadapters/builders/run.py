@@ -84,11 +84,11 @@ class Run(NamedTuple):
     evaluation: Evaluation
 
 
-def build(config, mesh):
+def build(config, mesh, source=None):
     """A Run from a config (a nested dict of plain values) for a mesh.
 
-    Opens the data, allocates nothing on the devices, writes nothing. Raises
-    UsageError for anything that cannot work.
+    Opens the data, unless a Source is given to be taken instead; allocates nothing on the
+    devices, writes nothing. Raises UsageError for anything that cannot work.
     """
     with Section("config", config) as c:
         batch_size = c.take("batch_size", int, low=1)
@@ -97,7 +97,7 @@ def build(config, mesh):
         model = c.section("model")
         classes = model.take("classes", int, low=2)
         with c.section("data") as section:
-            data = read_data(section, classes, mesh)
+            data = read_data(section, classes, mesh, source)
         evaluated = c.section("evaluation")
         with model:
             exact = read_exact(evaluated)

@@ -19,10 +19,12 @@ through itself, on the test images.
   --suite=corruptions            the 15 common corruptions instead, made on the fly, or
                                  corruptions:fog,snow,speckle_noise for some
   --severity=1,3,5               of the corruptions (default: 1 to 5)
-  --data=imagenet_a,imagenet_r   other test sets instead, by these names (imagenet
+  --data=imagenet_a,folder:DIR   other test sets instead, by these names (imagenet
                                  imagenet_real imagenet_v2 imagenet_a imagenet_r
-                                 imagenet_sketch conflict_stimuli) or TFDS names like
-                                 cifar10_corrupted/fog_3
+                                 imagenet_sketch conflict_stimuli), TFDS names like
+                                 cifar10_corrupted/fog_3, or sources as in config.data:
+                                 folder:DIR, tar:DIR, npz:FILE, idx:DIR; classes are
+                                 found by their names, some may be missing
   --data_dir=DIR                 where TFDS has them (default: its own)
   --combine=mean                 probabilities of the ImageNet classes that make one of
                                  conflict_stimuli's sixteen: mean, max or sum
@@ -32,6 +34,7 @@ through itself, on the test images.
                                  with evaluation's on so many test images (64 where
                                  the two precisions differ, else none)
   --step=4000                    a checkpoint's step, "best" or "latest" (default)
+  --config.KEY=VALUE             of keys that may still change, see `train`
   --adapters=FILE                an adapters.npz of another run with the same frozen
                                  backbone, instead of this run's own adapters
   --name=evaluation              of the files that are written
@@ -80,7 +83,8 @@ AUTOATTACK = {"autoattack": "standard", "autoattack-plus": "plus"}
 
 def main(argv):
     """Returns the exit code."""
-    _, flags = configs.parse(argv, FLAGS, with_config=False)
+    rest, overrides = configs.split(argv)
+    _, flags = configs.parse(rest, FLAGS, with_config=False)
     check_flags(flags)
     cascade = flags["suite"] in AUTOATTACK
     corrupted = read_corruptions(flags["suite"], flags["severity"])
@@ -88,11 +92,13 @@ def main(argv):
     from advadapters.commands import evaluating, runs, workdir
     from advadapters.evaluation import shifts, tables
 
-    opened = runs.open_run(workdir.read_config(flags["workdir"]), flags["workdir"])
+    images, signs = (read_number(key, flags[key]) for key in ("statistics", "signs"))
+    opened = runs.open_trained(
+        flags["workdir"], overrides, images=bool(images) or not others
+    )
     run = opened.run
     cases = read_cases(run, flags) or run.evaluation.cases
     examples = read_number("examples", flags["examples"])
-    images, signs = (read_number(key, flags[key]) for key in ("statistics", "signs"))
     test = evaluating.sample(run.data.test, examples)
     eps = read_eps(flags["eps"]) if cascade else None
     suites = {} if corrupted else read_suites(run, flags["suite"])

@@ -145,18 +145,15 @@ def shifted(opened, variables, cases, names, *, data_dir, combine, examples):
     """
     run, found = opened.run, {}
     classes = workdir.read_config(opened.folder)["model"]["classes"]
-    loaded = {name: other_data.load(name, data_dir) for name in names}
-    for name, shift in loaded.items():  # all of them before the first is evaluated
-        if shift.classes != classes:
-            raise UsageError(
-                f"--data={name} is for networks of {shift.classes} classes, this one has "
-                f"{classes}"
-            )
-        if shift.split.channels != run.data.channels:
-            raise UsageError(
-                f"--data={name} has images of {shift.split.channels} channels, the network "
-                f"takes {run.data.channels}"
-            )
+    known = (workdir.read_data(opened.folder) or {"classes": ()})["classes"]
+    channels, skip = run.data.channels, opened.config["data"]["skip_corrupt"]
+    loaded = {}
+    for name in names:  # all of them before the first is evaluated
+        shift = other_data.load(name, data_dir, channels, skip)
+        fitted = other_data.fit(shift, f"--data={name}", known, classes, channels)
+        loaded[name], line = fitted
+        for told in filter(None, (*shift.notes, line)):
+            print(told)
     for name, shift in loaded.items():
 
         def predictor(network, name=name, shift=shift):

@@ -10,7 +10,10 @@ Takes one network out of a trained run and makes it an ordinary run of its own, 
                                  many training images (default: the mixed ones)
   --step=4000                    a checkpoint's step, "best" or "latest" (default)
 
-Writes config.json and checkpoints/ to the new folder NEW; nothing is trained.
+  --config.KEY=VALUE             of keys that may still change, see `train`
+
+Writes config.json, data.json and checkpoints/ to the new folder NEW. Nothing is trained,
+and no image is read but for --statistics.
 """
 
 from advadapters import config as configs
@@ -23,6 +26,7 @@ FLAGS = {"workdir": None, "output": None, "step": "latest"} | dict.fromkeys(
 
 def main(argv):
     """Returns the exit code."""
+    argv, overrides = configs.split(argv)
     _, flags = configs.parse(argv, FLAGS, with_config=False)
     if bool(flags["mixture"]) == bool(flags["width"]):
         raise UsageError("give either --mixture=... or --width=...")
@@ -30,12 +34,17 @@ def main(argv):
         raise UsageError("--statistics goes with --mixture=...: a width has its own")
     from advadapters.commands import runs, workdir
 
-    config = workdir.read_config(flags["workdir"])
-    opened = runs.open_run(config, flags["workdir"])
+    images = bool(flags["statistics"])
+    opened = runs.open_trained(flags["workdir"], overrides, images)
     take = narrow if flags["width"] else soup
-    changed, make = take(opened, config, flags)
+    changed, make = take(opened, opened.config, flags)
     variables, step = runs.restore_variables(opened, flags["step"])
-    new = runs.write_run(changed, flags["output"], lambda like: make(variables, like))
+    new = runs.write_run(
+        changed,
+        flags["output"],
+        lambda like: make(variables, like),
+        workdir.read_data(flags["workdir"]),
+    )
     print(f"step {step} of {opened.folder} -> {new.folder}")
     return 0
 

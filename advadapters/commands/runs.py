@@ -3,15 +3,19 @@
 import contextlib
 import functools
 import io
+import os
 import time
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
 
 from advadapters import builders, checkpoints, hosts, trees
+from advadapters import config as configs
 from advadapters import mesh as meshes
 from advadapters.adapters import files
-from advadapters.commands import evaluating, starting, workdir
+from advadapters.commands import changes, evaluating, starting, workdir
+from advadapters.data import identity
 from advadapters.defaults import TRAINING_ONLY
 from advadapters.errors import UsageError
 from advadapters.evaluation import tables
@@ -26,31 +30,74 @@ class OpenRun(NamedTuple):
     mesh: Any
     folder: Any
     made: dict  # what was compiled or counted once, see `evaluating`
+    config: dict
 
 
-def open_run(config, path):
-    """Builds everything first, so that bad input leaves no trace, then the folder."""
+def open_run(config, path, said=()):
+    """The run of a config, to be trained or evaluated in a workdir, new or not.
+
+    Builds everything first, so that bad input leaves no trace, then the folder. said: the
+    keys that were given on the command line, see `changes`.
+    """
     mesh = meshes.make()
     run = builders.build(config, mesh)
-    if run.start and not workdir.holds_run(path):
-        starting.read(run)
-    return OpenRun(run, mesh, workdir.open_workdir(path, config), {})
+    tell(run)
+    data = None
+    if workdir.holds_run(path):
+        changes.settle(path, config, run, said)
+    else:
+        if run.start:
+            starting.need_same_classes(run)
+            starting.read(run)
+        data = changes.first_record(config, run)
+    return OpenRun(run, mesh, workdir.open_workdir(path, config, data), {}, config)
 
 
-def write_run(config, path, make):
+def open_trained(path, overrides=(), images=True):
+    """The run in a workdir, whose config is that there but for --config.KEY=VALUE.
+
+    images: whether any will be read; if not, the data need not be there. Changes nothing.
+    Raises UsageError for an override that changes what was trained, or for classes that
+    are not those it was trained on.
+    """
+    old, there = workdir.read_config(path), workdir.read_data(path)
+    config = configs.override(old, overrides)
+    changed = changes.find(path, old, config)
+    mesh = meshes.make()
+    source = None if images or there is None else identity.absent(there)
+    run = builders.build(config, mesh, source)
+    if changed:
+        print(changes.told(changed))
+    if source is None:
+        tell(run)
+        for line in changes.compare(path, there, run, changed, training=False):
+            print(line)
+    folder = epath.Path(os.path.abspath(os.path.expanduser(path)))
+    return OpenRun(run, mesh, folder, {}, config)
+
+
+def tell(run):
+    """Says what was noticed when the data were opened."""
+    for line in run.data.source.notes:
+        print(line)
+
+
+def write_run(config, path, make, data=None):
     """A new run that holds a finished state which nothing trained; returns it opened.
 
-    make: abstract variables of the config -> variables. All that can fail comes before
-    the folder is made. Raises UsageError if there is a run at the path already.
+    make: abstract variables of the config -> variables. data: what the run remembers of
+    images, which need not be there then. All that can fail comes before the folder is
+    made. Raises UsageError if there is a run at the path already.
     """
     if workdir.holds_run(path):
         raise UsageError(f"{path} holds a run already: name a new folder")
     mesh = meshes.make()
-    run = builders.build(config, mesh)
+    run = builders.build(config, mesh, data and identity.absent(data))
     like = jax.eval_shape(functools.partial(builders.initial_state, run))
     variables = make(like.variables)
     state = states.create(variables, run.tx)
-    new = OpenRun(run, mesh, workdir.open_workdir(path, config), {})
+    data = data or changes.record_of(run, config["model"]["classes"])
+    new = OpenRun(run, mesh, workdir.open_workdir(path, config, data), {}, config)
     state = state.replace(step=state.step + run.steps)
     with open_checkpoints(new) as saved:
         saved.save(run.steps, meshes.put(state, meshes.replicated(mesh)))
@@ -249,6 +296,8 @@ def print_head(opened, abstract, start):
         kind = "of each view and domain" if run.separate else "pooled over the views"
         print(f"batch statistics: {kind}")
     print("\n".join(run.method.describe()))
+    if not start:
+        print("\n".join(identity.told(workdir.read_data(opened.folder))))
     print(
         f"{'resuming at' if start else 'starting at'} step {start} of {run.steps}, "
         f"batch {run.batch_size}, {len(run.data.train)} training images",

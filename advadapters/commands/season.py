@@ -72,7 +72,7 @@ def main(argv):
         )
     for name, config in made.items():
         print(f"--- {name}", flush=True)
-        runs.train(runs.open_run(config, folders[name]))
+        runs.train(runs.open_run(config, folders[name], configs.given(argv)))
     if not there:
         soup.assemble(list(folders.values()), output)
     passed = [f"--{key}={flags[key]}" for key in PASSED if flags[key]]

@@ -17,6 +17,7 @@ their mean.
   --draws=20                     random draws of the labelled images, where they are fewer
                                  than the most; the others have one
   --suite=fog-5,snow-5           only these suites
+  --config.KEY=VALUE             is checked as by `evaluate`, and changes nothing here
 
 Beside a soup of its own for each suite it shows the best single ingredient and one soup for
 all suites, both chosen on the most labels, and ensembles that were evaluated. Of soups that
@@ -40,14 +41,18 @@ FLAGS = dict(workdir=None, name="evaluation", labels="", draws="20", suite="")
 
 def main(argv):
     """Returns the exit code."""
+    argv, overrides = configs.split(argv)
     _, flags = configs.parse(argv, FLAGS, with_config=False)
     from etils import epath
 
-    from advadapters.commands import evaluate, workdir
+    from advadapters.commands import changes, evaluate, workdir
     from advadapters.evaluation import choosing
 
     folders = [epath.Path(name).expanduser() for name in flags["workdir"].split(",")]
     draws = evaluate.read_number("draws", flags["draws"]) or 1
+    for folder in folders if overrides else ():
+        config = workdir.read_config(folder)
+        changes.find(folder, config, configs.override(config, overrides))
     read = [workdir.read_tables(folder / f"{flags['name']}.npz") for folder in folders]
     told = read[0][0]
     need_alike(folders, read)

@@ -5,7 +5,10 @@ their folders: `evaluate --workdir=NEW --mixture=linf=0.5,l2=0.5` then evaluates
 whole networks, `extract` takes one out, and `evaluate` alone looks at the lines between
 the first ingredient and the others.
 
-The ingredients must be runs of the same model with one domain each (see `extract`). Soups
+  --config.KEY=VALUE             of keys that may still change, see `train`
+
+The ingredients must be runs of the same model and classes with one domain each (see
+`extract`). No image is read. Soups
 work where they were fine-tuned from one ancestor; another is warned of. Writes to NEW
 config.json, checkpoints/ and lineage.json: where each ingredient comes from, its threat
 model and a hash of its recipe.
@@ -23,14 +26,15 @@ FLAGS = {"ingredients": None, "output": None}
 
 def main(argv):
     """Returns the exit code."""
+    argv, overrides = configs.split(argv)
     _, flags = configs.parse(argv, FLAGS, with_config=False)
     folders = [folder for folder in flags["ingredients"].split(",") if folder]
-    assemble(folders, flags["output"])
+    assemble(folders, flags["output"], overrides)
     return 0
 
 
-def assemble(folders, output):
-    """Writes the run of several networks; returns it opened."""
+def assemble(folders, output, overrides=()):
+    """Writes the run of several networks, --config.KEY=VALUE applied; returns it opened."""
     from advadapters import soups
     from advadapters.commands import runs, workdir
 
@@ -41,9 +45,12 @@ def assemble(folders, output):
         soups.check_names(names)
     except ValueError as error:
         raise UsageError(f"--ingredients: {error}; rename the folder") from None
-    settings = [workdir.read_config(folder) for folder in folders]
+    settings = [
+        configs.override(workdir.read_config(folder), overrides) for folder in folders
+    ]
     need_alike(folders, settings)
-    found = [read(folder, config) for folder, config in zip(folders, settings, strict=True)]
+    data = need_same_classes(folders)
+    found = [read(folder, overrides) for folder in folders]
     try:
         params = soups.stack([plain["params"] for plain, _ in found], names)
         stats = soups.stack([plain["batch_stats"] for plain, _ in found], names)
@@ -56,7 +63,7 @@ def assemble(folders, output):
         "stats": {"shared": {}, "adapters": stats, "errors": {}},
     }
     config = config_of(names, settings, bool(stats))
-    new = runs.write_run(config, output, lambda like: variables)
+    new = runs.write_run(config, output, lambda like: variables, data)
     steps = [step for _, step in found]
     rows = list(map(lineage, names, folders, settings, steps))
     workdir.write_text(new.folder / "lineage.json", json.dumps(rows, indent=1) + "\n")
@@ -105,11 +112,32 @@ def need_same_suites(first, there, folder, config):
                 )
 
 
-def read(folder, config):
+def need_same_classes(folders):
+    """What the first of the runs that knows its images remembers of them, or None.
+
+    Raises UsageError where names of classes differ; says so where they are not known.
+    """
+    from advadapters.commands import workdir
+    from advadapters.data import identity
+
+    known = {folder: workdir.read_data(folder) for folder in folders}
+    there = {folder: data for folder, data in known.items() if data}
+    if len(there) < len(known):
+        missing = ", ".join(folder for folder in known if folder not in there)
+        print(f"class names are not compared: none are known of {missing}")
+    (first, data), *others = [*there.items()] or [("", None)]
+    for folder, other in others:
+        line = identity.need_same_names(data["classes"], other["classes"], (first, folder))
+        if line:
+            print(line)
+    return data
+
+
+def read(folder, overrides):
     """({"params", "batch_stats"} of a run's newest averaged network, step)."""
     from advadapters.commands import runs
 
-    opened = runs.open_run(config, folder)
+    opened = runs.open_trained(folder, overrides, images=False)
     variables, step = runs.restore_variables(opened, "latest")
     network = opened.run.network
     return network.at(variables, opened.run.evaluation.cases[0].knob), step

@@ -11,6 +11,7 @@ from etils import epath
 
 from advadapters import checkpoints, networks, soups, trees
 from advadapters.commands import evaluating, workdir
+from advadapters.data import identity
 from advadapters.defaults import TRAINING_ONLY
 from advadapters.errors import UsageError
 from advadapters.interop import torch_resnet
@@ -56,6 +57,35 @@ def read(run):
 def source(start):
     """The run or the file that the parameters come from."""
     return start.weights or start.workdir
+
+
+def need_same_classes(run):
+    """Raises UsageError where a run's head is taken over and its classes have other names.
+
+    Says so where they cannot be compared. Files of weights have no names.
+    """
+    start = run.start
+    params = jax.eval_shape(run.network.init, jax.random.key(0))["params"]
+    head = [path for path in trees.flatten(params) if path.startswith("head/")]
+    if not start.workdir or all(
+        any(trees.matches(pattern, path) for pattern in start.fresh) for path in head
+    ):
+        return
+    there = workdir.read_data(start.workdir)
+    if there is None:
+        line = f"{start.workdir} knows no class names, so they are not compared"
+    else:
+        titles = (start.workdir, "the data")
+        names = there["classes"], run.data.source.names
+        try:
+            line = identity.need_same_names(*names, titles)
+        except UsageError as error:
+            raise UsageError(
+                f"config.start.workdir: {error}, or give the head new classes with "
+                "config.start.fresh=('head/.*',)"
+            ) from None
+    if line:
+        print(line)
 
 
 def describe(start):

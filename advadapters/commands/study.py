@@ -52,7 +52,7 @@ def main(argv):
         seeds = [config["seed"] + number for number in range(int(flags["seeds"]))]
         try:
             found = [
-                train(config | {"seed": seed}, folder / f"{case}-seed{seed}")
+                train(config | {"seed": seed}, folder / f"{case}-seed{seed}", argv)
                 for seed in seeds
             ]
         except Diverged as error:
@@ -114,12 +114,15 @@ def vary(argv, variant):
     return changed
 
 
-def train(config, folder):
-    """(result rows, adapter parameters per domain) of one run, trained if need be."""
+def train(config, folder, argv):
+    """(result rows, adapter parameters per domain) of one run, trained if need be.
+
+    argv: the command line that the config comes from.
+    """
     from advadapters import trees
     from advadapters.commands import runs, workdir
 
-    opened = runs.open_run(config, folder)
+    opened = runs.open_run(config, folder, configs.given(argv))
     print(f"--- {folder.name}", flush=True)
     runs.train(opened)
     adapters = runs.abstract_state(opened).variables["adapters"]

@@ -3,7 +3,10 @@
 Trains a network as the config says, evaluates each mode and the soups between and
 beyond them, and writes to DIR:
 
-  config.json     the config; a second run on DIR resumes, and refuses another config
+  config.json     the config; a second run on DIR resumes, and refuses another config, but
+                  for keys that change nothing of what was trained (a longer
+                  --config.epochs=... among them); history.json tells these changes
+  data.json       names of the classes, images of each, and fingerprints of the images
   parameters.txt  every parameter: shape and size, shared and adapters
   checkpoints/    the newest states, and the best one where images are held out
   metrics.jsonl   a line per logged step: means since the last line of loss, loss/VIEW,
@@ -36,7 +39,7 @@ def main(argv):
     from advadapters.training.loop import Diverged
 
     clock.append(time.monotonic())
-    run = runs.open_run(config.to_dict(), flags["workdir"])
+    run = runs.open_run(config.to_dict(), flags["workdir"], configs.given(argv))
     clock.append(time.monotonic())
     try:
         return runs.train(run, clock)

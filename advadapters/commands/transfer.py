@@ -10,6 +10,7 @@ ones, for an attacker who does not know which is deployed and tries them all.
   --statistics=1000              batch statistics of each soup estimated anew, see there
   --examples=1000                only so many test images, a fixed random draw
   --step=4000                    a checkpoint's step, "best" or "latest" (default)
+  --config.KEY=VALUE             of keys that may still change, see `train`
 
 Prints the tables and writes the rows to DIR/transfer.json.
 """
@@ -33,12 +34,13 @@ FLAGS = {
 
 def main(argv):
     """Returns the exit code."""
+    argv, overrides = configs.split(argv)
     _, flags = configs.parse(argv, FLAGS, with_config=False)
     from advadapters import builders
     from advadapters.commands import evaluate, evaluating, runs, workdir
     from advadapters.evaluation import transfer
 
-    opened = runs.open_run(workdir.read_config(flags["workdir"]), flags["workdir"])
+    opened = runs.open_trained(flags["workdir"], overrides)
     run = opened.run
     cases = evaluate.read_cases(run, flags) or run.evaluation.cases
     if len({case.network for case in cases}) > 1:

@@ -1,38 +1,44 @@
 """The files of one run's folder: process 0 writes and reads them, see `hosts.once`."""
 
+import contextlib
 import json
 import math
 import os
+import time
 import zipfile
 
 import numpy as np
 from etils import epath
 
-from advadapters import hosts
+from advadapters import defaults, hosts
 from advadapters.errors import UsageError
 
 
-def open_workdir(path, config):
+def open_workdir(path, config, data=None):
     """The folder, made if need be, for exactly this config.
 
-    Raises UsageError if it cannot be written, holds a run of another config, or is not
-    there for all hosts.
+    data: what a new run remembers of its images, see `data.identity`. Raises UsageError if
+    it cannot be written, holds a run of another config, or is not there for all hosts.
     """
-    folder = epath.Path(make_workdir(path, config))
+    folder = epath.Path(make_workdir(path, config, data))
     if not folder.exists():
         raise UsageError(
             f"{folder} is not there on host {hosts.joined().process_id}: several hosts "
             "need a workdir on a file system that all of them share"
         )
-    refuse_other(folder, read_config(folder), retuple(json.loads(json.dumps(config))))
+    refuse_other(folder, read_config(folder), plain(config))
     return folder
 
 
+def plain(config):
+    """A config as it is when it has been written and read again."""
+    return retuple(json.loads(json.dumps(config)))
+
+
 @hosts.once
-def make_workdir(path, config):
+def make_workdir(path, config, data=None):
     """What `open_workdir` does in process 0; returns the folder's whole path."""
     folder = epath.Path(os.path.abspath(os.path.expanduser(path)))
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     file = folder / "config.json"
     try:
         if file.exists():
@@ -43,10 +49,50 @@ def make_workdir(path, config):
                 "name an empty or a new folder"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(file, text)
+        if data is not None:
+            write_json(folder / "data.json", data)
+        write_json(file, config)  # last: it says that there is a run
     except OSError as error:
         raise UsageError(f"cannot use {folder} as a workdir: {error}") from None
     return os.fspath(folder)
+
+
+@hosts.once
+def record(path, config, data, changed, again):
+    """Writes the config and the data that a run goes on with, and their history.
+
+    changed: {key: (old value, new value)}; again: whether results are to be made again.
+    """
+    folder = epath.Path(os.path.expanduser(path))
+    saved = folder / "checkpoints"
+    steps = (
+        [int(p.name) for p in saved.iterdir() if p.name.isdecimal()]
+        if saved.exists()
+        else []
+    )
+    try:
+        write_json(folder / "data.json", data)
+        if changed:
+            file = folder / "history.json"
+            rows = json.loads(file.read_text()) if file.exists() else []
+            when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            row = {"time": when, "step": max(steps, default=0), "changed": changed}
+            write_json(file, [*rows, row])
+            if again:
+                (folder / "results.json").unlink(missing_ok=True)
+            write_json(folder / "config.json", config)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot change the config of {folder}: {error}") from None
+
+
+@hosts.once
+def read_data(path):
+    """What a run remembers of its images, see `data.identity`; None if nothing."""
+    file = epath.Path(os.path.expanduser(path)) / "data.json"
+    try:
+        return json.loads(file.read_text()) if file.exists() else None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {file}: {error}") from None
 
 
 @hosts.once
@@ -77,19 +123,21 @@ def leaves(tree, prefix=""):
     return flat
 
 
-# Keys of a section that are there since 0.1.0, with what was done before them.
-ADDED = {"data": {"test_split": ""}}
-
-
 def read_config(path):
-    """The config of a run's folder, as that of a run of today."""
+    """The config of a run's folder; keys that came later have their defaults."""
     config = retuple(read_json(path))
     if not isinstance(config, dict):
         raise UsageError(f"{path} holds no run: config.json is no config")
-    added = {
-        k: new | config[k] for k, new in ADDED.items() if isinstance(config.get(k), dict)
+    usual, model = defaults.config().to_dict(), config.get("model")
+    if isinstance(model, dict) and {"name", "size"} <= model.keys():
+        with contextlib.suppress(KeyError):  # the builders know what to say of the name
+            usual["model"] = defaults.model(model["name"], model["size"])
+    filled = {
+        key: usual[key] | config[key]
+        for key in ("model", "data", "evaluation", "start")
+        if isinstance(config.get(key), dict)
     }
-    return config | added
+    return config | filled
 
 
 @hosts.once
@@ -153,6 +201,11 @@ def line(row):
     """One JSON line; what is not finite becomes null, as JSON has no word for it."""
     finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
     return json.dumps(finite) + "\n"
+
+
+def write_json(file, value):
+    """Writes a value as JSON, whole or not at all."""
+    write_text(file, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def write_text(file, text):
@@ -220,6 +273,6 @@ def read_tables(file):
 def read_results(folder):
     """The rows of results.json, or None if they are not there or not whole."""
     try:
-        return json.loads((folder / "results.json").read_text())
+        return json.loads((epath.Path(folder) / "results.json").read_text())
     except (OSError, ValueError):
         return None

@@ -39,19 +39,29 @@ class Encoded(NamedTuple):
         return getattr(self.reader, "labels", None)
 
     def __getitem__(self, i):
-        try:
-            data, label = self.reader.read(i)
-            image = codecs.decode(data, self.channels)
-        except OSError:
-            image = None
-        else:
-            need_label(label, self.reader.name(i))
+        image, label = self.find(i)
         if image is None and not self.skip_corrupt:
             raise UsageError(
                 f"corrupt image {self.reader.name(i)}: replace it, or set "
                 "config.data.skip_corrupt=True to leave such images out"
             )
         return None if image is None else (image, label)
+
+    def find(self, i):
+        """(image or None where it cannot be decoded, label); raises for a label below 0."""
+        try:
+            data, label = self.reader.read(i)
+        except OSError:
+            return None, None
+        need_label(label, self.reader.name(i))
+        return codecs.decode(data, self.channels), label
+
+    def raw(self, i):
+        """Bytes of example i before decoding; none where it cannot be read."""
+        try:
+            return self.reader.read(i)[0]
+        except OSError:
+            return b""
 
 
 class Files(NamedTuple):

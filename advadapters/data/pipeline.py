@@ -130,6 +130,20 @@ def readable(split, i):
     raise UsageError("every image of the split is corrupt")
 
 
+def unreadable(split, threads, progress):
+    """[number of each image that cannot be decoded]; every one is tried.
+
+    progress: called with (tried, all) now and then. Raises UsageError for a label below 0.
+    """
+    found, part = [], 64 * threads
+    for start in range(0, len(split), part):
+        chosen = range(start, min(start + part, len(split)))
+        decoded = at_once(lambda i: split.find(i)[0] is not None, chosen, threads)
+        found += [i for i, good in zip(chosen, decoded, strict=True) if not good]
+        progress(chosen.stop, len(split))
+    return found
+
+
 def stack_examples(examples):
     """[(image, label), ...] -> {"images": [b, H, W, C], "labels": [b]}."""
     images, labels = zip(*examples, strict=True)

@@ -46,3 +46,9 @@ def read(builder, name, splits):
         )
     undecoded = {"image": tensorflow_datasets.decode.SkipDecoding()}
     return split, builder.as_data_source(split=split, decoders=undecoded)
+
+
+def names_of(feature):
+    """Names of a ClassLabel's classes; () where they are but numbers."""
+    names = feature.names
+    return () if names == [str(number) for number in range(len(names))] else tuple(names)

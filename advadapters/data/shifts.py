@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from advadapters.data import encoded, prepared
+from advadapters.data import encoded, identity, prepared, sources
 from advadapters.data import images as codecs
 from advadapters.errors import UsageError
 
@@ -24,13 +24,16 @@ class Shift(NamedTuple):
 
     classes: how many the network must have. groups: int [L], the class that each of these
     counts as, -1 for those that are left out; None where all are as they are. readings:
-    the names of a label's numbers, where they are several answers and not one.
+    the names of a label's numbers, where they are several answers and not one. names: of
+    the classes, () where there are none. notes: lines to be told.
     """
 
     split: Any
-    classes: int
+    classes: int  # 0 where only the labels tell
     groups: np.ndarray | None = None
     readings: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Examples:
@@ -38,6 +41,8 @@ class Examples:
 
     read: (features of an example) -> its label, or None.
     """
+
+    labels = None  # only reading tells
 
     def __init__(self, source, read, channels=3):
         self.source, self.read, self.channels = source, read, channels
@@ -68,7 +73,9 @@ def plain(source, features):
     """Labels as they are."""
     channels = features["image"].shape[-1] or 3
     split = Examples(source, lambda example: int(example["label"]), channels)
-    return Shift(split, features["label"].num_classes)
+    return Shift(
+        split, features["label"].num_classes, names=prepared.names_of(features["label"])
+    )
 
 
 def masked(source, features):
@@ -91,7 +98,8 @@ def reassessed(source, features):
         padded[: len(found)] = found
         return padded if len(found) else None
 
-    return Shift(Examples(source, read), features["original_label"].num_classes)
+    label = features["original_label"]
+    return Shift(Examples(source, read), label.num_classes, names=prepared.names_of(label))
 
 
 def conflicting(source, features):
@@ -133,12 +141,16 @@ SHIFTS = {
 }
 
 
-def load(name, data_dir=""):
-    """The Shift of a name in SHIFTS, or of any TFDS name, with its test split.
+def load(name, data_dir="", channels=3, skip_corrupt=False):
+    """The Shift of a name in SHIFTS, a source like folder:DIR, or of any TFDS name.
 
+    Each with its test split, see `sources.load_test`. channels, skip_corrupt: of sources.
     Raises UsageError where it is not there, with the command that prepares it.
     """
-    entry = SHIFTS.get(name, Entry(name, ""))
+    kind, colon, path = name.partition(":")
+    if kind in sources.SOURCES and kind != "tfds" and (colon or kind == "digits"):
+        return of_source(name, channels, skip_corrupt)
+    entry = SHIFTS.get(name, Entry(path if kind == "tfds" else name, ""))
     try:
         builder = prepared.open_set(entry.name, data_dir)
         splits = prepared.test_splits(builder, entry.split)
@@ -151,5 +163,47 @@ def load(name, data_dir=""):
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         known = ", ".join(SHIFTS)
         raise UsageError(
-            f"--data={name}: {line}; there are {known}, and TFDS names with a test split"
+            f"--data={name}: {line}; there are {known}, TFDS names with a test split, and "
+            f"sources: {', '.join(f'{kind}:...' for kind in sources.TESTED)}"
         ) from None
+
+
+def of_source(spec, channels, skip_corrupt):
+    """The Shift of a source's test set."""
+    try:
+        found = sources.load_test(spec, channels=channels, skip_corrupt=skip_corrupt)
+    except UsageError as error:
+        raise UsageError(f"--data={spec}: {error}") from None
+    return Shift(found.split, len(found.names), names=found.names, notes=found.notes)
+
+
+def fit(shift, title, names, classes, channels):
+    """The Shift with its labels numbered as a network's classes, by their names.
+
+    title: what to call it. names: of the network's `classes`, () where they are not known;
+    classes are then taken to be in the same order. Returns (the Shift, a line to be told
+    or ""). Raises UsageError for names, labels or channels that the network does not have.
+    """
+    line, split = "", shift.split
+    if shift.names and names and not (shift.groups is not None or shift.readings):
+        numbers = identity.numbers(names, shift.names, ("the run", title))
+        if not np.array_equal(numbers, np.arange(len(numbers))):
+            split = sources.Renumbered(split, numbers)
+            line = f"{title}: classes are numbered by their names, as those of the run"
+    elif shift.names and names:
+        identity.need_same_names(names, shift.names, ("the run", title))
+    else:
+        if shift.classes not in (0, classes):
+            raise UsageError(
+                f"{title} is for networks of {shift.classes} classes, this one has "
+                f"{classes}"
+            )
+        if shift.names or names:
+            line = f"{title}: class names are not compared, one side has none"
+    if split.labels is None and split.channels != channels:
+        raise UsageError(
+            f"{title} has images of {split.channels} channels, the network takes {channels}"
+        )
+    if split.labels is not None:
+        sources.check_split(title, split, classes, channels)
+    return shift._replace(split=split), line

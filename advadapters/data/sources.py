@@ -1,7 +1,9 @@
 """Sources of labelled images: `load("digits")`, "folder:DIR", "tfds:NAME", ...
 
 A split has a length and gives example i as (uint8 image [H, W, C], int label), or
-None for a corrupt image that may be skipped. Nothing is shuffled or resized here.
+None for a corrupt image that may be skipped; `find(i)` gives (None, label) for any that is
+corrupt, `raw(i)` what it is decoded from, and `labels` are all of them, None if only
+reading tells. Nothing is shuffled or resized here.
 """
 
 import collections
@@ -32,6 +34,39 @@ class Source(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+class TestSet(NamedTuple):
+    """A split alone: names of the classes that its labels count, and lines to be told."""
+
+    split: Any
+    names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Renumbered(NamedTuple):
+    """A split whose label i is called numbers[i]."""
+
+    split: Any
+    numbers: np.ndarray
+
+    def __len__(self):
+        return len(self.split)
+
+    def __getitem__(self, i):
+        example = self.split[i]
+        return example and (example[0], int(self.numbers[example[1]]))
+
+    @property
+    def labels(self):
+        """[N], or None if only reading tells."""
+        labels = self.split.labels
+        return None if labels is None else self.numbers[labels]
+
+    @property
+    def channels(self):
+        """Of the images."""
+        return self.split.channels
+
+
 class ArraySplit(NamedTuple):
     """Images uint8 [N, H, W, C] and labels [N] in memory."""
 
@@ -44,6 +79,14 @@ class ArraySplit(NamedTuple):
     def __getitem__(self, i):
         return self.images[i], int(self.labels[i])
 
+    def find(self, i):
+        """Example i."""
+        return self[i]
+
+    def raw(self, i):
+        """Bytes of image i."""
+        return self.images[i].tobytes()
+
 
 class BlankSplit(NamedTuple):
     """So many black pixels of class 0."""
@@ -51,8 +94,18 @@ class BlankSplit(NamedTuple):
     size: int
     channels: int
 
+    labels = None
+
     def __len__(self):
         return self.size
+
+    def find(self, i):
+        """Example i."""
+        return self[i]
+
+    def raw(self, i):
+        """Nothing: there are no bytes."""
+        return b""
 
     def __getitem__(self, i):
         return np.zeros((1, 1, self.channels), np.uint8), 0
@@ -67,8 +120,16 @@ class Subset(NamedTuple):
     @property
     def labels(self):
         """[N], or None if only reading tells."""
-        labels = getattr(self.split, "labels", None)
+        labels = self.split.labels
         return None if labels is None else labels[self.positions]
+
+    def find(self, i):
+        """(image or None where it cannot be decoded, label) of example i."""
+        return self.split.find(int(self.positions[i]))
+
+    def raw(self, i):
+        """Bytes of example i before decoding."""
+        return self.split.raw(int(self.positions[i]))
 
     def __len__(self):
         return len(self.positions)
@@ -135,6 +196,18 @@ def need_folder(path):
             "DIR/train`"
         )
     return path
+
+
+def folder_test(path, options):
+    """DIR/test/<class>/..., or DIR/<class>/... where there is no such folder."""
+    root = need_folder(path)
+    place, note = root, ""
+    if (root / "train").is_dir() or any((root / name).is_dir() for name in TESTS):
+        place, note = find_test(root, "")
+    found = list_classes(place)
+    names = sorted(found.files)
+    notes = tuple(filter(None, (note, found.left)))
+    return TestSet(folder_split(found, names, options), tuple(names), notes)
 
 
 class Listing(NamedTuple):
@@ -222,47 +295,67 @@ def tar(path, options):
     return Source(*splits, len(found.names), found.names, found.notes)
 
 
+def tar_test(path, options):
+    """The test set of a folder of tars, whose training set need not be there."""
+    found = tars.open_test(path)
+    split = encoded.Encoded(found.test, options["channels"], options["skip_corrupt"])
+    return TestSet(split, found.names, found.notes)
+
+
 def npz(path, options):
     """Arrays train_images, train_labels, test_images, test_labels in one .npz file."""
+    arrays = read_npz(path)
+    return Source(*(npz_split(path, arrays, split) for split in ("train", "test")), 0)
+
+
+def npz_test(path, options):
+    """Arrays test_images and test_labels."""
+    return TestSet(npz_split(path, read_npz(path), "test"))
+
+
+def read_npz(path):
+    """{name: array} of an .npz file."""
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+            return {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot read {path} as .npz: {error}") from None
-    splits = []
-    for split in ("train", "test"):
-        try:
-            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        except KeyError as error:
-            raise UsageError(
-                f"{path} has no array {error}; it has {sorted(arrays)}"
-            ) from None
-        if images.ndim == 3:
-            images = images[..., None]
-        whole = labels.ndim == 1 and labels.dtype.kind in "iu"
-        fits = images.ndim == 4 and labels.shape == images.shape[:1]
-        if images.dtype != np.uint8 or not (whole and fits):
-            raise UsageError(
-                f"{path}: {split}_images must be uint8 [N, H, W, C] and {split}_labels "
-                f"whole numbers [N], got {images.dtype} {images.shape} and "
-                f"{labels.dtype} {labels.shape}"
-            )
-        splits.append(ArraySplit(images, labels))
-    return Source(*splits, 0)
+
+
+def npz_split(path, arrays, split):
+    """The images and labels of a split."""
+    try:
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    except KeyError as error:
+        raise UsageError(f"{path} has no array {error}; it has {sorted(arrays)}") from None
+    if images.ndim == 3:
+        images = images[..., None]
+    whole = labels.ndim == 1 and labels.dtype.kind in "iu"
+    fits = images.ndim == 4 and labels.shape == images.shape[:1]
+    if images.dtype != np.uint8 or not (whole and fits):
+        raise UsageError(
+            f"{path}: {split}_images must be uint8 [N, H, W, C] and {split}_labels "
+            f"whole numbers [N], got {images.dtype} {images.shape} and "
+            f"{labels.dtype} {labels.shape}"
+        )
+    return ArraySplit(images, labels)
 
 
 def idx(path, options):
     """A folder of the four MNIST-style IDX files, gzipped or not."""
+    return Source(idx_split(path, "train"), idx_test(path, options).split, 0)
+
+
+def idx_test(path, options):
+    """The two files of the test set."""
+    return TestSet(idx_split(path, "t10k"))
+
+
+def idx_split(path, prefix):
+    """The images and labels of a split."""
     root = pathlib.Path(path).expanduser()
-    train = ArraySplit(
-        read_idx(root, "train-images-idx3-ubyte")[..., None],
-        read_idx(root, "train-labels-idx1-ubyte"),
-    )
-    test = ArraySplit(
-        read_idx(root, "t10k-images-idx3-ubyte")[..., None],
-        read_idx(root, "t10k-labels-idx1-ubyte"),
-    )
-    return Source(train, test, 0)
+    images = read_idx(root, f"{prefix}-images-idx3-ubyte")[..., None]
+    return ArraySplit(images, read_idx(root, f"{prefix}-labels-idx1-ubyte"))
 
 
 def read_idx(root, name):
@@ -296,7 +389,8 @@ def tfds(path, options):
             splits.append(
                 encoded.Encoded(reader, options["channels"], options["skip_corrupt"])
             )
-        return Source(*splits, builder.info.features["label"].num_classes)
+        label = builder.info.features["label"]
+        return Source(*splits, label.num_classes, prepared.names_of(label))
     except UsageError:
         raise
     # Whatever TFDS says of a name or of files that it cannot use is bad input to us.
@@ -324,6 +418,8 @@ SOURCES = {
 }
 
 
+# The test set alone: (path, options) -> TestSet. Of others the whole source is opened.
+TESTED = {"folder": folder_test, "tar": tar_test, "npz": npz_test, "idx": idx_test}
 NAMED = ("folder", "tar", "tfds")  # whose test split has a name
 
 
@@ -347,6 +443,15 @@ def load(spec, *, channels=3, skip_corrupt=False, data_dir="", test_split=""):
     return pick(SOURCES, kind, "data source")(path, options)
 
 
+def load_test(spec, *, channels=3, skip_corrupt=False):
+    """The TestSet of "KIND:PATH", whose training set need not be there, see `load`."""
+    kind, _, path = spec.partition(":")
+    if kind not in TESTED:
+        source = load(spec, channels=channels, skip_corrupt=skip_corrupt)
+        return TestSet(source.test, source.names, source.notes)
+    return TESTED[kind](path, {"channels": channels, "skip_corrupt": skip_corrupt})
+
+
 def check(source, classes, channels):
     """Raises UsageError if labels or channels do not fit a model for `classes` (0: any)."""
     if classes and source.classes and source.classes != classes:
@@ -354,17 +459,21 @@ def check(source, classes, channels):
             f"the data has {source.classes} classes but config.model.classes={classes}"
         )
     for name, split in (("train", source.train), ("test", source.test)):
-        if not len(split):
-            raise UsageError(f"the {name} split is empty")
-        labels = getattr(split, "labels", None)
-        if labels is not None:
-            check_labels(name, labels, classes)
-        example = split[0]
-        if example is not None and example[0].shape[2:] != (channels,):
-            raise UsageError(
-                f"{name} images have shape {example[0].shape}, but "
-                f"config.data.channels={channels}"
-            )
+        check_split(name, split, classes, channels)
+
+
+def check_split(name, split, classes, channels):
+    """Raises UsageError if labels or channels of a split do not fit."""
+    if not len(split):
+        raise UsageError(f"the {name} split is empty")
+    if split.labels is not None:
+        check_labels(name, split.labels, classes)
+    example = split[0]
+    if example is not None and example[0].shape[2:] != (channels,):
+        raise UsageError(
+            f"{name} images have shape {example[0].shape}, but "
+            f"config.data.channels={channels}"
+        )
 
 
 def check_labels(name, labels, classes):

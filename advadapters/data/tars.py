@@ -77,7 +77,7 @@ class TarReader(NamedTuple):
 class Tars(NamedTuple):
     """Readers of both splits, names of the classes or (), and lines to be told."""
 
-    train: TarReader
+    train: TarReader | None
     test: TarReader
     names: tuple[str, ...]
     notes: tuple[str, ...]
@@ -91,21 +91,32 @@ def open_tars(path, test_split=""):
         read_split(root, split, names)
         for split, names in (("train", NAMES["train"]), ("test", tests))
     )
-    notes = tuple(filter(None, (*told, *more)))
     if train.numbered != test.numbered:
         raise UsageError(f"{root}: only one split has its classes as numbers in .cls files")
-    if train.numbered:
-        readers = (TarReader(tar, as_numbers(tar, root)) for tar in (train, test))
-        return Tars(*readers, (), notes)
-    known = np.unique(train.classes)
-    for tar in (train, test):
-        unknown = set(np.unique(tar.classes)) - set(known)
-        if unknown:
-            shown = ", ".join(sorted(name.decode(errors="replace") for name in unknown)[:3])
-            raise UsageError(f"{root}: the test split has classes not in training: {shown}")
-    labels = [np.searchsorted(known, t.classes).astype(np.int32) for t in (train, test)]
-    readers = map(TarReader, (train, test), labels)
-    return Tars(*readers, tuple(map(os.fsdecode, known)), notes)
+    names = () if train.numbered else np.unique(train.classes)
+    readers = (labelled(tar, names, root) for tar in (train, test))
+    notes = tuple(filter(None, (*told, *more)))
+    return Tars(*readers, tuple(map(os.fsdecode, names)), notes)
+
+
+def open_test(path):
+    """Tars without training: classes are numbered by the names in the test set."""
+    root = pathlib.Path(path).expanduser()
+    test, *told = read_split(root, "test", NAMES["test"])
+    names = () if test.numbered else np.unique(test.classes)
+    notes = tuple(filter(None, told))
+    return Tars(None, labelled(test, names, root), tuple(map(os.fsdecode, names)), notes)
+
+
+def labelled(tar, names, root):
+    """The TarReader of a Tar whose classes are numbered by sorted names, if not numbers."""
+    if tar.numbered:
+        return TarReader(tar, as_numbers(tar, root))
+    unknown = set(np.unique(tar.classes)) - set(names)
+    if unknown:
+        shown = ", ".join(sorted(name.decode(errors="replace") for name in unknown)[:3])
+        raise UsageError(f"{root}: the test split has classes not in training: {shown}")
+    return TarReader(tar, np.searchsorted(names, tar.classes).astype(np.int32))
 
 
 def as_numbers(tar, root):
