@@ -26,14 +26,16 @@ SWITCHES = ("random_start",)
 def checked(attack):
     """The attack, but bad input raises UsageError, a line that says what is allowed.
 
-    Images and labels are looked at where they are not traced; the number of classes, when
-    the network is called.
+    Images of uint8 are taken too, and attacked as float32 in [0, 1]. Images and labels
+    are looked at where they are not traced; the number of classes, when the network is
+    called.
     """
 
     @functools.wraps(attack)
     def run(logits_fn, images, labels, key, **settings):
         checks.check_images(images)
         checks.check_labels(labels, len(images))
+        images = checks.to_float(images)
         check_settings(attack, settings, images.shape[1:])
         targets = settings.get("targets")
         if targets is not None:

@@ -49,7 +49,7 @@ def pgd(
 
     Args:
       logits_fn: images [B, H, W, C] float32 in [0, 1] -> logits [B, L].
-      images: [B, H, W, C] float32 in [0, 1].
+      images: [B, H, W, C], float32 in [0, 1] or uint8.
       labels: [B] int, or [B, L] probabilities.
       key: one key, or one per example [B]: then an image's result does not depend
         on the batch that it is in.

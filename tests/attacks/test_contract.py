@@ -268,8 +268,9 @@ def test_bad_input_of_attacks_called_by_hand(attack):
     images, labels = np.full(SHAPE, 0.5, np.float32), np.zeros(SHAPE[0], np.int64)
     for change, message in (
         (dict(images=255 * images), "images must lie in [0, 1], got 127.5 to 127.5"),
-        (dict(images=np.full(SHAPE, 7, np.uint8)), "images must be float32 [N, H, W, C]"),
-        (dict(images=images[0]), "images must be float32 [N, H, W, C]"),
+        (dict(images=np.full(SHAPE, 7, np.int32)), "images must be float32 or uint8"),
+        (dict(images=images.astype(np.float64)), "images must be float32 or uint8"),
+        (dict(images=images[0]), "float32 or uint8 [N, H, W, C] with N > 0, got float32 ["),
         (dict(images=images.transpose(0, 3, 1, 2)), "which has channels first"),
         (dict(images=images * np.nan), "6 of 6 images have pixels of NaN"),
         (dict(images=[[0.5]]), "images must be an array, got list"),
@@ -289,7 +290,16 @@ def test_bad_input_of_attacks_called_by_hand(attack):
 
 
 def test_what_is_traced_has_a_type_and_a_shape():
-    for images in (np.zeros((2, 3, 8, 8), np.float32), np.zeros((2, 8, 8, 1), np.uint8)):
-        run = functools.partial(ATTACKS["pgd"], linear, norm="linf", eps=0.1, steps=1)
+    labels, key = np.zeros(2, np.int32), jax.random.key(0)
+    run = functools.partial(ATTACKS["pgd"], linear, norm="linf", eps=0.1, steps=1)
+    for images in (np.zeros((2, 3, 6, 6), np.float32), np.zeros((2, 6, 6, 1), np.int32)):
         with pytest.raises(UsageError, match="images must be"):
-            jax.eval_shape(run, images, np.zeros(2, np.int32), jax.random.key(0))
+            jax.eval_shape(run, images, labels, key)
+
+
+def test_bytes_are_attacked_as_floats():
+    labels, key = np.zeros(2, np.int32), jax.random.key(0)
+    run = functools.partial(ATTACKS["pgd"], linear, norm="linf", eps=0.1, steps=1)
+    raw = np.arange(72, dtype=np.uint8).reshape(2, 6, 6, 1)
+    floats = raw.astype(np.float32) / np.float32(255)
+    np.testing.assert_array_equal(run(raw, labels, key), run(floats, labels, key))

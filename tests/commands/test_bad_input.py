@@ -167,6 +167,22 @@ CASES = {
         "config.views.linf.attack 'linf' starts at the clean images, where the gradient of "
         "their own predictions is zero, so it finds nothing: give it random_start=True",
     ),
+    "N-FGSM without noise against predictions": (
+        [
+            DIGITS + ":n_fgsm",
+            "--config.attacks.single.noise=0.0",
+            "--config.views.linf.attack_against=predictions",
+        ],
+        "config.views.linf.attack 'single' starts at the clean images",
+    ),
+    "Pyramid-AT against predictions": (
+        [
+            DIGITS + ":pyramid",
+            "--config.attacks.pyramid.target=",
+            "--config.views.pyramid.attack_against=predictions",
+        ],
+        "is zero, so it finds nothing: give it target='random'",
+    ),
     "predictions without an attack": (
         [DIGITS, "--config.views.clean.attack_against=predictions"],
         "config.views.clean has no attack",
