@@ -433,7 +433,8 @@ def test_labels_out_of_range(tmp_path, capsys):
     np.savez(tmp_path / "data.npz", **arrays)
     source = f"--config.data.source=npz:{tmp_path}/data.npz"
     line = fails([DIGITS, source, f"--workdir={tmp_path}/run"], capsys)
-    assert "labels run from 0 to 10; a model with 10 classes allows 0 to 9" in line
+    assert "train labels run from 0 to 10, 10 first at image 3; a model with" in line
+    assert "10 classes allows 0 to 9" in line
 
 
 def test_a_config_with_a_key_that_nobody_reads(tmp_path, capsys):
