@@ -60,13 +60,13 @@ def find(folder, old, new, said=()):
     return changed
 
 
-def told(changed):
+def told(changed, title="changed since the run began"):
     """The changes in one line."""
     shown = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
     longer = (
         "; schedules go on as those of the longer training" if "epochs" in changed else ""
     )
-    return f"changed since the run began: {shown}{longer}"
+    return f"{title}: {shown}{longer}"
 
 
 def stale(changed):

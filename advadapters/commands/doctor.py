@@ -65,7 +65,10 @@ def main(argv):
         found["workdir"] = write_test(flags["workdir"])
         print(f"workdir: {flags['workdir']} can be written")
     if given or flags["data"]:
-        found["data"] = measure(read(config, flags["data"]), images, rounds)
+        data = read(config, flags["data"])
+        for line in data.source.notes:
+            print(line)
+        found["data"] = measure(data, images, rounds)
         print("\n" + markdown(found["data"]))
     if wanted:
         found["needed"] = needed(found, wanted, chips)

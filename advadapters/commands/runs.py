@@ -67,7 +67,7 @@ def open_trained(path, overrides=(), images=True):
     source = None if images or there is None else identity.absent(there)
     run = builders.build(config, mesh, source)
     if changed:
-        print(changes.told(changed))
+        print(changes.told(changed, "changed for this call"))
     if source is None:
         tell(run)
         for line in changes.compare(path, there, run, changed, training=False):
