@@ -116,6 +116,11 @@ def predict(opened, variables, split, cases, name, predictor):
         )
         parts |= dict(zip(numbers, part.predictions, strict=True))
     meter.close()
+    if left := len(split) - len(part.labels):
+        print(
+            f"warning: {left:,} of {len(split):,} images of {name} are left out: they "
+            "cannot be decoded, or have no label"
+        )
     return part._replace(predictions=np.stack([parts[n] for n in range(len(cases))]))
 
 
