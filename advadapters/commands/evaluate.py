@@ -127,7 +127,8 @@ def main(argv):
         about = shifts.about(*corrupted) if corrupted else {}
         rows = evaluating.rows(opened, variables, cases, found, step, compared, about)
         file = opened.folder / f"{flags['name']}.npz"
-        workdir.write_tables(file, cases, found, command_of(argv))
+        settings = evaluating.settings_of(opened, found)
+        workdir.write_tables(file, cases, found, command_of(argv), settings)
     if adapters:
         rows = [row | {"adapters": os.path.abspath(adapters)} for row in rows]
         print(f"with the adapters of {adapters}")

@@ -227,21 +227,30 @@ def rows(opened, variables, cases, found, step, compared=(), about=None):
     """
     compared = compared or [{}] * len(cases)
     costs = costs_of(opened, variables, cases)
-    told = [case.told | cost for case, cost in zip(cases, costs, strict=True)]
+    seed, settings = {"seed": opened.run.seed}, settings_of(opened, found)
+    told = [case.told | seed | cost for case, cost in zip(cases, costs, strict=True)]
     attacked, listed = {*opened.run.evaluation.suites, "union"}, []
     for suite, table in found.items():
         warn_of_strange(table, cases, suite)
+        fields = {"settings": settings[suite]} if suite in settings else {}
+        fields |= (about or {}).get(suite, {})
         counts = (table.right.sum(axis=1), table.not_finite, table.not_attacked)
         for one, signs_, right, *odd in zip(told, compared, *counts, strict=True):
             row = accuracy.row(one, suite, int(right), len(table.index), step, *odd)
             natural = signs_ if suite in attacked else {"metric": "accuracy"}
-            listed.append(row | natural | (about or {}).get(suite, {}))
+            listed.append(row | natural | fields)
     cues = [f"conflict_stimuli/{cue}" for cue in ("shape", "texture")]
     if found.keys() >= {*cues}:
         listed += shifts.shape_bias_rows(told, *(found[cue] for cue in cues), step)
     classes = workdir.read_config(opened.folder)["model"]["classes"]
     imagenet = classes == 1000 and opened.run.data.image_size == 224
     return listed + shifts.summary(listed, imagenet)
+
+
+def settings_of(opened, found):
+    """{suite: settings of its attack} of those that are suites of the config."""
+    suites = workdir.read_config(opened.folder)["evaluation"]["suites"]
+    return {suite: suites[suite] for suite in found if suite in suites}
 
 
 def costs_of(opened, variables, cases):

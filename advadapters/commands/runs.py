@@ -163,7 +163,8 @@ def train(opened, clock=()):
     # A few frozen numbers, like an encoding, are no backbone.
     backbone = trees.count(variables["frozen"]) > trees.count(states.trained(variables))
     told = write_adapters(opened, variables) if backbone else ""
-    workdir.write_tables(folder / "results.npz", cases, found)
+    settings = evaluating.settings_of(opened, found)
+    workdir.write_tables(folder / "results.npz", cases, found, settings=settings)
     workdir.write_results(folder, rows)
     print(tables.markdown(rows))
     print(f"written to {folder}: results.json, results.md, tradeoff.png{told}")

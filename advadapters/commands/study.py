@@ -39,13 +39,14 @@ def main(argv):
 
     from advadapters import builders
     from advadapters import mesh as meshes
-    from advadapters.commands import workdir
+    from advadapters.commands import soup, workdir
     from advadapters.evaluation import studies
     from advadapters.training.loop import Diverged
 
-    mesh = meshes.make()
-    for config in cases.values():  # all of them before the first is trained
+    mesh, (first, *_) = meshes.make(), cases
+    for case, config in cases.items():  # all of them before the first is trained
         builders.build(config, mesh)
+        soup.need_same_suites(first, cases[first], case, config)
     folder = epath.Path(os.path.abspath(os.path.expanduser(flags["workdir"])))
     rows, failed = [], []
     for case, config in cases.items():

@@ -235,12 +235,13 @@ def write_results(folder, rows):
     write_text(folder / "results.json", json.dumps(rows, indent=1) + "\n")
 
 
-def write_tables(file, cases, found, command=""):
+def write_tables(file, cases, found, command="", settings=None):
     """Writes {suite: `accuracy.Table`} of the cases as an .npz, whole or not at all.
 
-    command: what made them, to be told beside them.
+    command: what made them, to be told beside them. settings: {suite: its attack's}.
     """
     arrays = {"networks": np.array(json.dumps([case.told for case in cases]))}
+    arrays["settings"] = np.array(json.dumps(settings or {}))
     arrays["command"] = np.array(command)
     for suite, table in found.items():
         arrays |= {f"{suite}/{key}": value for key, value in table._asdict().items()}
@@ -267,6 +268,12 @@ def read_tables(file):
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot read {file} as tables of predictions: {error}") from None
     return told, found, command
+
+
+def read_settings(file):
+    """{suite: settings of its attack} of such an .npz; {} of one that does not tell."""
+    with file.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
+        return json.loads(str(arrays["settings"])) if "settings" in arrays else {}
 
 
 @hosts.once

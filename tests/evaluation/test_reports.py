@@ -38,7 +38,9 @@ def folders(tmp_path_factory):
         }
         folder = tmp_path_factory.mktemp("report") / f"run{seed}"
         folder.mkdir()
-        workdir.write_tables(folder / "evaluation.npz", CASES, found, "advadapters me")
+        settings = {"pgd": {"eps": 0.1}}
+        file = folder / "evaluation.npz"
+        workdir.write_tables(file, CASES, found, "advadapters me", settings)
         made.append(folder)
     return made
 
@@ -61,6 +63,18 @@ def test_report_of_two_seeds(folders, capsys):
     assert "| ensemble of 0.5 clean + 0.5 linf |" in text
     for name in ("fronts", "simplex", "classes"):
         assert (folders[0] / f"report_{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_seeds_under_other_attacks_are_not_put_together(folders, tmp_path, capsys):
+    told, found, _ = workdir.read_tables(folders[0] / "evaluation.npz")
+    for eps, code in ((0.1, 0), (0.2, 2)):
+        settings = {"pgd": {"eps": eps}}
+        workdir.write_tables(tmp_path / "evaluation.npz", CASES, found, "", settings)
+        argv = [f"--workdir={tmp_path},{folders[0]}", "--labels=10"]
+        assert main(["select", *argv]) == code
+    assert main(["report", argv[0]]) == 2
+    said = capsys.readouterr().err
+    assert said.count("(suite 'pgd' is another attack): run the same") == 2
 
 
 def test_the_front_holds_what_nothing_beats():
