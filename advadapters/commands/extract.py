@@ -12,9 +12,12 @@ Takes one network out of a trained run and makes it an ordinary run of its own, 
 
   --config.KEY=VALUE             of keys that may still change, see `train`
 
-Writes config.json, data.json and checkpoints/ to the new folder NEW. Nothing is trained,
-and no image is read but for --statistics.
+Writes config.json, data.json, lineage.json (see `soup`) and checkpoints/ to the new folder
+NEW. Nothing is trained, and no image is read but for --statistics.
 """
+
+import json
+import os
 
 from advadapters import config as configs
 from advadapters.errors import UsageError
@@ -33,6 +36,7 @@ def main(argv):
     if flags["width"] and flags["statistics"]:
         raise UsageError("--statistics goes with --mixture=...: a width has its own")
     from advadapters.commands import runs, workdir
+    from advadapters.commands.soup import lineage
 
     images = bool(flags["statistics"])
     opened = runs.open_trained(flags["workdir"], overrides, images)
@@ -45,6 +49,10 @@ def main(argv):
         lambda like: make(variables, like),
         workdir.read_data(flags["workdir"]),
     )
+    name = os.path.basename(opened.folder)
+    row = lineage(name, opened.folder, opened.config, step)
+    row |= {key: flags[key] for key in ("mixture", "width", "statistics") if flags[key]}
+    workdir.write_text(new.folder / "lineage.json", json.dumps([row], indent=1) + "\n")
     print(f"step {step} of {opened.folder} -> {new.folder}")
     return 0
 

@@ -184,11 +184,20 @@ def ancestor(folder, config):
     from advadapters.commands import workdir
 
     seen = set()
-    while (start := config["start"])["workdir"] and start["workdir"] not in seen:
-        folder = start["workdir"]
+    while (source := source_of(folder, config)) and source not in seen:
+        folder = source
         seen.add(folder)
         try:
             config = workdir.read_config(folder)
-        except UsageError:  # moved since; its name still tells it from another
+        except UsageError:  # a file, or moved since; its name still tells it from another
             break
-    return start["weights"] or os.path.abspath(folder)
+    return os.path.abspath(config["start"]["weights"] or folder)
+
+
+def source_of(folder, config):
+    """The run that one was fine-tuned from or taken out of, "" if it began by itself."""
+    from advadapters.commands import workdir
+
+    rows = workdir.read_lineage(folder)
+    known = {row["ancestor"] for row in rows}
+    return config["start"]["workdir"] or (known.pop() if len(known) == 1 else "")

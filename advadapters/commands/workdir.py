@@ -150,6 +150,16 @@ def read_json(path):
         raise UsageError(f"{path} holds no run: {error}") from None
 
 
+@hosts.once
+def read_lineage(path):
+    """The rows of lineage.json, where a run was made of others; [] of other runs."""
+    file = epath.Path(os.path.expanduser(path)) / "lineage.json"
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return []
+
+
 def retuple(value):
     """JSON's lists as the tuples that they were."""
     if isinstance(value, dict):

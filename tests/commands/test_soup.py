@@ -8,6 +8,7 @@ import pytest
 from advadapters.__main__ import main
 from advadapters.commands import evaluating, runs, workdir
 from advadapters.commands.season import barriers
+from advadapters.commands.soup import ancestor
 from advadapters.networks import mixture_case
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -146,6 +147,7 @@ def test_statistics_are_estimated_anew(season, tmp_path, capsys):
     assert main(["extract", *argv, "--statistics=360", f"--output={new}"]) == 0
     assert main(["evaluate", f"--workdir={new}"]) == 0
     assert "warning" not in capsys.readouterr().out
+    assert ancestor(new, workdir.read_config(new)) == str(season / "linf")
     _, tables, _ = workdir.read_tables(new / "evaluation.npz")
     assert (tables["clean"].predictions == fresh.predictions).all()
 
