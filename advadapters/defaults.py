@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 NO_START = dict(workdir="", mixture={}, fresh=(), dropped=(), changed=(), weights="")
 
 # Keys of config.model that change no result of evaluation.
-TRAINING_ONLY = ("drop_path", "dropout", "dtype", "remat")
+TRAINING_ONLY = ("drop_path", "dropout", "dtype", "head_std", "remat")
 
 
 def config():
