@@ -249,7 +249,7 @@ def rows(opened, variables, cases, found, step, compared=(), about=None):
 
 def settings_of(opened, found):
     """{suite: settings of its attack} of those that are suites of the config."""
-    suites = workdir.read_config(opened.folder)["evaluation"]["suites"]
+    suites = opened.config["evaluation"]["suites"]
     return {suite: suites[suite] for suite in found if suite in suites}
 
 
