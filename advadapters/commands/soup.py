@@ -108,7 +108,8 @@ def need_same_suites(first, there, folder, config):
             if values[0] != values[1]:
                 raise UsageError(
                     f"{folder} and {first} both have a suite {name!r}, with {key}="
-                    f"{values[1]!r} and {values[0]!r}: results have one of each name"
+                    f"{values[1]!r} and {values[0]!r}: results have one of each name; "
+                    f"--config.evaluation.suites.{name}.{key}=... sets it for all"
                 )
 
 
