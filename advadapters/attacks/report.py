@@ -14,6 +14,8 @@ from advadapters.errors import UsageError
 
 # The parts of a Report that are arrays; all others are plain values.
 ARRAYS = ("robust", "share", "broken_by", "norms", "index", "points")
+# Warnings that gradients are masked: the accuracy may then be too high.
+MASKED = ("zero-gradient", "square-beats-white-box", "randomised", "not-finite-gradient")
 NEAR = 1 + 1e-5  # rounding of float32 in norms
 
 
@@ -187,10 +189,6 @@ class Report(NamedTuple):
                 "unreliable": any(w["check"] in MASKED for w in self.warnings),
             }
         )
-
-
-# Warnings that gradients are masked: the accuracy may then be too high.
-MASKED = ("zero-gradient", "square-beats-white-box", "randomised", "not-finite-gradient")
 
 
 def told(eps):

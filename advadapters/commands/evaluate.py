@@ -15,7 +15,8 @@ through itself, on the test images.
   --lambda=0,0.3 --width=0.5     of a network conditioned on lambda (default: those that
                                  it was trained with)
   --suite=pgd20_linf             suites of the config, separated by "," (default: all),
-                                 or autoattack, autoattack-plus (one mixture at a time)
+                                 or autoattack, autoattack-plus, or AutoAttack's parts
+                                 that are named: autoattack:apgd-ce,square
   --suite=corruptions            the 15 common corruptions instead, made on the fly, or
                                  corruptions:fog,snow,speckle_noise for some
   --severity=1,3,5               of the corruptions (default: 1 to 5)
@@ -28,7 +29,14 @@ through itself, on the test images.
   --data_dir=DIR                 where TFDS has them (default: its own)
   --combine=mean                 probabilities of the ImageNet classes that make one of
                                  conflict_stimuli's sixteen: mean, max or sum
-  --norm=linf --eps=8/255        AutoAttack's threat model (linf, if no norm is given)
+  --norm=linf --eps=8/255        AutoAttack's threat model (linf, if no norm is given), or
+                                 several and their union: --norm=linf,l2 --eps=8/255,0.5
+  --steps=100 --restarts=1       of AutoAttack's parts that take them, as are
+  --targets=9 --queries=5000     these (default: those of the version)
+  --seed=0                       of AutoAttack's random draws (default: the run's)
+  --save_images=FILE.npz         AutoAttack's images of one network, float32, or rounded to
+  --bits=8                       8 bits so that they stay in the ball
+  --images=FILE.npz              counts the images of such a file on the networks instead
   --examples=1000                only so many test images, a fixed random draw
   --signs=64                     compares the signs of gradients in training's precision
                                  with evaluation's on so many test images (64 where
@@ -52,6 +60,8 @@ import shlex
 from fractions import Fraction
 
 from advadapters import config as configs
+from advadapters.commands import cascades
+from advadapters.commands.cascades import read_number
 from advadapters.errors import UsageError, pick
 
 FLAGS = {
@@ -70,6 +80,14 @@ FLAGS = {
     "combine": "mean",
     "norm": "",
     "eps": "",
+    "steps": "",
+    "restarts": "",
+    "targets": "",
+    "queries": "",
+    "seed": "",
+    "save_images": "",
+    "bits": "float",
+    "images": "",
     "examples": "",
     "signs": "",
     "step": "latest",
@@ -78,7 +96,6 @@ FLAGS = {
 }
 RESERVED = ("config", "results", "adapters", "lineage", "study", "selection", "transfer")
 COMBINE = ("mean", "max", "sum")
-AUTOATTACK = {"autoattack": "standard", "autoattack-plus": "plus"}
 
 
 def main(argv):
@@ -86,7 +103,7 @@ def main(argv):
     rest, overrides = configs.split(argv)
     _, flags = configs.parse(rest, FLAGS, with_config=False)
     check_flags(flags)
-    cascade = flags["suite"] in AUTOATTACK
+    cascade = cascades.read(flags)
     corrupted = read_corruptions(flags["suite"], flags["severity"])
     others = [name for name in flags["data"].split(",") if name]
     from advadapters.commands import evaluating, runs, workdir
@@ -100,20 +117,19 @@ def main(argv):
     cases = read_cases(run, flags) or run.evaluation.cases
     examples = read_number("examples", flags["examples"])
     test = evaluating.sample(run.data.test, examples)
-    eps = read_eps(flags["eps"]) if cascade else None
-    suites = {} if corrupted else read_suites(run, flags["suite"])
+    suites = {} if corrupted or cascade else read_suites(run, flags["suite"])
     adapters = os.path.expanduser(flags["adapters"])
     variables, step = runs.restore_variables(opened, flags["step"], adapters)
     cases = evaluating.settle_statistics(opened, variables, cases, images)
     given = (opened, variables, test, cases)
-    attacked = cascade or (suites and not others)
+    attacked = cascade or (suites and not others and not flags["images"])
     compared = evaluating.signs(*given, signs) if attacked else ()
     if cascade:
-        settings = dict(version=AUTOATTACK[flags["suite"]], eps=eps, compared=compared)
-        settings["norm"] = flags["norm"] or "linf"
-        settings["journal"] = f"-adapters-{digest(adapters)}" if adapters else ""
-        settings["journal"] += f"-statistics{images}" if images else ""
-        rows = evaluating.autoattack(*given, step, **settings)
+        journal = f"-adapters-{digest(adapters)}" if adapters else ""
+        journal += f"-statistics{images}" if images else ""
+        rows = cascades.run(*given, step, cascade, journal=journal, compared=compared)
+    elif flags["images"]:
+        rows = cascades.count(opened, variables, cases, flags["images"], step)
     else:
         if corrupted:
             found = evaluating.corrupted(*given, *corrupted)
@@ -141,14 +157,8 @@ def main(argv):
 
 def check_flags(flags):
     """Raises UsageError for flags that do not go together."""
-    cascade = flags["suite"] in AUTOATTACK
-    if not cascade and set(flags["suite"].split(",")) & AUTOATTACK.keys():
-        raise UsageError("--suite: AutoAttack runs alone, without other suites")
-    if (flags["norm"] or flags["eps"]) and not cascade:
-        raise UsageError(
-            "--norm and --eps are for --suite=autoattack; other suites have theirs in "
-            "the config"
-        )
+    if flags["images"] and (flags["data"] or flags["suite"] or flags["examples"]):
+        raise UsageError("--images counts a file's images: leave out other sets and suites")
     if flags["data"] and flags["suite"]:
         raise UsageError(
             "--data goes without --suite: images of other sets are as they are"
@@ -167,9 +177,7 @@ def check_flags(flags):
 
 def read_suites(run, text):
     """{name: attack} of the config's suites that are asked for, all for none."""
-    if text in AUTOATTACK:
-        return {}
-    known = run.evaluation.suites | dict.fromkeys([*AUTOATTACK, "corruptions"])
+    known = run.evaluation.suites | dict.fromkeys([*cascades.VERSIONS, "corruptions"])
     names = text.split(",") if text else run.evaluation.suites
     return {name: pick(known, name, "suite") for name in names}
 
@@ -275,20 +283,3 @@ def read_list(key, text):
         return tuple(float(Fraction(part)) for part in text.split(",") if part)
     except (ValueError, ZeroDivisionError):
         raise UsageError(f"--{key} must be numbers like 0,0.3, got {text!r}") from None
-
-
-def read_number(name, text):
-    """A positive whole number, or None for none given."""
-    if text and not (text.isdecimal() and int(text)):
-        raise UsageError(f"--{name} must be a positive whole number, got {text!r}")
-    return int(text) if text else None
-
-
-def read_eps(text):
-    """ "8/255" or "0.1" -> float."""
-    try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
-        raise UsageError(
-            f"--eps must be a number or a fraction like 8/255, got {text!r}"
-        ) from None

@@ -768,3 +768,81 @@ def test_images_of_8_bits_stay_so():
     assert first.points.nbytes == 4 * moved * 64
     np.testing.assert_array_equal(first.broken_by, second.broken_by)
     np.testing.assert_allclose(first.images, second.images, atol=1e-5)
+
+
+def test_settings_of_all_attacks_and_of_one():
+    def plan(version, classes=10, **settings):
+        return {s.name: s for s in suites.stages(version, "linf", classes, **settings)}
+
+    found = plan("standard", steps=7, restarts=2, targets=3, queries=50)
+    assert [s.rounds for s in found.values()] == [2, 6, 3, 2]  # FAB-T draws nothing
+    assert found["apgd-ce"].settings["steps"] == found["fab-t"].settings["steps"] == 7
+    assert found["square"].settings == dict(queries=50)
+    found = plan(("square", ("apgd-t", dict(targets=99, steps=3))), classes=4, steps=50)
+    assert found["apgd-t"].targets == 3 and found["apgd-t"].settings["steps"] == 3
+    assert plan(("multitargeted",), classes=1000)["multitargeted"].rounds == 9
+    assert plan("rand", steps=5)["apgd-dlr"].settings["expectation"] == 20
+    for bad, message in (
+        (dict(version=("fab",), queries=5), "none of the attacks fab takes queries"),
+        (dict(version=(("fab-t", dict(restarts=2)),)), "fab-t takes no 'restarts'"),
+        (dict(version="standard", steps=0), "steps must be a whole number of at least 1"),
+        (dict(version="standard", targets=2.5), "targets must be a whole number"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            plan(**bad)
+
+
+def test_without_a_radius_nothing_is_attacked(capsys):
+    report = run(eps=0, steps=None, queries=None)
+    assert report.stages == {"clean": 0.8} and report.robust_accuracy == 0.8
+    assert not len(report.index) and not report.norms.any()
+    assert capsys.readouterr().err.count("AutoAttack linf 0, after clean: ") == 1
+    run(eps=0, steps=None, queries=None, quiet=True)
+    assert not capsys.readouterr().err
+
+
+def test_a_report_is_printed_kept_and_rounded(tmp_path, capsys):
+    images, labels = data()
+    images = np.round(images * 255).astype(np.uint8)
+    settings = dict(key=jax.random.key(0), version=("apgd-ce",), steps=10, quiet=True)
+    settings |= dict(programs=PROGRAMS, batch_size=16)
+    for norm, eps in dict(linf=8 / 255, l2=0.2, l1=0.8).items():
+        report = autoattack(network(), images, labels, norm=norm, eps=eps, **settings)
+        small = report.images8()
+        moved = (small.astype(np.float32) - images) / 255
+        assert small.dtype == np.uint8
+        assert BALLS[norm].norm(jnp.asarray(moved)).max() <= eps * (1 + 1e-4)
+        np.testing.assert_array_equal(small[report.robust], images[report.robust])
+        if norm == "linf":  # whole levels: rounding undoes next to nothing
+            assert np.abs(moved * 255 - (report.images * 255 - images)).max() < 0.51
+    assert not capsys.readouterr().err
+    report.save(tmp_path / "report")
+    again = type(report).load(tmp_path / "report", images)
+    assert str(again) == str(report) and "| apgd-ce | " in str(report)
+    assert "l1 0.8, 20 images" in str(report) and again.costs == report.costs
+    np.testing.assert_array_equal(again.images, report.images)
+    np.testing.assert_array_equal(again.broken_by, report.broken_by)
+    with pytest.raises(UsageError, match="holds only what was moved"):
+        _ = type(report).load(tmp_path / "report").images
+    with pytest.raises(UsageError, match="a report on 20 images, got 5"):
+        type(report).load(tmp_path / "report", images[:5])
+    with pytest.raises(UsageError, match="cannot read a report"):
+        type(report).load(tmp_path / "other")
+
+
+def test_an_entry_of_robustbench():
+    report = run(eps=0, steps=None, queries=None)._replace(eps=8 / 255)
+    told = dict(dataset="cifar10", architecture="ViT-S", additional_data=False)
+    info = report.model_info(**told, link="https://arxiv.org/abs/1")
+    assert info["clean_acc"] == info["autoattack_acc"] == info["reported"] == "80.00"
+    assert info["eps"] == "8/255" and info["number_forward_passes"] == 1
+    assert info["unreliable"] is False and info["additional_data"] is False
+    assert json.loads(json.dumps(info)) == info
+    for change, message in (
+        (dict(dataset="cifar10"), "needs architecture, additional_data"),
+        (told | dict(epsilon=8), "has no epsilon"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            report.model_info(**change)
+    with pytest.raises(UsageError, match="asks for version 'standard'"):
+        report._replace(version="plus").model_info(**told)

@@ -165,9 +165,11 @@ def need_refused(capsys, message, *argv):
 def test_autoattack_from_the_command_line(trained, capsys):
     workdir, _ = trained
     argv = [f"--workdir={workdir}", "--suite=autoattack", "--eps=1/50", "--examples=20"]
+    argv += ["--steps=10", "--queries=50"]
     out = run("evaluate", *argv, "--mixture=clean=0.5,linf=0.5")
-    assert "apgd-ce 1/1: 20/20 images" in out or "apgd-ce 1/1" in out
-    assert "accuracy after each stage: clean" in out and "ETA at most" in out
+    assert "apgd-ce 1/1" in out and "ETA at most" in out
+    assert "AutoAttack standard, linf 0.02, 20 images" in out and "| square | " in out
+    assert "AutoAttack linf 0.02, after fab-t: accuracy" in out
     assert "| 0.5 clean + 0.5 linf |" in out
     rows = json.loads((workdir / "evaluation.json").read_text())
     assert [row["suite"] for row in rows] == ["clean", "autoattack_linf_0.02"]
@@ -182,8 +184,42 @@ def test_autoattack_from_the_command_line(trained, capsys):
         (["--norm=l3"], "unknown norm 'l3'"),
         (["--eps=3"], "eps must be at least 0 and at most 1"),
         (["--suite=autoattack,pgd20_linf"], "AutoAttack runs alone"),
+        (["--suite=autoattack-rand"], "not random when they are evaluated"),
+        (["--suite=autoattack:cw"], "unknown attack 'cw'"),
+        (["--suite=autoattack:square"], "none of the attacks square takes steps"),
+        (["--norm=linf,l2"], "as many, and no threat twice: got 2 norms and 1 radii"),
+        (["--steps=0"], "--steps must be a positive whole number"),
+        (["--seed=x"], "--seed must be a whole number"),
+        (["--bits=7"], "unknown --bits '7'"),
+        (["--save_images=x.npz"], "writes those of one network"),
+        (["--suite=pgd20_linf", "--eps="], "--steps is for --suite=autoattack"),
+        (["--images=x.npz"], "--images counts a file's images"),
     ):
         need_refused(capsys, message, *argv, *more)
+
+
+def test_several_threats_and_their_images_from_the_command_line(trained, tmp_path):
+    workdir, _ = trained
+    file = tmp_path / "images.npz"
+    argv = [f"--workdir={workdir}", "--mixture=clean=0.5,linf=0.5", "--name=threats"]
+    cascade = ["--suite=autoattack:square", "--norm=linf,l2", "--eps=0.3,2"]
+    cascade += ["--queries=20", "--examples=40", "--seed=5"]
+    assert main(["evaluate", *argv, *cascade, f"--save_images={file}", "--bits=8"]) == 0
+    rows = json.loads((workdir / "threats.json").read_text())
+    names = ["clean", "autoattack_linf_0.3", "autoattack_l2_2", "union"]
+    clean, linf, l2, union = (row["correct"] for row in rows)
+    assert [row["suite"] for row in rows] == names
+    assert linf < clean and union <= min(linf, l2)
+    assert rows[1]["version"] == "square" and rows[1]["not_finite"] == 0
+    with file.open("rb") as raw, np.load(raw) as found:
+        assert found["autoattack_linf_0.3"].dtype == np.uint8
+    assert main(["evaluate", *argv, f"--images={file}"]) == 0
+    again = json.loads((workdir / "threats.json").read_text())
+    assert [row["suite"] for row in again] == names[1:3]
+    # Rounding may undo an image, never more: the network sees nothing else.
+    assert linf <= again[0]["correct"] <= clean and again[0]["n"] == 40
+    file.write_bytes(b"none")
+    assert main(["evaluate", *argv, f"--images={file}"]) == 2
 
 
 def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(trained, tmp_path):

@@ -1,0 +1,261 @@
+"""AutoAttack on a run's networks: what `evaluate --suite=autoattack` asks for and does."""
+
+import functools
+import json
+import os
+import sys
+import time
+import zipfile
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from advadapters import hosts
+from advadapters.errors import UsageError, pick
+
+VERSIONS = {"autoattack": "standard", "autoattack-plus": "plus"}
+FLAGS = ("norm", "eps", "steps", "restarts", "targets", "queries", "seed", "save_images")
+
+
+class Asked(NamedTuple):
+    """threats: ((norm, eps), ...). version, settings: of `attacks.autoattack`. seed: or
+    None for the run's. images: a file to write them to, or "", of so many bits.
+    """
+
+    threats: tuple
+    version: str | tuple
+    settings: dict
+    seed: int | None
+    images: str
+    bits: str
+
+    @property
+    def label(self):
+        """What tells the records of cascades of one threat apart."""
+        version = self.version if isinstance(self.version, str) else "+".join(self.version)
+        told = "".join(f"-{name}{value}" for name, value in self.settings.items())
+        return version + told + (f"-seed{self.seed}" if self.seed is not None else "")
+
+
+def read(flags):
+    """What the flags ask for, or None for no AutoAttack; raises UsageError."""
+    kind, colon, names = flags["suite"].partition(":")
+    if kind == "autoattack-rand":
+        raise UsageError(
+            "--suite=autoattack-rand: a run's networks are not random when they are "
+            "evaluated, use autoattack; version='rand' of Python's autoattack is for others"
+        )
+    if kind not in VERSIONS or (colon and kind != "autoattack"):
+        if set(flags["suite"].split(",")) & VERSIONS.keys():
+            raise UsageError("--suite: AutoAttack runs alone, without other suites")
+        for name in FLAGS:
+            if flags[name]:
+                raise UsageError(
+                    f"--{name} is for --suite=autoattack; other suites have their settings "
+                    "in the config"
+                )
+        return None
+    pick({"float": 0, "8": 0}, flags["bits"], "--bits")
+    norms = (flags["norm"] or "linf").split(",")
+    radii = [read_eps(part) for part in flags["eps"].split(",")]
+    if len(norms) != len(radii) or len({*zip(norms, radii, strict=True)}) != len(norms):
+        raise UsageError(
+            "--norm and --eps must be as many, and no threat twice: got "
+            f"{len(norms)} norms and {len(radii)} radii"
+        )
+    counts = {key: flags[key] for key in ("steps", "restarts", "targets", "queries")}
+    counts = {key: read_number(key, text) for key, text in counts.items() if text}
+    if flags["seed"] and not flags["seed"].isdecimal():
+        raise UsageError(f"--seed must be a whole number, got {flags['seed']!r}")
+    return Asked(
+        threats=tuple(zip(norms, radii, strict=True)),
+        version=tuple(names.split(",")) if colon else VERSIONS[kind],
+        settings=counts,
+        seed=int(flags["seed"]) if flags["seed"] else None,
+        images=os.path.expanduser(flags["save_images"]),
+        bits=flags["bits"],
+    )
+
+
+def run(opened, variables, split, cases, step, asked, *, journal, compared):
+    """Result rows: AutoAttack on each case alone, clean, after the cascade, and the union.
+
+    compared: what `evaluating.signs` found. journal: what the record's name ends with
+    where the networks are not the run's own.
+    """
+    import jax
+
+    from advadapters import attacks, builders
+    from advadapters.evaluation import tables
+
+    evaluation = opened.run.evaluation
+    if asked.images and len(cases) > 1:
+        raise UsageError("--save_images writes those of one network: choose it")
+    batches = list(builders.eval_batches(opened.run, split, whole=True))
+    images, labels = (
+        np.concatenate([batch[key][batch["mask"]] for batch in batches])
+        for key in ("images", "labels")
+    )
+    del batches
+    seed = opened.run.seed if asked.seed is None else asked.seed
+    rows, programs, reports = [], {}, {}
+    for case, signs in zip(cases, compared, strict=True):
+        network = opened.run.networks[case.network]
+        logits_fn = jax.tree_util.Partial(
+            network.evaluate, network.at(variables, case.knob)
+        )
+        reports = {}
+        for norm, eps in asked.threats:
+            folder = journal_name(case, step, norm, eps, asked.label, len(labels))
+            print(f"{tables.name_of(case.told)}: {norm} {eps:g}", flush=True)
+            report = attacks.autoattack(
+                logits_fn,
+                images,
+                labels,
+                jax.random.key(seed),
+                norm=norm,
+                eps=eps,
+                version=asked.version,
+                **asked.settings,
+                batch_size=evaluation.batch_size,
+                mesh=opened.mesh if opened.mesh.size > 1 else None,
+                precision=evaluation.precision,
+                resume=opened.folder / "autoattack" / (folder + journal),
+                programs=programs,
+                progress=functools.partial(show, {}),
+            )
+            print(report, flush=True)
+            reports[f"autoattack_{norm}_{eps:g}"] = report
+        rows += rows_of(reports, case.told, step, signs)
+    if asked.images:
+        save(asked, reports, labels)
+    return rows
+
+
+def rows_of(reports, told, step, signs):
+    """The rows of {suite: Report} on one network: clean, robust with all found, union."""
+    from advadapters.evaluation import accuracy
+
+    first = next(iter(reports.values()))
+    clean = int((first.broken_by != "clean").sum())
+    found = [accuracy.row(told, "clean", clean, len(first.robust), step)]
+    for suite, report in reports.items():
+        right = int(report.robust.sum())
+        row = accuracy.row(told, suite, right, len(report.robust), step, report.not_finite)
+        kept = ("version", "stages", "costs", "warnings")
+        found.append(row | {name: getattr(report, name) for name in kept} | signs)
+    if len(reports) > 1:
+        robust = np.all([report.robust for report in reports.values()], axis=0)
+        right = int(robust.sum())
+        found.append(accuracy.row(told, "union", right, len(robust), step) | signs)
+    return found
+
+
+def save(asked, reports, labels):
+    """Writes the adversarial images of all threats to one .npz file, see `load`."""
+    from etils import epath
+
+    from advadapters.commands import workdir
+
+    arrays = {"labels": labels, "threats": np.array(json.dumps(list(reports)))}
+    for suite, report in reports.items():
+        arrays[suite] = report.images8() if asked.bits == "8" else report.images
+    file = epath.Path(asked.images)
+    workdir.write_whole(file, lambda raw: np.savez(raw, **arrays))
+    print(f"adversarial images ({asked.bits}) written to {file}")
+
+
+def load(path):
+    """({suite: images [N, H, W, C]}, labels [N]) of a file that --save_images wrote."""
+    try:
+        with (
+            open(os.path.expanduser(path), "rb") as raw,
+            np.load(raw, allow_pickle=False) as file,
+        ):
+            suites = json.loads(str(file["threats"]))
+            return {suite: file[suite] for suite in suites}, file["labels"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"--images={path} holds no adversarial images: {error}") from None
+
+
+def count(opened, variables, cases, path, step):
+    """Result rows of cases on the images of a file: how many are still right."""
+    import jax
+
+    from advadapters import attacks
+    from advadapters.attacks.suites import Attacker
+    from advadapters.evaluation import accuracy
+    from advadapters.precision import in_precision
+
+    suites, labels = load(path)
+    data, evaluation, rows = opened.run.data, opened.run.evaluation, []
+    mesh = opened.mesh if opened.mesh.size > 1 else None
+    shape = (data.image_size, data.image_size, data.channels)
+    for suite, images in suites.items():
+        if images.shape[1:] != shape:
+            raise UsageError(
+                f"--images={path} has images of {list(images.shape[1:])}, the network "
+                f"takes {list(shape)}"
+            )
+        attacks.checks.inputs(images, labels)
+        for case in cases:
+            network = opened.run.networks[case.network]
+            plain = network.at(variables, case.knob)
+            logits_fn = jax.tree_util.Partial(network.evaluate, plain)
+            attacker = Attacker(logits_fn, "linf", 0.0, evaluation.batch_size, mesh)
+            with in_precision(evaluation.precision):
+                logits = attacker.logits(images, labels, jax.random.key(0))
+            attacks.checks.outputs(logits, labels)
+            lost = int((~np.isfinite(logits).all(axis=1)).sum())
+            right = int(attacker.right(images, labels, logits, None).sum())
+            rows.append(accuracy.row(case.told, suite, right, len(labels), step, lost))
+    return rows
+
+
+def journal_name(case, step, norm, eps, version, count):
+    """A folder name for one cascade."""
+    told = case.told
+    weights = "_".join(f"{weight:.9g}" for weight in told["mixture"].values())
+    keys = [key for key in ("lambda", "width") if key in told]
+    weights += "".join(f"-{key}{told[key]:.9g}" for key in keys)
+    weights += "-ensemble" if told["kind"] == "ensemble" else ""
+    return f"{version}-{norm}-{eps:.6g}-step{step}-{weights}-n{count}"
+
+
+def show(starts, *, stage, round, rounds, done, total, robust):
+    """A progress line after a batch of AutoAttack.
+
+    starts: {stage: (time, share) of its first news}; a resumed stage does not begin at 0.
+    """
+    if not hosts.first():
+        return
+    now = time.monotonic()
+    share = (round - 1 + done / max(total, 1)) / rounds
+    began, first = starts.setdefault(stage, (now, share))
+    left = ""
+    if share > first:
+        left = f", ETA at most {(now - began) * (1 - share) / (share - first):.0f} s"
+    print(
+        f"{stage} {round}/{rounds}: {done}/{total} images, robust {100 * robust:.1f}%, "
+        f"{100 * share:.0f}% of this attack{left}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def read_number(name, text):
+    """A positive whole number, or None for none given."""
+    if text and not (text.isdecimal() and int(text)):
+        raise UsageError(f"--{name} must be a positive whole number, got {text!r}")
+    return int(text) if text else None
+
+
+def read_eps(text):
+    """ "8/255" or "0.1" -> float."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(
+            f"--eps must be a number or a fraction like 8/255, got {text!r}"
+        ) from None
