@@ -39,7 +39,8 @@ def test_masked_networks_are_warned_of(masking):
     attacker = suites.Attacker(suites.as_partial(masked), "linf", 0.1, 64)
     key = jax.random.key(0)
     logits = attacker.logits(images, labels, key)
-    found = checks.before(attacker, images, labels, logits, [], key)
+    stages = suites.stages(("apgd-ce",), "linf", 10)
+    found = checks.before(attacker, images, labels, logits, stages, key)
     told = {w["check"]: w for w in found}
     expected = {"none": set(), "logits x 1000": {"saturated-cross-entropy"}}
     assert told.keys() == expected.get(masking, {"zero-gradient"})
