@@ -38,6 +38,8 @@ through itself, on the test images.
   --bits=8                       8 bits so that they stay in the ball
   --images=FILE.npz              counts the images of such a file on the networks instead
   --examples=1000                only so many test images, a fixed random draw
+  --names=FILE                   only the test images whose files are named there, a line
+                                 each, such as RobustBench's five thousand of ImageNet
   --signs=64                     compares the signs of gradients in training's precision
                                  with evaluation's on so many test images (64 where
                                  the two precisions differ, else none)
@@ -89,6 +91,7 @@ FLAGS = {
     "bits": "float",
     "images": "",
     "examples": "",
+    "names": "",
     "signs": "",
     "step": "latest",
     "adapters": "",
@@ -117,6 +120,8 @@ def main(argv):
     cases = read_cases(run, flags) or run.evaluation.cases
     examples = read_number("examples", flags["examples"])
     test = evaluating.sample(run.data.test, examples)
+    if flags["names"]:
+        test = evaluating.named(run.data.test, flags["names"])
     suites = {} if corrupted or cascade else read_suites(run, flags["suite"])
     adapters = os.path.expanduser(flags["adapters"])
     variables, step = runs.restore_variables(opened, flags["step"], adapters)
@@ -127,6 +132,7 @@ def main(argv):
     if cascade:
         journal = f"-adapters-{digest(adapters)}" if adapters else ""
         journal += f"-statistics{images}" if images else ""
+        journal += f"-names-{digest(flags['names'])}" if flags["names"] else ""
         rows = cascades.run(*given, step, cascade, journal=journal, compared=compared)
     elif flags["images"]:
         rows = cascades.count(opened, variables, cases, flags["images"], step)
@@ -159,6 +165,11 @@ def check_flags(flags):
     """Raises UsageError for flags that do not go together."""
     if flags["images"] and (flags["data"] or flags["suite"] or flags["examples"]):
         raise UsageError("--images counts a file's images: leave out other sets and suites")
+    if flags["names"] and (flags["data"] or flags["images"] or flags["examples"]):
+        raise UsageError(
+            "--names chooses among the run's test images: leave out --data, --images and "
+            "--examples"
+        )
     if flags["data"] and flags["suite"]:
         raise UsageError(
             "--data goes without --suite: images of other sets are as they are"

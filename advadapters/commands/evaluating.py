@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import os
 import sys
 import time
 
@@ -348,6 +349,41 @@ class Meter:
         """The last word."""
         seconds = time.monotonic() - self.started
         print(f"evaluated {self.name} in {seconds:.0f} s", flush=True)
+
+
+def named(split, path):
+    """The examples of a split whose files are named in a text file, a line each.
+
+    A line is the end of a path, such as n01440764/ILSVRC2012_val_00000293.JPEG. Raises
+    UsageError for a line that fits no file or several, and for images that are no files.
+    """
+    try:
+        with open(os.path.expanduser(path)) as file:
+            lines = dict.fromkeys(line.strip() for line in file if line.strip())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read --names={path}: {error}") from None
+    name_of = getattr(getattr(split, "reader", None), "file", None)
+    if name_of is None:
+        raise UsageError(
+            "--names is for images that are files: config.data.source=folder:DIR or tar:DIR"
+        )
+    places = {}
+    for number in range(len(split)):
+        name = "/" + name_of(number)
+        places.setdefault(name.rpartition("/")[2], []).append((number, name))
+    chosen = []
+    for line in lines:
+        near = places.get(line.rpartition("/")[2], [])
+        found = [number for number, name in near if name.endswith("/" + line)] or [
+            number for number, _ in near
+        ]
+        if len(found) != 1:
+            many = f"{len(found)} test images have" if found else "no test image has"
+            raise UsageError(f"--names={path}: {many} the name {line!r}")
+        chosen += found
+    if not chosen:
+        raise UsageError(f"--names={path} names no image")
+    return Subset(split, np.array(sorted(chosen)))
 
 
 def sample(split, count):

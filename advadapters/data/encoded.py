@@ -1,8 +1,8 @@
 """Splits of encoded images: where the bytes come from is a reader's part, decoding is not.
 
 A reader has a length; `read(i)` gives (bytes, int label) and may raise OSError, `name(i)`
-says where example i is. Readers are pickled into worker processes, so they hold no open
-files.
+says where example i is, and `file(i)`, if its images are files, what its name is. Readers
+are pickled into worker processes, so they hold no open files.
 """
 
 import os
@@ -73,6 +73,10 @@ class Files(NamedTuple):
 
     def __len__(self):
         return len(self.names)
+
+    def file(self, i):
+        """The name below the root."""
+        return self.names[i]
 
     def name(self, i):
         """The path."""

@@ -58,10 +58,13 @@ class TarReader(NamedTuple):
     def __len__(self):
         return len(self.labels)
 
+    def file(self, i):
+        """The name in its tar."""
+        return self.tar.names[i].decode(errors="replace")
+
     def name(self, i):
         """The tar and the name in it."""
-        name = self.tar.names[i].decode(errors="replace")
-        return f"{name!r} in {self.tar.files[self.tar.numbers[i]]}"
+        return f"{self.file(i)!r} in {self.tar.files[self.tar.numbers[i]]}"
 
     def read(self, i):
         """(bytes, label)."""
