@@ -22,9 +22,18 @@ from advadapters.training import state
 NET = tiny.network()
 ATTACK = functools.partial(pgd, norm="linf", eps=0.02, steps=3, keep="best")
 MIXTURES = [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0), (-0.1, 1.1), (1.1, -0.1)]
+say = jax.jit(NET.apply)
 
 
+@jax.jit
+def attacked(plain, images, labels, keys):
+    """ATTACK on one network."""
+    return ATTACK(functools.partial(NET.apply, plain), images, labels, keys)
+
+
+@functools.cache
 def setup(count=21):
+    """(split, variables): two rows of adapters, and labels that their soup has right."""
     raw = tiny.raw_batch(count)
     tree = state.branches(tiny.plain(NET), ("class_token", "norm/.*"), 2)
     other = state.branches(tiny.plain(NET, seed=7), ("class_token", "norm/.*"), 2)
@@ -32,8 +41,8 @@ def setup(count=21):
         lambda a, b: jnp.stack([a[0], b[0]]), tree["adapters"], other["adapters"]
     )
     tree = tree | {"adapters": rows}
-    # Labels that one of the soups gets right: accuracies are then neither 0 nor 1.
-    logits = NET.apply(trees.plain(tree, (0.5, 0.5)), raw["images"] / np.float32(255))
+    # So that accuracies are neither 0 nor 1.
+    logits = say(trees.plain(tree, (0.5, 0.5)), raw["images"] / np.float32(255))
     return ArraySplit(raw["images"], np.argmax(logits, axis=1)), tree
 
 
@@ -54,11 +63,11 @@ def test_predictions_are_those_of_each_soup_alone(attack, mesh):
     keys = rng.by_index(rng.fold(jax.random.key(0), "evaluation"), jnp.arange(21))
     expected = []
     for mixture in MIXTURES:
-        logits_fn = jax.jit(functools.partial(NET.apply, trees.plain(variables, mixture)))
-        said = np.argmax(logits_fn(images), 1)
+        plain = trees.plain(variables, mixture)
+        said = np.argmax(say(plain, images), 1)
         if attack:
-            moved = attack(logits_fn, images, jnp.asarray(split.labels), keys)
-            then = np.argmax(logits_fn(moved), 1)
+            moved = attacked(plain, images, jnp.asarray(split.labels), keys)
+            then = np.argmax(say(plain, moved), 1)
             said = np.where(said == split.labels, then, said)
         expected.append(said)
     assert len({int((said == split.labels).sum()) for said in expected}) > 1
@@ -164,7 +173,7 @@ def test_classes_count_as_their_groups(mesh):
     predictor = accuracy.make_predictor(NET, None, seed=0, mesh=mesh, groups=keep)
     batches = pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=24)
     found = predictor(variables, networks.Knob(np.array([[0.5, 0.5]])), next(batches))
-    logits = NET.apply(trees.plain(variables, (0.5, 0.5)), split.images / np.float32(255))
+    logits = say(trees.plain(variables, (0.5, 0.5)), split.images / np.float32(255))
     expected = np.array([0, 2, 3])[np.argmax(logits[:, [0, 2, 3]], 1)]
     np.testing.assert_array_equal(found[0, :21], expected)
 
@@ -178,11 +187,12 @@ def test_any_of_several_labels_is_right():
 def test_an_ensemble_mixes_probabilities(mesh):
     split, variables = setup()
     images = jnp.asarray(split.images, jnp.float32) / 255
-    each = [NET.apply(trees.plain(variables, one), images) for one in np.eye(2)]
+    each = [say(trees.plain(variables, one), images) for one in np.eye(2, dtype=np.float32)]
     ensemble = networks.ensemble(NET)
+    log_p = jax.jit(ensemble.evaluate)
     for weights in ((0.3, 0.7), (1.0, 0.0)):
         plain = ensemble.at(variables, networks.Knob(np.array(weights)))
-        found = jnp.exp(ensemble.evaluate(plain, images))
+        found = jnp.exp(log_p(plain, images))
         expected = sum(w * jax.nn.softmax(x) for w, x in zip(weights, each, strict=True))
         np.testing.assert_allclose(found, expected, atol=1e-5)
     assert table_of(mesh, ATTACK, 2, net=ensemble, mixtures=[(0.3, 0.7)]).right.any()

@@ -29,7 +29,9 @@ def setup(count=21):
         lambda a, b: jnp.stack([a[0], b[0]]), tree["adapters"], other["adapters"]
     )
     tree = tree | {"adapters": rows}
-    logits = NET.evaluate(trees.plain(tree, (0.5, 0.5)), raw["images"] / np.float32(255))
+    logits = jax.jit(NET.evaluate)(
+        trees.plain(tree, (0.5, 0.5)), raw["images"] / np.float32(255)
+    )
     return ArraySplit(raw["images"], np.argmax(logits, axis=1)), tree
 
 
@@ -43,16 +45,20 @@ def test_matrix_and_worst_case_are_those_by_hand(mesh):
     )  # fmt: skip
     images, labels = jnp.asarray(split.images, jnp.float32) / 255, split.labels
     keys = rng.by_index(rng.fold(jax.random.key(0), "evaluation"), jnp.arange(21))
-    functions = [
-        jax.jit(functools.partial(NET.evaluate, trees.plain(variables, mixture)))
-        for mixture in MIXTURES
-    ]
-    shown = [ATTACK(f, images, jnp.asarray(labels), keys) for f in functions]
+    say = jax.jit(NET.evaluate)
+
+    @jax.jit
+    def attacked(plain):
+        network = functools.partial(NET.evaluate, plain)
+        return ATTACK(network, images, jnp.asarray(labels), keys)
+
+    plains = [trees.plain(variables, mixture) for mixture in MIXTURES]
+    natural = [np.argmax(say(plain, images), 1) == labels for plain in plains]
     right = np.array(
         [
-            [(np.argmax(t(x), 1) == labels) & (np.argmax(t(images), 1) == labels)
-             for t in functions]
-            for x in shown
+            [(np.argmax(say(plain, shown), 1) == labels) & clean
+             for plain, clean in zip(plains, natural, strict=True)]
+            for shown in map(attacked, plains)
         ]
     )  # fmt: skip
     assert examples == 21

@@ -58,15 +58,18 @@ def test_masks_do_not_depend_on_the_split_of_a_batch(name):
 def slopes_of(model, variables, images, index=None, keep=None, key=0, train=False):
     """(gradient of the sum of logits by the images, logits)."""
     keep = keep if keep is None else jnp.full(len(images), keep)
+    return compiled_slopes(model, train, images, variables, index, keep, key)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.grad, argnums=2, has_aux=True)
+def compiled_slopes(model, train, images, variables, index, keep, key):
+    """What `slopes_of` returns: one program for all that differs in numbers alone."""
     rngs = {"gradient_drop": jax.random.key(key), "drop_path": jax.random.key(9)}
-
-    def total(images):
-        logits = model.apply(
-            variables, images, train=train, index=index, gradient_keep=keep, rngs=rngs
-        )
-        return logits.sum(), logits
-
-    return jax.jit(jax.grad(total, has_aux=True))(images)
+    logits = model.apply(
+        variables, images, train=train, index=index, gradient_keep=keep, rngs=rngs
+    )
+    return logits.sum(), logits
 
 
 def test_without_branches_the_gradient_is_that_of_the_skip_connections():
