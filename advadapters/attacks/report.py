@@ -85,17 +85,18 @@ class Report(NamedTuple):
         smaller. What that undoes is only known by counting again. Raises UsageError for
         images that were no 8-bit images.
         """
-        clean = self.clean_images()
-        levels = clean if clean.dtype == np.uint8 else np.rint(clean * np.float32(255))
-        if np.abs(levels - to_float(clean) * np.float32(255)).max() > 1e-2:
-            raise UsageError("the images given are no 8-bit images: use `images`")
-        images, norm = levels.astype(np.uint8), BALLS[self.norm].norm
+        images, norm = self.clean_images().copy(), BALLS[self.norm].norm
+        if images.dtype != np.uint8:
+            levels = np.rint(images * np.float32(255))
+            if np.abs(levels - images * np.float32(255)).max() > 1e-2:
+                raise UsageError("the images given are no 8-bit images: use `images`")
+            images = levels.astype(np.uint8)
         for number, points in zip(self.index, self.points, strict=True):
             level = images[number].astype(np.float32)
             change = points * np.float32(255) - level
             nearest = np.rint(change)
             if float(norm(jnp.asarray(nearest[None] / 255))[0]) > self.eps * NEAR:
-                nearest = np.trunc(change + 1e-2 * np.sign(change))  # 1.999 levels are 2
+                nearest = np.trunc(change + 1e-4 * np.sign(change))  # 1.99999 levels are 2
             images[number] = (level + nearest).astype(np.uint8)
         return images
 

@@ -1,5 +1,6 @@
 """The journal of a cascade: one small file per batch, so that a kill loses one batch."""
 
+import contextlib
 import functools
 import json
 import os
@@ -96,18 +97,25 @@ class Journal(NoJournal):
 
     def replay(self, state, number):
         """Takes in a stage's recorded batches; passes over damaged and foreign files."""
-        for file in self.files():
+        for file in self.by_stage.get(number, ()):
             try:
-                batch = self.read(file, state, number)
+                batch = self.read(file, state)
             except (OSError, *DAMAGED):
                 continue
             state.update(number, *batch)
 
-    def read(self, file, state, number):
-        """What State.update takes; raises one of DAMAGED for what is no such batch."""
-        row = load_arrays(file, ["number"])
-        if int(row["number"]) != number:
-            raise ValueError("another stage's")
+    @functools.cached_property
+    def by_stage(self):
+        """{number of a stage: files of its batches, in order}, of those there at first."""
+        found = {}
+        for file in self.files():
+            with contextlib.suppress(OSError, *DAMAGED):
+                number = int(load_arrays(file, ["number"])["number"])
+                found.setdefault(number, []).append(file)
+        return found
+
+    def read(self, file, state):
+        """What State.update takes; raises one of DAMAGED for what is no batch."""
         row = load_arrays(file)
         name, hit = str(row["name"]), row["hit"]
         points = np.zeros((len(hit), *state.images.shape[1:]), np.float32)
@@ -210,5 +218,5 @@ def write_atomically(path, write):
 
 
 def checksum(array):
-    """A number that tells arrays apart."""
-    return zlib.crc32(np.ascontiguousarray(array).tobytes())
+    """A number that tells arrays apart; nothing is copied."""
+    return zlib.crc32(memoryview(np.ascontiguousarray(array)).cast("B"))

@@ -822,6 +822,10 @@ def test_a_report_is_printed_kept_and_rounded(tmp_path, capsys):
     assert "l1 0.8, 20 images" in str(report) and again.costs == report.costs
     np.testing.assert_array_equal(again.images, report.images)
     np.testing.assert_array_equal(again.broken_by, report.broken_by)
+    levels = again._replace(given=images / np.float32(255)).images8()
+    np.testing.assert_array_equal(levels, small)
+    with pytest.raises(UsageError, match="are no 8-bit images"):
+        again._replace(given=data()[0]).images8()
     with pytest.raises(UsageError, match="holds only what was moved"):
         _ = type(report).load(tmp_path / "report").images
     with pytest.raises(UsageError, match="a report on 20 images, got 5"):
