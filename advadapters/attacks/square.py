@@ -6,6 +6,7 @@ not depend on the batch, and squares may touch the lower and right border, which
 original's drawing of positions leaves out.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -185,18 +186,20 @@ def window_moves(images, eps, ball, sides):
         return jnp.clip(images + delta * (eps / norm), 0, 1)
 
     def start(keys):
+        rows, columns = (range(0, size - tile + 1, tile) for size in shape)
+        corners = np.array([(r, c) for r in rows for c in columns], np.int32)
+
+        def add(key, delta, numbered):
+            number, position = numbered
+            flip_key, sign_key = jax.random.split(rng.fold(key, number))
+            signs = jax.random.rademacher(sign_key, (1, 1, channels), dtype=delta.dtype)
+            turned = jax.random.randint(flip_key, (), 0, 2, jnp.int32)
+            return delta + place(tile, position, turned) * signs, None
+
         def tiles(key):
             delta = jnp.zeros((*shape, channels), images.dtype)
-            for n, (row, column) in enumerate(
-                (r, c)
-                for r in range(0, shape[0] - tile + 1, tile)
-                for c in range(0, shape[1] - tile + 1, tile)
-            ):
-                flip_key, sign_key = jax.random.split(rng.fold(key, n))
-                signs = jax.random.rademacher(sign_key, (1, 1, channels), dtype=delta.dtype)
-                turned = jax.random.randint(flip_key, (), 0, 2, jnp.int32)
-                delta += place(tile, (row, column), turned) * signs
-            return delta
+            numbered = (jnp.arange(len(corners)), corners)
+            return jax.lax.scan(functools.partial(add, key), delta, numbered)[0]
 
         return scaled(jax.vmap(tiles)(keys))
 

@@ -182,13 +182,12 @@ def test_fab_finds_the_shortest_way_to_a_linear_boundary(norm, rng):
     if norm != "l1":
         dual = {"linf": np.abs(slope).sum(), "l2": np.linalg.norm(slope)}[norm]
         np.testing.assert_allclose(shortest, np.abs(scores) / dual, rtol=1e-4)
+    fab = functools.partial(run_fab, logits_fn, norm=norm, steps=100)
+    run = jax.jit(lambda *args, eps: fab(*args, jax.random.key(0), eps=eps).broken)
     for share, breaks in ((1.03, True), (0.97, False)):
         for i in range(6):
-            found = run_fab(
-                logits_fn, images[i : i + 1], jnp.asarray(labels[i : i + 1]),
-                jax.random.key(0), norm=norm, eps=share * shortest[i], steps=100,
-            )  # fmt: skip
-            assert bool(found.broken[0]) == breaks, (i, share)
+            row = images[i : i + 1], jnp.asarray(labels[i : i + 1])
+            assert bool(run(*row, eps=share * shortest[i])[0]) == breaks, (i, share)
 
 
 @pytest.mark.parametrize("norm", balls.BALLS)
