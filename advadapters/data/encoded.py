@@ -133,8 +133,13 @@ def suffix(name):
 
 def told_left(left):
     """A Counter of suffixes in words: "3 .txt, 1 .json"."""
-    shown = ", ".join(f"{count:,} {name}" for name, count in left.most_common(5))
+    shown = printable(", ".join(f"{n:,} {name}" for name, n in left.most_common(5)))
     return shown + (f" and {len(left) - 5} other kinds" if len(left) > 5 else "")
+
+
+def printable(text):
+    """The text, with bytes of names that are no UTF-8 as numbers."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def told_choice(root, split, there):

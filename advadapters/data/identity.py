@@ -10,6 +10,7 @@ import itertools
 
 import numpy as np
 
+from advadapters.data import encoded
 from advadapters.data.sources import Source
 from advadapters.errors import UsageError
 
@@ -118,7 +119,8 @@ def differences(old, new):
 
 def told(record):
     """Lines about the classes: names, images of each, imbalance, classes without any."""
-    names, train, test = record["classes"], *(record[name]["counts"] for name in SPLITS)
+    names = [encoded.printable(name) for name in record["classes"]]
+    train, test = (record[name]["counts"] for name in SPLITS)
     if train is None:
         shown = ", ".join(names[:FEW]) + (", ..." if len(names) > FEW else "")
         count = f"{len(names):,} classes: {shown}; " if names else ""

@@ -160,6 +160,9 @@ def test_keys_that_train_nothing_may_change(copied, capsys):
         (["--config.seed=1", "--config.log_every=3"], "seed: 0 there, 1 now"),
     ):
         assert told in refused(capsys, "train", *argv(data, folder, *more))
+    for verb in ("evaluate", "transfer", "select"):
+        said = refused(capsys, verb, f"--workdir={folder}", "--config.seed=1")
+        assert "seed: 0 there, 1 now" in said and "only log_every, checkpoint" in said
     assert workdir.read_config(folder)["log_every"] == 7
     assert len(json.loads((folder / "history.json").read_text())) == 1
 

@@ -1,5 +1,7 @@
 """What a run remembers of its data: the same for the same images, wherever they lie."""
 
+import json
+import os
 import tarfile
 
 import numpy as np
@@ -54,6 +56,16 @@ def test_classes_are_told_with_their_imbalance():
     assert said.startswith("1,000 classes, the fewest 10 (n0), the most 35 (n999)")
     assert "3.5 times as many as the smallest" in said
     assert "NONE of 1 classes: b" in identity.told_counts(["a", "b"], [5, 0])
+
+
+def test_names_that_are_no_utf8_are_kept_and_printed(tmp_path):
+    write_folder(tmp_path)
+    for split in ("train", "test"):
+        folder = os.fsencode(tmp_path / split)
+        os.rename(folder + b"/cat", folder + b"/caf\xe9")
+    found = json.loads(json.dumps(record(f"folder:{tmp_path}")))
+    assert os.fsencode(found["classes"][0]) == b"caf\xe9"
+    assert r"caf\udce9 3, dog 3" in "\n".join(identity.told(found)).encode().decode()
 
 
 @pytest.mark.parametrize(
