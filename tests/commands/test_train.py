@@ -145,7 +145,7 @@ def test_evaluate_repeats_the_result_and_takes_any_mixture(trained, capsys):
     # On a CPU training and evaluation have the same float32.
     assert [r.get("sign_agreement") for r in found] == [None, 1.0]
     for argv, message in (
-        (["--config.x=1"], "config.x"),
+        (["--config.x=1"], "no such config key: 'x'"),
         (["--mixture=robust=1"], "unknown domain 'robust'"),
         (["--mixture=clean=x"], "'x' is no number"),
         (["--suite=aa"], "unknown suite 'aa'; there are: pgd20_linf"),
