@@ -11,6 +11,7 @@ from advadapters.attacks.fab import fab
 from advadapters.attacks.n_fgsm import n_fgsm
 from advadapters.attacks.pgd import pgd
 from advadapters.attacks.pyramid import pyramid
+from advadapters.attacks.report import Report
 from advadapters.attacks.square import square
 from advadapters.attacks.suites import autoattack, sweep
 
@@ -23,4 +24,4 @@ ATTACKS = {
     "n_fgsm": n_fgsm,
 }
 
-__all__ = ["ATTACKS", "autoattack", "sweep"]
+__all__ = ["ATTACKS", "Report", "autoattack", "sweep"]
