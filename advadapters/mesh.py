@@ -65,6 +65,21 @@ def put(tree, places):
     return jax.jit(lambda tree: tree, out_shardings=places)(tree)
 
 
+def own_copy(tree, mesh):
+    """Replicated arrays as copies on every device of a mesh of this process alone.
+
+    mesh: None for its first device. What several processes hold together, each can then
+    use by itself.
+    """
+    place = jax.local_devices()[0] if mesh is None else replicated(mesh)
+
+    def copy(leaf):
+        here = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+        return jax.device_put(np.asarray(here), place)
+
+    return jax.tree.map(copy, tree)
+
+
 def gather(array):
     """The whole of an array over a mesh, however it is placed, as numpy on every host.
 

@@ -235,12 +235,40 @@ def test_two_processes_train_as_one(tmp_path, environment, request, tries):
     np.testing.assert_allclose(losses[two], losses[one], rtol=2e-5)
     assert (two / "results.json").read_text() == (one / "results.json").read_text()
 
+    # AutoAttack: each process its own images, together what one finds of all.
+    argv = ["--suite=autoattack:apgd-ce,square", "--norm=linf", "--eps=1/20", "--steps=5",
+            "--queries=10", "--examples=31"]  # fmt: skip
+    address, found = f"127.0.0.1:{free_port()}", {}
+    flags = [f"--workdir={two}", *argv, f"--save_images={tmp_path}/moved.npz"]
+    run_together(["evaluate", *flags], address, environment)
+    assert __main__.main(["evaluate", f"--workdir={one}", *argv]) == 0
+    for folder in (two, one):
+        rows = json.loads((folder / "evaluation.json").read_text())
+        found[folder] = [(row["suite"], row["correct"], row["n"]) for row in rows]
+        assert [row[2] for row in found[folder]] == [31, 31]
+    assert found[two] == found[one] and found[one][1][1] < found[one][0][1]
+    sizes = [len(np.load(f"{tmp_path}/moved-part{i}of2.npz")["labels"]) for i in (0, 1)]
+    assert sizes == [16, 15]
+
     # Process 0 wrote and printed, process 1 did not.
     first, second = ((tmp_path / f"out{i}").read_text() for i in (0, 1))
     assert "SIGTERM: saved after step" in first and "first step after" in first
     assert "step 1/40" in first and "step 1/40" not in second
     names = {path.name.partition(".tfevents")[0] for path in two.iterdir()}
     assert names == {path.name.partition(".tfevents")[0] for path in one.iterdir()}
+
+
+def run_together(argv, address, environment):
+    """The verb in two processes that meet at the address."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "advadapters", *argv, f"--distributed={address},2,{i}"],
+            env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        )
+        for i in (0, 1)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=540)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
 
 
 def test_what_process_0_finds_is_told():

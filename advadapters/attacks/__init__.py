@@ -11,7 +11,7 @@ from advadapters.attacks.fab import fab
 from advadapters.attacks.n_fgsm import n_fgsm
 from advadapters.attacks.pgd import pgd
 from advadapters.attacks.pyramid import pyramid
-from advadapters.attacks.report import Report
+from advadapters.attacks.report import Report, merge
 from advadapters.attacks.square import square
 from advadapters.attacks.suites import autoattack, sweep
 
@@ -24,4 +24,4 @@ ATTACKS = {
     "n_fgsm": n_fgsm,
 }
 
-__all__ = ["ATTACKS", "Report", "autoattack", "sweep"]
+__all__ = ["ATTACKS", "Report", "autoattack", "merge", "sweep"]

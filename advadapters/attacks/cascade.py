@@ -73,8 +73,9 @@ class State:
     as share, on draws that chose nothing; None for a network that is not random.
     """
 
-    def __init__(self, images, labels, logits, share, stages):
+    def __init__(self, images, labels, logits, share, stages, numbers):
         self.images, self.labels, self.logits = images, labels, logits
+        self.numbers = numbers  # [N], by which what is drawn for an image goes
         self.share, self.moved, self.fresh = share.astype(float), {}, None
         self.broken_by = np.where(share > 0, "", "clean").astype("U32")
         self.not_finite = ~np.isfinite(logits).all(axis=1)
@@ -213,7 +214,8 @@ class Attacker:
         count = len(index)
         rows = self.compiled(stage, count) or self.rows(count)
         padded = np.concatenate([index, np.full(rows - count, index[0])])
-        keys = rng.by_index(rng.fold(key, stage.name, round_), jnp.asarray(padded))
+        numbers = jnp.asarray(state.numbers[padded])
+        keys = rng.by_index(rng.fold(key, stage.name, round_), numbers)
         inputs = (
             state.images[padded],
             state.labels[padded],

@@ -66,6 +66,25 @@ def count(value, what):
     return int(value)
 
 
+def numbers(values, count, random):
+    """Numbers [N] of so many images, 0 to N - 1 for None; raises UsageError for others.
+
+    random: whether the network is, whose draws belong to batches and not to images.
+    """
+    if values is None:
+        return np.arange(count)
+    values = np.asarray(values)
+    whole = values.dtype.kind in "iu" and values.shape == (count,)
+    if not whole or values.min() < 0 or len(np.unique(values)) < count:
+        raise UsageError(
+            f"numbers must be {count} different whole numbers of at least 0, one for each "
+            f"image, got {told(values)}"
+        )
+    if random:
+        raise UsageError("numbers go without version 'rand', whose draws are a batch's")
+    return values
+
+
 def told(value):
     """repr on one line."""
     return " ".join(repr(value).split())

@@ -11,9 +11,80 @@ from advadapters.attacks.checks import to_float
 from advadapters.attacks.resume import load_arrays, save_arrays, write_atomically
 from advadapters.balls import BALLS
 from advadapters.errors import UsageError
+from advadapters.intervals import wilson
 
 # The parts of a Report that are arrays; all others are plain values.
 ARRAYS = ("robust", "share", "broken_by", "norms", "index", "points")
+
+
+def merge(reports, numbers):
+    """The Report on a set, of those on its parts.
+
+    numbers: of the images of each part, as `autoattack` was given them; the rows of what
+    comes out are in their order. Forward passes and CPU seconds add up, other seconds are
+    those of the slowest part. It has no images: each part keeps its own.
+    """
+    counts, first = np.array([len(part) for part in numbers]), reports[0]
+    order = np.argsort(np.concatenate(numbers))
+    rows = {
+        name: np.concatenate([getattr(report, name) for report in reports])[order]
+        for name in ("robust", "share", "broken_by", "norms")
+    }
+
+    def mean(values):
+        return float(np.dot(counts, list(values)) / counts.sum())
+
+    stages = {name: mean(r.stages[name] for r in reports) for name in first.stages}
+    costs = {
+        stage: {
+            kind: (max if kind in SLOWEST else sum)(r.costs[stage][kind] for r in reports)
+            for kind in cost
+        }
+        for stage, cost in first.costs.items()
+    }
+    clean, robust = (mean(getattr(r, f"{k}_accuracy") for r in reports) for k in KINDS)
+    total = int(counts.sum())
+    warnings = {}  # one of each check, from the first part that has it
+    for report in reports:
+        warnings = {warning["check"]: warning for warning in report.warnings} | warnings
+    return first._replace(
+        clean_accuracy=clean,
+        robust_accuracy=robust,
+        intervals={
+            kind: wilson(value * total, total)
+            for kind, value in zip(KINDS, (clean, robust), strict=True)
+        },
+        stages=stages,
+        costs=costs,
+        warnings=list(warnings.values()),
+        not_finite=sum(report.not_finite for report in reports),
+        **rows,
+        **NO_IMAGES,
+    )
+
+
+KINDS = ("clean", "robust")
+SLOWEST = ("seconds", "compile_seconds")
+NO_IMAGES = dict(index=np.zeros(0, int), points=np.zeros((0, 0, 0, 0)), given=None)
+
+
+def to_plain(report):
+    """A Report without its images as plain values of JSON, for `from_plain`."""
+    plain = report._replace(**NO_IMAGES)._asdict()
+    return {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in plain.items()
+    }
+
+
+def from_plain(plain):
+    """The Report that `to_plain` told."""
+    plain = plain | {"intervals": {k: tuple(v) for k, v in plain["intervals"].items()}}
+    types = dict(robust=bool, share=float, broken_by="U32", norms=np.float32)
+    arrays = {name: np.array(plain[name], dtype) for name, dtype in types.items()}
+    return Report(**plain | arrays | NO_IMAGES)
+
+
 # Warnings that gradients are masked: the accuracy may then be too high.
 MASKED = ("zero-gradient", "square-beats-white-box", "randomised", "not-finite-gradient")
 NEAR = 1 + 1e-5  # rounding of float32 in norms
@@ -35,7 +106,7 @@ class Report(NamedTuple):
     [N] is each image's, robust says that it is above one half, and broken_by names the
     attack whose image is the worst on draws of its own.
 
-    index, points: numbers [M] of the images that were moved, and float32 [M, H, W, C]
+    index, points: places [M] in [N] of the images that were moved, and float32 [M, H, W, C]
     where to; given: the images as they were given, or None in a report from a file.
     """
 
@@ -72,8 +143,8 @@ class Report(NamedTuple):
         """The images as they were given; raises UsageError where they are not there."""
         if self.given is None:
             raise UsageError(
-                "a report from a file holds only what was moved: read it by "
-                "Report.load(path, images=...) with the images that were attacked"
+                "this report is without the images that were attacked: read one from a "
+                "file by Report.load(path, images=...)"
             )
         return self.given
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters import hosts, losses, rng
+from advadapters import losses, rng
 from advadapters.attacks import checks
 from advadapters.attacks.cascade import Batch, forward
 from advadapters.attacks.checks import to_float
@@ -42,12 +42,13 @@ class NoJournal:
 class Journal(NoJournal):
     """A folder with manifest.json, what tells the network, and numbered batches.
 
-    network: {name: rows of numbers}, see `fingerprint`. Raises UsageError if the folder
+    network: {name: rows of numbers}, see `fingerprint`. writes: whether this process does,
+    or another one for it. Raises UsageError if the folder
     holds a run of another network, data or setting, or batches of nobody knows which.
     """
 
-    def __init__(self, folder, images, labels, network, settings):
-        self.folder = pathlib.Path(folder)
+    def __init__(self, folder, images, labels, network, settings, writes=True):
+        self.folder, self.writes = pathlib.Path(folder), writes
         manifest = settings | {
             "images": checksum(images),
             "labels": checksum(labels),
@@ -62,7 +63,7 @@ class Journal(NoJournal):
                     f"{folder} holds batches but no manifest.json, so nobody knows of "
                     "which run: name another folder to resume from"
                 )
-            elif hosts.first():
+            elif writes:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 save_arrays(self.folder / "network.npz", **network)
                 text = json.dumps(manifest, indent=1)
@@ -128,8 +129,8 @@ class Journal(NoJournal):
         return int(row["round"]), name, Batch(row["index"], points, *told, cost)
 
     def write(self, state, number, round_, name, batch):
-        """Records one batch, in process 0, with the images that are worse than before."""
-        if not hosts.first():
+        """Records one batch, with the images that are worse than before."""
+        if not self.writes:
             return
         # Past the last name, so that no record is written over.
         names = [int(file.stem.removeprefix("batch-")) for file in self.files()]

@@ -20,7 +20,7 @@ from advadapters.attacks.checks import to_float
 from advadapters.attacks.fab import run_fab
 from advadapters.attacks.pgd import pgd
 from advadapters.attacks.report import Report, told
-from advadapters.attacks.resume import Journal, NoJournal, fingerprint
+from advadapters.attacks.resume import Journal, NoJournal, checksum, fingerprint
 from advadapters.attacks.square import run_square
 from advadapters.balls import BALLS
 from advadapters.errors import UsageError, pick
@@ -127,6 +127,7 @@ def autoattack(
     queries=None,
     batch_size=250,
     mesh=None,
+    numbers=None,
     resume="",
     programs=None,
     progress=lambda **news: None,
@@ -152,6 +153,10 @@ def autoattack(
         classes that targeted attacks go for, as many as there are at most.
       batch_size: most images a call, rounded up to a multiple of 8 (times the devices).
       mesh: spreads every batch over the devices of this mesh.
+      numbers: [N] different whole numbers of the images in a set of which these are a part,
+        which draws go by; not for "rand". So each of several processes can attack its own
+        part on its own devices, with a journal of its own; `report.merge` puts the
+        reports together, and they are those of the whole set.
       resume: a folder that records every batch; a later call with the same network,
         data and settings goes on where it was cut off.
       programs: a dict that keeps what is compiled; several calls may share it.
@@ -169,6 +174,8 @@ def autoattack(
     checks.network(logits_fn, random)
     batch_size = checks.count(batch_size, "batch_size")
     settings = dict(steps=steps, restarts=restarts, targets=targets, queries=queries)
+    own = numbers is not None
+    numbers = checks.numbers(numbers, len(labels), random)
     with in_precision(precision):
         attacker = Attacker(
             as_partial(logits_fn), norm, eps, batch_size, mesh, random * JUDGES, programs
@@ -178,7 +185,7 @@ def autoattack(
         todo = stages(version, norm, logits.shape[1], **settings) if eps else []
         warnings = checks.before(attacker, images, labels, logits, todo, key)
         share = attacker.right(images, labels, logits, key)
-        state = State(images, labels, logits, share, todo)
+        state = State(images, labels, logits, share, todo, numbers)
         plan = dict(norm=norm, eps=eps, key=str(jax.random.key_data(key)))
         plan |= dict(precision=precision, stages=[stage.plan for stage in todo])
         if random:  # There alone the batches matter.
@@ -186,7 +193,10 @@ def autoattack(
         log = NoJournal()
         if resume:
             network = fingerprint(attacker, images, labels, logits)
-            log = Journal(resume, images, labels, network, plan)
+            if own:
+                plan["numbers"] = checksum(numbers)
+            writes = own or hosts.first()
+            log = Journal(resume, images, labels, network, plan, writes)
         tell = (lambda *_: None) if quiet else Telling(norm, eps)
         run_stages(attacker, state, todo, key, log, progress, tell)
         name = version if isinstance(version, str) else ", ".join(s.name for s in todo)

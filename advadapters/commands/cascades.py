@@ -81,33 +81,32 @@ def read(flags):
 def run(opened, variables, split, cases, step, asked, *, journal, compared):
     """Result rows: AutoAttack on each case alone, clean, after the cascade, and the union.
 
+    Of several processes each has a part of the images, which it attacks on its own devices.
     compared: what `evaluating.signs` found. journal: what the record's name ends with
     where the networks are not the run's own.
     """
     import jax
 
-    from advadapters import attacks, builders
+    from advadapters import attacks
+    from advadapters import mesh as meshes
+    from advadapters.attacks.report import from_plain, merge, to_plain
     from advadapters.evaluation import tables
 
     evaluation = opened.run.evaluation
     if asked.images and len(cases) > 1:
         raise UsageError("--save_images writes those of one network: choose it")
-    batches = list(builders.eval_batches(opened.run, split, whole=True))
-    images, labels = (
-        np.concatenate([batch[key][batch["mask"]] for batch in batches])
-        for key in ("images", "labels")
-    )
-    del batches
+    images, labels, numbers = own_part(opened.run, split)
+    devices = jax.local_devices()
+    mesh = meshes.make(devices) if len(devices) > 1 else None
     seed = opened.run.seed if asked.seed is None else asked.seed
-    rows, programs, reports = [], {}, {}
+    rows, programs = [], {}
     for case, signs in zip(cases, compared, strict=True):
         network = opened.run.networks[case.network]
-        logits_fn = jax.tree_util.Partial(
-            network.evaluate, network.at(variables, case.knob)
-        )
-        reports = {}
+        plain = meshes.own_copy(network.at(variables, case.knob), mesh)
+        logits_fn = jax.tree_util.Partial(network.evaluate, plain)
+        own, reports = {}, {}
         for norm, eps in asked.threats:
-            folder = journal_name(case, step, norm, eps, asked.label, len(labels))
+            folder = journal_name(case, step, norm, eps, asked.label, len(split))
             print(f"{tables.name_of(case.told)}: {norm} {eps:g}", flush=True)
             report = attacks.autoattack(
                 logits_fn,
@@ -119,18 +118,53 @@ def run(opened, variables, split, cases, step, asked, *, journal, compared):
                 version=asked.version,
                 **asked.settings,
                 batch_size=evaluation.batch_size,
-                mesh=opened.mesh if opened.mesh.size > 1 else None,
+                mesh=mesh,
+                numbers=numbers,
                 precision=evaluation.precision,
-                resume=opened.folder / "autoattack" / (folder + journal),
+                resume=opened.folder / "autoattack" / (folder + journal + part()),
                 programs=programs,
                 progress=functools.partial(show, {}),
             )
+            own[f"autoattack_{norm}_{eps:g}"] = report
+            if jax.process_count() > 1:
+                told = hosts.share([to_plain(report), numbers.tolist()])
+                parts, of = zip(*told, strict=True)
+                report = merge([from_plain(one) for one in parts], of)
             print(report, flush=True)
             reports[f"autoattack_{norm}_{eps:g}"] = report
         rows += rows_of(reports, case.told, step, signs)
     if asked.images:
-        save(asked, reports, labels)
+        save(asked, own, labels)
     return rows
+
+
+def part():
+    """What the names of this process's own files end with; "" where it is alone."""
+    import jax
+
+    count = jax.process_count()
+    return f"-part{jax.process_index()}of{count}" if count > 1 else ""
+
+
+def own_part(run, split):
+    """(images uint8, labels, numbers in the split) of this process alone."""
+    import jax
+
+    from advadapters import builders
+    from advadapters.data.sources import Subset
+
+    count = jax.process_count()
+    if len(split) < count:
+        raise UsageError(
+            f"AutoAttack gives each of {count} processes its own images, got {len(split)}"
+        )
+    numbers = np.arange(jax.process_index(), len(split), count)
+    batches = list(builders.eval_batches(run, Subset(split, numbers), whole=True))
+    images, labels, index = (
+        np.concatenate([batch[key][batch["mask"]] for batch in batches])
+        for key in ("images", "labels", "index")
+    )
+    return images, labels, numbers[index]
 
 
 def rows_of(reports, told, step, signs):
@@ -153,7 +187,10 @@ def rows_of(reports, told, step, signs):
 
 
 def save(asked, reports, labels):
-    """Writes the adversarial images of all threats to one .npz file, see `load`."""
+    """Writes the adversarial images of all threats to one .npz file, see `load`.
+
+    Of several processes each writes those of its own part, to a file of its own.
+    """
     from etils import epath
 
     from advadapters.commands import workdir
@@ -162,7 +199,8 @@ def save(asked, reports, labels):
     for suite, report in reports.items():
         arrays[suite] = report.images8() if asked.bits == "8" else report.images
     file = epath.Path(asked.images)
-    workdir.write_whole(file, lambda raw: np.savez(raw, **arrays))
+    file = file.with_name(file.stem + part() + file.suffix)
+    workdir.write_whole(file, lambda raw: np.savez(raw, **arrays), everywhere=True)
     print(f"adversarial images ({asked.bits}) written to {file}")
 
 

@@ -223,12 +223,12 @@ def write_text(file, text):
     write_whole(file, lambda raw: raw.write(text.encode()))
 
 
-def write_whole(file, write):
+def write_whole(file, write, everywhere=False):
     """Has `write` fill an open binary file, which takes its name when all is there.
 
-    In process 0, in the others nothing.
+    In process 0, in the others nothing, unless each has a file of its own (everywhere).
     """
-    if not hosts.first():
+    if not (everywhere or hosts.first()):
         return
     part = file.with_name(file.name + ".part")
     with part.open("wb") as raw:

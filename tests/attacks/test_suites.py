@@ -20,6 +20,7 @@ from jax.tree_util import Partial
 from advadapters import rng as keys_by_name
 from advadapters.attacks import autoattack, cascade, checks, resume, suites, sweep
 from advadapters.attacks.apgd import checkpoints
+from advadapters.attacks.report import from_plain, merge, to_plain
 from advadapters.attacks.square import side_lengths
 from advadapters.balls import BALLS
 from advadapters.errors import UsageError
@@ -154,6 +155,45 @@ def test_results_do_not_depend_on_batches_or_devices(mesh):
         np.testing.assert_array_equal(first.broken_by, other.broken_by)
         # Rounding differs with the shape of a batch, and signs magnify it.
         assert (np.abs(first.images - other.images) > 1e-4).mean() < 0.01
+
+
+def test_parts_of_a_set_are_the_set(tmp_path):
+    """As several processes attack it, each its own images; and their journals."""
+    images, labels = data()
+    settings = short() | dict(norm="linf", eps=EPS["linf"], programs=PROGRAMS)
+    settings |= dict(batch_size=16, key=jax.random.key(0), quiet=True)
+    whole = autoattack(network(), images, labels, **settings)
+    numbers = [np.arange(first, 20, 3) for first in (2, 0, 1)]
+    for _ in range(2):  # the second time from the journals
+        parts = [
+            autoattack(
+                network(), images[part], labels[part], numbers=part,
+                resume=tmp_path / str(part[0]), **settings,
+            )
+            for part in numbers
+        ]  # fmt: skip
+        told = json.loads(json.dumps([to_plain(part) for part in parts]))
+        found = merge([from_plain(one) for one in told], numbers)
+        for name in ("robust", "share", "broken_by"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+        np.testing.assert_allclose(found.norms, whole.norms, rtol=1e-4)
+        assert found.stages == pytest.approx(whole.stages)
+        assert found.intervals["robust"] == pytest.approx(whole.intervals["robust"])
+        forwards = [r.costs["square"]["forwards"] for r in parts]
+        assert found.costs["square"]["forwards"] == sum(forwards)
+    with pytest.raises(UsageError, match="without the images that were attacked"):
+        _ = found.images
+    own = [part.images for part in parts]
+    for part, points in zip(numbers, own, strict=True):
+        np.testing.assert_allclose(points, whole.images[part], atol=1e-5)
+    six = dict(images=images[:6], labels=labels[:6], resume=tmp_path / "six")
+    six |= settings | dict(version=("square",), steps=None)
+    autoattack(network(), numbers=np.arange(6), **six)
+    with pytest.raises(UsageError, match="holds a run with another numbers"):
+        autoattack(network(), numbers=np.arange(6) + 1, **six)
+    for wrong in ([0] * 20, np.arange(19), np.arange(20) - 1, np.arange(20) / 2):
+        with pytest.raises(UsageError, match="numbers must be 20 different whole"):
+            autoattack(network(), images, labels, numbers=wrong, **settings)
 
 
 def test_one_compilation_per_attack_and_shape():
@@ -826,7 +866,7 @@ def test_a_report_is_printed_kept_and_rounded(tmp_path, capsys):
     np.testing.assert_array_equal(levels, small)
     with pytest.raises(UsageError, match="are no 8-bit images"):
         again._replace(given=data()[0]).images8()
-    with pytest.raises(UsageError, match="holds only what was moved"):
+    with pytest.raises(UsageError, match="without the images that were attacked"):
         _ = type(report).load(tmp_path / "report").images
     with pytest.raises(UsageError, match="a report on 20 images, got 5"):
         type(report).load(tmp_path / "report", images[:5])
