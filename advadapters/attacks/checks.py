@@ -41,16 +41,21 @@ def radius(norm, eps, shape=()):
     shape: of an image [H, W, C], where it is known: no radius is larger than the box.
     """
     check_word(BALLS, norm, "norm")
-    size = math.prod(shape) if shape else math.inf
-    most = {"linf": 1.0, "l2": math.sqrt(size), "l1": size}[norm]
-    number = as_float(eps)
+    most, number = largest(norm, shape), as_float(eps)
     if not (0 <= number <= most and number < math.inf):
         allowed = f"at most {most:g}" if most < math.inf else "finite"
-        box = f", the {norm} norm of the whole box [0, 1]^{size}" if shape else ""
+        box = f", the {norm} norm of the whole box [0, 1]^{math.prod(shape)}"
+        box = box if shape else ""
         raise UsageError(
             f"eps must be at least 0 and {allowed} for {norm}{box}, got {told(eps)}"
         )
     return number
+
+
+def largest(norm, shape=()):
+    """The norm of the whole box of images [H, W, C]: no radius goes further."""
+    size = math.prod(shape) if shape else math.inf
+    return {"linf": 1.0, "l2": math.sqrt(size), "l1": size}[norm]
 
 
 def as_float(value):

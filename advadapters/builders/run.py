@@ -115,7 +115,8 @@ def build(config, mesh, source=None):
         method = read_method(c, widths, network, parameters | {"rows": rows}, epoch)
         domains = method.domains()
         with evaluated:
-            evaluation = read_evaluation(evaluated, method, mesh, exact["precision"])
+            precision = exact["precision"]
+            evaluation = read_evaluation(evaluated, method, mesh, precision, widths.shape)
         run = Run(
             seed=c.take("seed", int, low=0, high=2**32 - 1),
             steps=steps,
@@ -194,7 +195,7 @@ def read_method(c, widths, network, parameters, epoch):
     """config.loss and what belongs to it -> a training method."""
     kind = c.choice("loss", ("views", *methods.READ))
     domains = c.take("domains", tuple, of=str)
-    attacks = read_attacks(c.sections("attacks"), "config.attacks")
+    attacks = read_attacks(c.sections("attacks"), widths.shape)
     perturbation = c.take("weight_perturbation", float, low=0.0, high=1.0)
     seen = c.sections("views")
     if kind == "views":
@@ -252,8 +253,8 @@ def read_start(c, model):
     return start if workdir or weights_file else None
 
 
-def read_evaluation(c, method, mesh, precision):
-    """What is left of config.evaluation -> Evaluation."""
+def read_evaluation(c, method, mesh, precision, shape):
+    """What is left of config.evaluation -> Evaluation; shape: [H, W, C] of an image."""
     batch_size = c.take("batch_size", int, low=1)
     need_divisible("config.evaluation.batch_size", batch_size, 1, mesh)
     weights = c.take("soup_weights", tuple, of=float)
@@ -279,7 +280,7 @@ def read_evaluation(c, method, mesh, precision):
         precision=precision,
         cases=cases,
         at_once=at_once,
-        suites=read_attacks(sections, f"{c.name}.suites"),
+        suites=read_attacks(sections, shape),
     )
 
 

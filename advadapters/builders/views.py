@@ -4,7 +4,7 @@ import functools
 import inspect
 
 from advadapters import losses, soups
-from advadapters.attacks import ATTACKS, contract
+from advadapters.attacks import ATTACKS, checks, contract
 from advadapters.config import Section
 from advadapters.errors import UsageError, pick
 from advadapters.training import views
@@ -21,20 +21,20 @@ SETTINGS = (
 )
 
 
-def read_attacks(sections, where):
-    """{name: settings} -> {name: Attack}."""
+def read_attacks(sections, shape):
+    """{name: settings} -> {name: Attack} of images of this shape [H, W, C]."""
     found = {}
     for name, c in sections.items():
         with c:
-            found[name] = read_attack(c)
+            found[name] = read_attack(c, shape)
     return found
 
 
-def read_attack(c):
+def read_attack(c, shape):
     """One attack with its settings."""
     function = pick(ATTACKS, c.take("name", str), f"{c.name}.name")
     norm = c.choice("norm", contract.norms(function))
-    eps = c.take("eps", float, above=0, high=1 if norm == "linf" else None)
+    eps = c.take("eps", float, above=0, high=checks.largest(norm, shape))
     names = inspect.signature(function).parameters
     settings = {name: read_setting(c, name) for name in names if name in SETTINGS}
     return functools.partial(function, norm=norm, eps=eps, **settings)

@@ -58,7 +58,7 @@ def main(argv):
     for suite, attack in suites.items():
         meter = evaluating.Meter(suite, len(test))
         counter = transfer.make_counter(network, attack, seed=run.seed, mesh=opened.mesh)
-        pairs, worst, examples = transfer.matrix(
+        counts, examples = transfer.matrix(
             counter,
             variables,
             [case.knob for case in cases],
@@ -67,8 +67,10 @@ def main(argv):
             progress=lambda examples, meter=meter: meter.show(0, 1, examples),
         )
         meter.close()
-        rows += transfer.rows(cases, suite, pairs, worst, examples, step)
-        print(transfer.markdown(rows, suite))
+        found = transfer.rows(cases, suite, counts, examples, step)
+        rows += found
+        print(transfer.markdown(found, suite))
+        print("".join(f"{line}\n" for line in transfer.strange(found)), end="")
     file = opened.folder / "transfer.json"
     workdir.write_text(file, json.dumps(rows, indent=1) + "\n")
     print(f"written to {file}")

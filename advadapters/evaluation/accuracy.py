@@ -145,20 +145,26 @@ def union(tables):
 
 def strange(table, names, suite):
     """Lines that warn of what is counted by rule in a Table of networks of these names."""
-    lines, size = [], len(table.index)
-    for name, lost, kept in zip(names, table.not_finite, table.not_attacked, strict=True):
-        if lost:
-            lines.append(
-                f"warning: {name}, {suite}: the logits are not finite on {lost} of {size} "
-                "images, which count as wrong: look for an overflow, or a division by "
-                "zero, in the network"
-            )
-        if kept:
-            lines.append(
-                f"warning: {name}, {suite}: the attack returned images that are not finite "
-                f"for {kept} of {size} images, which count as not attacked: the accuracy "
-                "is too high by up to as many"
-            )
+    counts = zip(names, table.not_finite, table.not_attacked, strict=True)
+    size = len(table.index)
+    return [line for name, *two in counts for line in warn(name, suite, *two, size)]
+
+
+def warn(name, suite, lost, kept, size):
+    """The lines of `strange` about one network, or one pair of them."""
+    lines = []
+    if lost:
+        lines.append(
+            f"warning: {name}, {suite}: the logits are not finite on {lost} of {size} "
+            "images, which count as wrong: look for an overflow, or a division by "
+            "zero, in the network"
+        )
+    if kept:
+        lines.append(
+            f"warning: {name}, {suite}: the attack returned images that are not finite "
+            f"for {kept} of {size} images, which count as not attacked: the accuracy "
+            "is too high by up to as many"
+        )
     return lines
 
 

@@ -1,5 +1,7 @@
 """Is the knob safe? Attacks made through one network of a run, tried on its others."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +17,23 @@ from advadapters.networks import key_of
 ANY = {"kind": "any"}  # of the attacked networks
 
 
-def make_counter(network, attack, *, seed, mesh):
-    """jit: (variables, knobs [S, ...], batch) -> (int32 [S, S], int32 [S]).
+class Counts(NamedTuple):
+    """Numbers of images, by sources and targets; the last row is of all sources together.
 
-    The first counts, for source s and target t, images that t has right before and after
-    the attack through s; the second those that t has right after the attacks through
-    every source: the worst case for someone who does not know which one is deployed.
+    right: [S + 1, S], that t has right before and after the attack through s, and after
+    every attack: the worst case for someone who does not know which one is deployed.
+    not_finite: [S + 1, S], where the logits of t are not finite then, which is not right.
+    not_attacked: [S + 1], where the attack through s gave back what is not finite: then
+    the clean image counts.
     """
+
+    right: Any
+    not_finite: Any
+    not_attacked: Any
+
+
+def make_counter(network, attack, *, seed, mesh):
+    """jit: (variables, knobs [S, ...], batch) -> Counts of int32."""
 
     def count(variables, knobs, batch):
         images, labels = to_float(batch["images"]), batch["labels"]
@@ -32,22 +44,30 @@ def make_counter(network, attack, *, seed, mesh):
             logits_fn = lambda images: network.evaluate(plain, images)  # noqa: E731
             moved = attack(logits_fn, images, labels, keys)
             whole = jnp.isfinite(moved).all(axis=(1, 2, 3), keepdims=True)
-            return jnp.where(whole, moved, images)  # as in `accuracy.make_predictor`
+            # As in `accuracy.make_predictor`.
+            return jnp.where(whole, moved, images), ~whole[:, 0, 0, 0]
 
-        shown = jax.vmap(attacked)(knobs)  # [S, B, H, W, C]
+        shown, kept = jax.vmap(attacked)(knobs)  # [S, B, H, W, C], [S, B]
 
-        def right(knob):
+        def look(knob):
             plain = network.at(variables, knob)
 
             def one(images):
                 logits = network.evaluate(plain, images)
-                return ~losses.misclassified(logits, labels)
+                right = ~losses.misclassified(logits, labels)
+                return right, ~jnp.isfinite(logits).all(axis=1)
 
-            return jax.vmap(one)(shown) & one(images) & batch["mask"]  # [S, B]
+            right, lost = jax.vmap(one)(shown)
+            return right & one(images)[0], lost  # [S, B]
 
-        found = jnp.swapaxes(jax.vmap(right)(knobs), 0, 1)  # [sources, targets, B]
-        counts = jnp.sum(found, axis=2), jnp.sum(jnp.all(found, axis=0), axis=1)
-        return jax.lax.psum(jax.tree.map(jnp.int32, counts), "data")
+        right, lost = (jnp.swapaxes(x, 0, 1) for x in jax.vmap(look)(knobs))
+        mask = batch["mask"]  # the others have [sources, targets, B]
+        counts = Counts(
+            right=sums(right & mask, jnp.all),
+            not_finite=sums(lost & mask, jnp.any),
+            not_attacked=sums(kept & mask, jnp.any),
+        )
+        return jax.lax.psum(counts, "data")
 
     local = jax.shard_map(
         count, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=P(), check_vma=False
@@ -58,31 +78,45 @@ def make_counter(network, attack, *, seed, mesh):
     )
 
 
-def matrix(counter, variables, knobs, batches, *, mesh, progress):
-    """(int [S, S], int [S], examples) over all batches, see `make_counter`.
+def sums(found, together):
+    """bool [S, ..., B] -> int32 [S + 1, ...]: how many are true, at last together."""
+    found = jnp.concatenate([found, together(found, axis=0, keepdims=True)])
+    return jnp.sum(found, axis=-1, dtype=jnp.int32)
 
-    progress(examples) is called after each batch.
-    """
-    stacked, examples = trees.stack(knobs), 0
-    pairs, worst = np.zeros((len(knobs),) * 2, int), np.zeros(len(knobs), int)
+
+def matrix(counter, variables, knobs, batches, *, mesh, progress):
+    """(Counts, examples) over all batches; progress(examples) is called after each."""
+    stacked, examples, found = trees.stack(knobs), 0, []
     for batch in batches:
         placed = meshes.global_batch(mesh, batch)
-        one, two = jax.device_get(counter(variables, stacked, placed))
-        pairs, worst = pairs + one, worst + two
+        found.append(jax.device_get(counter(variables, stacked, placed)))
         examples += int(jnp.sum(placed["mask"]))
         progress(examples)
-    return pairs, worst, examples
+    return jax.tree.map(lambda *parts: np.sum(parts, axis=0), *found), examples
 
 
-def rows(cases, suite, pairs, worst, examples, step):
+def rows(cases, suite, counts, examples, step):
     """Tidy rows: told of the target, "through": what is told of the source, or `ANY`."""
     found = []
     for target, case in enumerate(cases):
-        sources = [(one.told, pairs[s, target]) for s, one in enumerate(cases)]
-        for through, correct in (*sources, (ANY, worst[target])):
+        for source, through in enumerate([*(one.told for one in cases), ANY]):
             told = case.told | {"through": through}
-            found.append(accuracy.row(told, suite, int(correct), examples, step))
+            right, lost = (int(n[source, target]) for n in counts[:2])
+            kept = int(counts.not_attacked[source])
+            found.append(accuracy.row(told, suite, right, examples, step, lost, kept))
     return found
+
+
+def strange(found):
+    """Lines that warn of what is counted by rule in rows of `rows`, of all together."""
+    return [
+        line
+        for row in found
+        if row["through"] == ANY
+        for line in accuracy.warn(
+            name_of(row), row["suite"], row["not_finite"], row["not_attacked"], row["n"]
+        )
+    ]
 
 
 def markdown(found, suite):

@@ -97,6 +97,10 @@ CASES = {
     "eps zero": ([DIGITS, "--config.attacks.linf.eps=0.0"], "eps must be above 0"),
     "eps negative": ([DIGITS, "--config.attacks.linf.eps=-0.1"], "eps must be above 0"),
     "eps in 255ths": ([DIGITS, "--config.attacks.linf.eps=8.0"], "eps must be at most 1"),
+    "eps beyond the box": (
+        [DIGITS, "--config.attacks.linf.norm=l2", "--config.attacks.linf.eps=8.1"],
+        "eps must be at most 8",
+    ),
     "division by zero": ([DIGITS, "--config.attacks.linf.eps=8/0"], "division by zero"),
     "pattern without match": (
         [DIGITS, '--config.adapters=("class_tokens",)'],

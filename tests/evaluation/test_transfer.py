@@ -38,7 +38,7 @@ def setup(count=21):
 def test_matrix_and_worst_case_are_those_by_hand(mesh):
     split, variables = setup()
     counter = transfer.make_counter(NET, ATTACK, seed=0, mesh=mesh)
-    pairs, worst, examples = transfer.matrix(
+    counts, examples = transfer.matrix(
         counter, variables, [case.knob for case in CASES],
         pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=8),
         mesh=mesh, progress=lambda *_: None,
@@ -62,15 +62,50 @@ def test_matrix_and_worst_case_are_those_by_hand(mesh):
         ]
     )  # fmt: skip
     assert examples == 21
+    assert not counts.not_finite.any() and not counts.not_attacked.any()
+    pairs, worst = counts.right[:-1], counts.right[-1]
     np.testing.assert_array_equal(pairs, right.sum(2))
     np.testing.assert_array_equal(worst, right.all(0).sum(1))
     assert len(set(pairs.ravel().tolist())) > 2  # the cases differ
     assert (worst <= pairs.min(0)).all()
 
 
+def test_what_is_not_finite_is_counted_and_warned_of(mesh):
+    """Logits of NaN are not right; an image of NaN is the clean one."""
+    split, variables = setup()
+    first = split.images[:, 0, 0, 0] / np.float32(255)
+
+    def lost(plain, images):
+        moved = images[:, 0, 1, 0] == 0.5
+        return jnp.where(moved[:, None], jnp.nan, NET.evaluate(plain, images))
+
+    def attack(logits_fn, images, labels, key):
+        dark = (images[:, 0, 0, 0] < 0.3)[:, None, None, None]
+        poison = jnp.where(dark, jnp.nan, images)
+        return poison.at[:, 0, 1, 0].set(0.5)
+
+    network = NET._replace(evaluate=lost)
+    counts, examples = transfer.matrix(
+        transfer.make_counter(network, attack, seed=0, mesh=mesh),
+        variables, [CASES[1].knob],
+        pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=24),
+        mesh=mesh, progress=lambda *_: None,
+    )  # fmt: skip
+    dark = int((first < 0.3).sum())
+    assert 0 < dark < examples == 21
+    assert counts.not_attacked.tolist() == [dark] * 2
+    assert counts.not_finite.tolist() == [[21 - dark]] * 2
+    assert counts.right.tolist() == [[dark]] * 2
+    lines = transfer.strange(transfer.rows(CASES[1:2], "pgd", counts, examples, 7))
+    assert f"0.5 linf, pgd: the logits are not finite on {21 - dark} of" in lines[0]
+    assert f"not finite for {dark} of 21 images" in lines[1] and len(lines) == 2
+
+
 def test_rows_and_table():
     pairs, worst = np.array([[5, 6, 7], [4, 3, 8], [9, 9, 2]]), np.array([3, 2, 1])
-    rows = transfer.rows(CASES, "pgd", pairs, worst, 10, 7)
+    none = np.zeros((4, 3), int)
+    counts = transfer.Counts(np.vstack([pairs, worst]), none, none[:, 0])
+    rows = transfer.rows(CASES, "pgd", counts, 10, 7)
     found = {
         (row["through"].get("mixture", {}).get("clean"), row["mixture"]["clean"]):
         row["correct"] for row in rows
