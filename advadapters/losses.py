@@ -5,7 +5,6 @@ Higher is worse for the network, so an attack climbs them.
 
 import jax
 import jax.numpy as jnp
-import optax
 
 
 def class_of(labels):
@@ -15,6 +14,7 @@ def class_of(labels):
 
 def one_hot(classes, count):
     """Class numbers [B] -> bool [B, count]: which column is the row's class."""
+    classes = jnp.asarray(classes)  # in the types that jax has
     return classes[:, None] == jnp.arange(count, dtype=classes.dtype)[None, :]
 
 
@@ -30,6 +30,8 @@ def misclassified(logits, labels):
 
 def cross_entropy(logits, labels):
     """Softmax cross-entropy, in float32."""
+    import optax  # here alone, as soups score without it
+
     logits = logits.astype(jnp.float32)
     if labels.ndim == 1:
         return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -44,6 +44,12 @@ def tried(path):
 
 
 CASES = [(path, variant) for path in FILES for variant in tried(path)]
+# Whose default is run: one of each program. The others differ in their data, and in sizes
+# that are shrunken away.
+RUN = ("digits", "digits_conv", "digits_lora", "digits_oat", "digits_twins")
+RUN += ("imagenet_vit_b16",)
+# Where all other variants are those of digits.py on other data, and are only built.
+BUILT = ("cifar10_vit", "fashion_mnist")
 
 
 def on_random_images(config, folder, size):
@@ -80,12 +86,16 @@ def test_one_step(path, variant, tmp_path, mesh):
     config, _ = load(path, variant)
     run = builders.build(shrink(config, tmp_path), mesh)
     assert run.steps == 1
+    first = variant == variants(path)[0]
+    if path.stem in BUILT and not first:
+        return
     place = meshes.replicated(mesh)
     make = jax.jit(lambda: builders.initial_state(run), out_shardings=place)
-    state = make() if variant == variants(path)[0] else jax.eval_shape(make)
+    runs = first and path.stem in RUN  # the others are only traced, for time
+    state = make() if runs else jax.eval_shape(make)
     (batch,) = builders.train_batches(run, 0)
     train_step, batch = builders.train_step(run, mesh), meshes.global_batch(mesh, batch)
-    if variant != variants(path)[0]:  # the others are only traced, for time
+    if not runs:
         new, metrics = jax.eval_shape(train_step, state, batch)
         chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
     else:

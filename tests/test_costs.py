@@ -76,7 +76,7 @@ def test_cotraining_is_counted_as_on_paper(mesh):
         views.View("clean", (1.0, 0.0), 0.5),
         views.View("linf", (0.0, 1.0), 0.5, (attack,)),
     ]
-    net = tiny.network()
+    net = tiny.network(size=tiny.vit.Size(width, 2, 32, 2))
     plain = jax.eval_shape(net.init, jax.random.key(0))
     first = jax.eval_shape(lambda: state.branches(tiny.plain(net), ("class_token",), 2))
     gradients = step.over_devices(

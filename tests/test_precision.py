@@ -98,7 +98,7 @@ def test_an_ensemble_and_the_statistics_of_a_soup(one_device):
 def test_attacks_in_evaluation(norm, one_device):
     net, plain = network("vit, one block")
     settings = defaults.evaluation_pgd(norm, 0.1, 3, loss="margin")
-    attack = read_attacks({"pgd": Section("pgd", settings)}, "pgd")["pgd"]
+    attack = read_attacks({"pgd": Section("pgd", settings)}, (8, 8, 1))["pgd"]
     net = net._replace(at=lambda variables, knob: variables)
     predictor = accuracy.make_predictor(net, attack, seed=0, mesh=one_device)
     knobs = networks.Knob(jax.ShapeDtypeStruct((2, 2), jnp.float32))

@@ -12,8 +12,8 @@ from advadapters.models import vit
 
 @functools.cache
 def network(**changes):
-    """A two-block ViT of width 16 for 8x8 gray images and 5 classes."""
-    fields = dict(size=vit.Size(16, 2, 32, 2), classes=5, patch=4, mean=(0.5,), std=(0.25,))
+    """A one-block ViT of width 16 for 8x8 gray images and 5 classes."""
+    fields = dict(size=vit.Size(16, 1, 32, 2), classes=5, patch=4, mean=(0.5,), std=(0.25,))
     return networks.make_network(vit.ViT(**(fields | changes)), (8, 8, 1))
 
 

@@ -71,6 +71,7 @@ def need_same_classes(run):
         any(trees.matches(pattern, path) for pattern in start.fresh) for path in head
     ):
         return
+    workdir.read_config(start.workdir)  # raises UsageError where there is no run
     there = workdir.read_data(start.workdir)
     if there is None:
         line = f"{start.workdir} knows no class names, so they are not compared"

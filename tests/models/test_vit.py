@@ -12,6 +12,8 @@ import tiny
 from advadapters import adapters, costs, trees
 from advadapters.models import vit
 
+TWO = vit.Size(16, 2, 32, 2)  # where blocks are told apart
+
 # timm's vit_*_patch16_224 (and huge_patch14) with 1000 classes.
 PUBLISHED = {
     ("Ti", 16): 5_717_416,
@@ -80,7 +82,7 @@ def to_scanned(params):
 
 def test_scan_and_remat_change_nothing():
     images = tiny.batch()["images"]
-    plain = tiny.network()
+    plain = tiny.network(size=TWO)
     params = tiny.plain(plain)["params"]
 
     def run(net, params):
@@ -96,7 +98,7 @@ def test_scan_and_remat_change_nothing():
         dict(remat="full"), dict(remat="dots"), dict(scan=True),
         dict(scan=True, remat="full"),
     ):  # fmt: skip
-        other = tiny.network(**fields)
+        other = tiny.network(size=TWO, **fields)
         same = to_scanned(params) if "scan" in fields else params
         logits, again = run(other, same)
         np.testing.assert_allclose(logits, expected, atol=1e-5)
@@ -211,10 +213,10 @@ def test_remat_by_name_keeps_products_with_the_weights_of_a_view():
 
 def test_forward_pass_against_numpy():
     images = tiny.batch(3)["images"]
-    params = tiny.plain(tiny.network())
+    params = tiny.plain(tiny.network(size=TWO))
     expected = by_hand(params["params"], images, heads=2)
     for pool in vit.POOLS:
-        logits = tiny.network(pool=pool).apply(params, images)
+        logits = jax.jit(tiny.network(size=TWO, pool=pool).apply)(params, images)
         np.testing.assert_allclose(logits, expected[pool], atol=2e-5)
 
 
@@ -228,9 +230,9 @@ def test_bfloat16_gives_float32_logits_near_the_exact_ones():
 
 
 def test_drop_path_drops_whole_branches_only_with_a_key():
-    net = tiny.network(drop_path=0.5)
+    net = tiny.network(size=TWO, drop_path=0.5)
     params, images = tiny.plain(net), tiny.batch(64)["images"]
-    still = tiny.network().apply(params, images)
+    still = tiny.network(size=TWO).apply(params, images)
     np.testing.assert_array_equal(net.apply(params, images), still)
     moved = net.apply(params, images, jax.random.key(1))
     same = np.isclose(moved, still, atol=1e-5).all(axis=1)

@@ -354,7 +354,8 @@ def test_layer_decay_by_path():
 
 
 def test_layer_decay_scales_the_updates_of_adamw():
-    tree = state.branches(tiny.plain(NET), ("class_token",), 2)
+    net = tiny.network(size=tiny.vit.Size(16, 2, 32, 2))
+    tree = state.branches(tiny.plain(net), ("class_token",), 2)
     trained = state.trained(tree)
     slopes = jax.tree.map(jnp.ones_like, trained)
 
