@@ -151,10 +151,10 @@ class Report(NamedTuple):
     def images8(self):
         """Adversarial images as uint8 [N, H, W, C], all still inside the ball.
 
-        Every value goes to the nearest of 0 to 255; images that would so leave the
-        ball are rounded towards the given image instead, which makes every change
-        smaller. What that undoes is only known by counting again. Raises UsageError for
-        images that were no 8-bit images.
+        Every value goes to the nearest of 0 to 255, or towards the given image where that
+        is further than the radius; images that would still leave the ball are rounded
+        towards the given ones throughout. What that undoes is only known by counting
+        again. Raises UsageError for images that were no 8-bit images.
         """
         images, norm = self.clean_images().copy(), BALLS[self.norm].norm
         if images.dtype != np.uint8:
@@ -166,6 +166,9 @@ class Report(NamedTuple):
             level = images[number].astype(np.float32)
             change = points * np.float32(255) - level
             nearest = np.rint(change)
+            # No pixel goes further than the radius in any norm; in Linf that is all.
+            far = np.abs(nearest) > 255 * self.eps * NEAR
+            nearest = np.where(far, np.trunc(change), nearest)
             if float(norm(jnp.asarray(nearest[None] / 255))[0]) > self.eps * NEAR:
                 nearest = np.trunc(change + 1e-4 * np.sign(change))  # 1.99999 levels are 2
             images[number] = (level + nearest).astype(np.uint8)

@@ -855,6 +855,14 @@ def test_a_report_is_printed_kept_and_rounded(tmp_path, capsys):
         np.testing.assert_array_equal(small[report.robust], images[report.robust])
         if norm == "linf":  # whole levels: rounding undoes next to nothing
             assert np.abs(moved * 255 - (report.images * 255 - images)).max() < 0.51
+    # Of 30.6 levels 30 are allowed; what is below them still goes to the nearest.
+    points = np.clip(images[:1] / 255 + np.linspace(-0.12, 0.12, 64).reshape(8, 8, 1), 0, 1)
+    made = report._replace(
+        norm="linf", eps=0.12, given=images, index=np.array([0]), points=np.float32(points)
+    )
+    change = 255 * made.points - images[:1].astype(np.float32)
+    levels = made.images8()[:1] - images[:1].astype(np.float32)
+    np.testing.assert_array_equal(levels, np.clip(np.rint(change), -30, 30))
     assert not capsys.readouterr().err
     report.save(tmp_path / "report")
     again = type(report).load(tmp_path / "report", images)
