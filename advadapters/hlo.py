@@ -42,6 +42,12 @@ def computations(text):
     return found
 
 
+def scopes(text):
+    """{instruction: where it comes from, see `jax.named_scope`} of a compiled program."""
+    named = r'^\s+(?:ROOT )?%?([\w.-]+) = .*metadata={.*?op_name="((?:[^"\\]|\\.)*)"'
+    return dict(re.findall(named, text, re.MULTILINE))
+
+
 def reached(names, program, keys):
     """The computations that those named refer to, directly or not, and they themselves.
 
