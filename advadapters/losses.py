@@ -38,13 +38,26 @@ def cross_entropy(logits, labels):
     return optax.losses.softmax_cross_entropy(logits, labels)
 
 
+def own_and_rival(values, labels):
+    """(the label's value [B], the largest of the others [B]) of values [B, L]."""
+    label = one_hot(class_of(labels), values.shape[-1])
+    own = jnp.max(jnp.where(label, values, -jnp.inf), axis=-1)
+    return own, jnp.max(jnp.where(label, -jnp.inf, values), axis=-1)
+
+
 def margin(logits, labels):
     """Largest other logit minus the label's: positive means misclassified."""
-    logits = logits.astype(jnp.float32)
-    label = one_hot(class_of(labels), logits.shape[-1])
-    own = jnp.max(jnp.where(label, logits, -jnp.inf), axis=-1)
-    other = jnp.max(jnp.where(label, -jnp.inf, logits), axis=-1)
-    return other - own
+    own, rival = own_and_rival(logits.astype(jnp.float32), labels)
+    return rival - own
+
+
+def probability_margin(logits, labels):
+    """The margin of probabilities, in [-1, 1] (Xie et al. 2024, arXiv:2411.15210).
+
+    Its gradient has part in all classes, by their probabilities. It vanishes where the
+    network is certain.
+    """
+    return margin(jax.nn.softmax(logits.astype(jnp.float32)), labels)
 
 
 def logit_difference(logits, labels, targets):
@@ -107,7 +120,12 @@ def weighted_kl(logits, reference, labels):
     return kl(logits, reference, labels) * (1 - likely)
 
 
-LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+LOSSES = {
+    "cross_entropy": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+    "probability_margin": probability_margin,
+}
 # Losses of training alone; the paired ones compare with the logits of another view.
 TRAINING = {"cross_entropy": cross_entropy, "boosted_cross_entropy": boosted_cross_entropy}
 PAIRED = {"kl": kl, "weighted_kl": weighted_kl}

@@ -8,8 +8,10 @@ runs cascades of them on whole data sets.
 
 from advadapters.attacks.apgd import apgd
 from advadapters.attacks.fab import fab
+from advadapters.attacks.malt import malt
 from advadapters.attacks.n_fgsm import n_fgsm
 from advadapters.attacks.pgd import pgd
+from advadapters.attacks.pma import pma
 from advadapters.attacks.pyramid import pyramid
 from advadapters.attacks.report import Report, merge
 from advadapters.attacks.square import square
@@ -18,6 +20,8 @@ from advadapters.attacks.suites import autoattack, sweep
 ATTACKS = {
     "pgd": pgd,
     "apgd": apgd,
+    "malt": malt,
+    "pma": pma,
     "fab": fab,
     "square": square,
     "pyramid": pyramid,

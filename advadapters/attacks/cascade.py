@@ -18,6 +18,7 @@ from advadapters import mesh as meshes
 from advadapters.attacks import checks
 from advadapters.attacks.checks import to_float
 from advadapters.attacks.contract import rows_where
+from advadapters.attacks.malt import nearest_classes
 
 JUDGES = 100  # draws of a random network that an image found is judged on
 
@@ -27,7 +28,8 @@ class Stage(NamedTuple):
 
     targets: 0, or for how many of the most likely other classes of the clean image the
     attack goes, one a round. restarts: how often all that is done, from other draws.
-    takes: which of its settings can be set from outside.
+    takes: which of its settings can be set from outside. candidates: 0, or of how many of
+    the most likely classes MALT chooses the targets.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Stage(NamedTuple):
     targets: int
     settings: dict
     takes: tuple
+    candidates: int = 0
 
     @property
     def rounds(self):
@@ -46,6 +49,8 @@ class Stage(NamedTuple):
     def plan(self):
         """All that its result depends on, as plain values."""
         settings = [f"{key}={value}" for key, value in sorted(self.settings.items())]
+        if self.candidates:
+            settings.append(f"candidates={self.candidates}")
         return [self.name, self.restarts, self.targets, settings]
 
 
@@ -100,7 +105,11 @@ class State:
         self.broken_by[hit] = name
         self.not_finite[hit] = batch.not_finite[better]
         self.not_attacked[batch.index] |= batch.not_attacked
-        for kind, value in batch.cost.items():
+        self.spend(name, **batch.cost)
+
+    def spend(self, name, **cost):
+        """Adds to the costs of a stage."""
+        for kind, value in cost.items():
             self.costs[name][kind] += value
 
     def left(self, number, round_):
@@ -119,14 +128,12 @@ class State:
 
 def run_stage(attacker, state, number, stage, key, log, progress):
     """All rounds of one attack."""
-    order = np.argsort(-state.logits, axis=1, kind="stable")
+    goals = targets_of(attacker, state, number, stage)
     for round_ in range(stage.rounds):
         left = state.left(number, round_)
         total = len(left)
         for index in attacker.batches(stage, left):
-            # Ranks count the other classes, most likely first.
-            rank = round_ % max(stage.targets, 1)
-            targets = [[c for c in order[i] if c != state.labels[i]][rank] for i in index]
+            targets = goals[index, round_ % max(stage.targets, 1)]
             batch = attacker.attack(stage, state, index, targets, key, round_)
             log.write(state, number, round_, stage.name, batch)
             state.update(number, round_, stage.name, batch)
@@ -139,6 +146,19 @@ def run_stage(attacker, state, number, stage, key, log, progress):
                 total=total,
                 robust=float(state.share.mean()),
             )
+
+
+def targets_of(attacker, state, number, stage):
+    """Other classes int32 [N, targets] that an attack goes for, one a round; else zeros."""
+    if not stage.targets:
+        return np.zeros((len(state.labels), 1), np.int32)
+    order = np.argsort(-state.logits, axis=1, kind="stable")  # most likely first
+    others = order[order != state.labels[:, None]].reshape(len(order), -1)
+    goals = others[:, : stage.targets].astype(np.int32)
+    left = np.unique([i for r in range(stage.rounds) for i in state.left(number, r)])
+    if stage.candidates and len(left):
+        goals[left] = attacker.nearest(stage, state, left)
+    return goals
 
 
 class Attacker:
@@ -220,7 +240,7 @@ class Attacker:
             state.images[padded],
             state.labels[padded],
             keys,
-            np.concatenate([targets, np.full(rows - count, targets[0])]).astype(np.int32),
+            np.concatenate([targets, np.full(rows - count, targets[0])]),
             np.arange(rows) < count,
         )
         function = functools.partial(attack_batch, stage, self.norm, self.judges)
@@ -235,6 +255,31 @@ class Attacker:
             compile_seconds=compile_seconds,
         )
         return Batch(index, *(part[:count] for part in found), cost)
+
+    def nearest(self, stage, state, left):
+        """MALT's targets int32 [n, targets] for the images with the numbers `left` [n]."""
+        settings = dict(nearest=stage.targets, candidates=stage.candidates)
+        function = functools.partial(nearest_classes, norm=self.norm, **settings)
+        kind = ("nearest", self.norm, *settings.values())
+        found, size, compile_seconds = [], self.shape(len(left)), 0.0
+        wall, busy = time.monotonic(), time.process_time()
+        for start in range(0, len(left), size):
+            index = np.resize(left[start : start + size], size)
+            rows = (to_float(state.images[index]), state.labels[index])
+            classes, seconds = self.call(kind, function, rows)
+            found.append(classes.T)
+            compile_seconds += seconds
+        # Each gradient counts as a pass, as in attacks.
+        passes = min(stage.candidates, state.logits.shape[1] - 1)
+        state.spend(
+            stage.name,
+            forwards=passes * len(left),
+            padding=passes * (size * len(found) - len(left)),
+            seconds=time.monotonic() - wall - compile_seconds,
+            cpu_seconds=time.process_time() - busy,
+            compile_seconds=compile_seconds,
+        )
+        return np.concatenate(found)[: len(left)]
 
     def over(self, kind, function, images, labels, key):
         """What a function of rows makes of all images, labels and keys: arrays [N, ...].

@@ -241,7 +241,8 @@ def warning(check, message, **numbers):
 def before(attacker, images, labels, logits, stages, key):
     """Warnings that need no attack."""
     found = probabilities(logits) + chance(logits, labels)
-    needed = {"apgd-dlr": ("DLR", 3), "apgd-t": ("targeted DLR", 4)}
+    four = ("targeted DLR", 4)
+    needed = {"apgd-dlr": ("DLR", 3), "apgd-t": four, "malt": four}
     for loss, least in (needed[s.name] for s in stages if s.name in needed):
         if logits.shape[1] < least:
             found.append(

@@ -18,7 +18,7 @@ OPTIMIZERS = ("steepest", "adam")
 # What settings of attacks may be: one of these words, whole numbers of at least 1,
 # numbers of at least 0, or True and False. Configs read them by the same tables.
 WORDS = {"loss": losses.LOSSES, "target": TARGETS, "keep": KEEP, "optimizer": OPTIMIZERS}
-COUNTS = ("steps", "restarts", "queries")
+COUNTS = ("steps", "restarts", "queries", "nearest", "candidates")
 AMOUNTS = ("step_size", "noise")
 SWITCHES = ("random_start",)
 

@@ -18,7 +18,9 @@ from advadapters.attacks.apgd import Found, run_apgd
 from advadapters.attacks.cascade import JUDGES, Attacker, Stage, State, run_stage
 from advadapters.attacks.checks import to_float
 from advadapters.attacks.fab import run_fab
+from advadapters.attacks.malt import CANDIDATES
 from advadapters.attacks.pgd import pgd
+from advadapters.attacks.pma import run_pma
 from advadapters.attacks.report import Report, told
 from advadapters.attacks.resume import Journal, NoJournal, checksum, fingerprint
 from advadapters.attacks.square import run_square
@@ -28,6 +30,20 @@ from advadapters.intervals import wilson
 from advadapters.precision import in_precision
 
 SETTINGS = ("steps", "restarts", "targets", "queries")
+
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+PLUS = (
+    ("apgd-ce", dict(restarts=5)),
+    ("apgd-dlr", dict(restarts=5)),
+    *("fab", "fab-random", "square"),
+    ("apgd-t", dict(targets=9)),
+    "fab-t",
+)
+VERSIONS = {
+    "standard": STANDARD,
+    "plus": PLUS,
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
 
 
 def run_multitargeted(
@@ -43,27 +59,18 @@ def run_multitargeted(
 
 
 def stages(version, norm, classes, **settings):
-    """The stages of "standard", "plus", "rand", or of attacks that are named.
+    """The stages of a version in VERSIONS, or of attacks that are named.
 
     version: else a tuple of names from `parts`, or of (name, settings) pairs. settings: of
     all attacks that take them, see `autoattack`. Raises UsageError.
     """
-    named = {
-        "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
-        "plus": ("apgd-ce", "apgd-dlr", "fab", "fab-random", "square", "apgd-t", "fab-t"),
-        "rand": ("apgd-ce", "apgd-dlr"),
-    }
-    listed = pick(named, version, "suite") if isinstance(version, str) else version
+    listed = pick(VERSIONS, version, "suite") if isinstance(version, str) else version
     pairs = [(part, {}) if isinstance(part, str) else tuple(part) for part in listed]
     names = [pair[0] for pair in pairs]
     if not names or len(set(names)) != len(names):
         raise UsageError(f"version must be different attack names, got {version!r}")
     table = parts(norm, classes)
     chosen = [pick(table, name, "attack") for name in names]
-    if version == "plus":
-        more = {"apgd-ce": dict(restarts=5), "apgd-dlr": dict(restarts=5)}
-        more["apgd-t"] = dict(targets=min(9, classes - 1))
-        chosen = [s._replace(**more.get(s.name, {})) for s in chosen]
     if version == "rand":
         draws = dict(expectation=20)
         chosen = [s._replace(restarts=1, settings=s.settings | draws) for s in chosen]
@@ -73,7 +80,9 @@ def stages(version, norm, classes, **settings):
             raise UsageError(f"none of the attacks {', '.join(names)} takes {name}")
     for number, (stage, (_, own)) in enumerate(zip(chosen, pairs, strict=True)):
         common = {name: value for name, value in given.items() if name in stage.takes}
-        chosen[number] = configured(stage, common | own, classes)
+        # What is given for all changes a version's own settings, but not those of a pair.
+        both = own | common if isinstance(version, str) else common | own
+        chosen[number] = configured(stage, both, classes)
     return chosen
 
 
@@ -85,11 +94,18 @@ def configured(stage, settings, classes):
                 f"{stage.name} takes no {name!r}; there are: {', '.join(stage.takes)}"
             )
     settings = {name: checks.count(value, name) for name, value in settings.items()}
-    counts = {k: v for k, v in settings.items() if k in ("restarts", "targets")}
+    fields = ("restarts", "targets", "candidates")
+    counts = {k: v for k, v in settings.items() if k in fields}
     if "targets" in counts:
         counts["targets"] = min(counts["targets"], classes - 1)
     rest = {k: v for k, v in settings.items() if k not in counts}
-    return stage._replace(settings=stage.settings | rest, **counts)
+    stage = stage._replace(settings=stage.settings | rest, **counts)
+    if stage.candidates and stage.candidates < stage.targets:
+        raise UsageError(
+            f"{stage.name} chooses {stage.targets} targets of {stage.candidates} "
+            "candidates: give more candidates, or fewer targets"
+        )
+    return stage
 
 
 def parts(norm, classes):
@@ -97,7 +113,8 @@ def parts(norm, classes):
     others = classes - 1
     restarts, targets = (5, min(5, others)) if norm == "l1" else (1, min(9, others))
     nine = min(9, others)
-    untargeted, targeted = ("steps", "restarts"), ("steps", "restarts", "targets")
+    untargeted, aimed = ("steps", "restarts"), ("steps", "targets", "candidates")
+    targeted = (*aimed, "restarts")
     rows = (
         Stage("apgd-ce", run_apgd, restarts, 0, dict(loss="cross_entropy"), untargeted),
         Stage("apgd-dlr", run_apgd, restarts, 0, dict(loss="dlr"), untargeted),
@@ -105,9 +122,12 @@ def parts(norm, classes):
         # FAB begins at the image and draws nothing: a restart would be the same again.
         Stage("fab", run_fab, 1, 0, {}, ("steps",)),
         Stage("fab-random", run_fab, 4, 0, dict(random_start=True), untargeted),
-        Stage("fab-t", run_fab, 1, nine, {}, ("steps", "targets")),
+        Stage("fab-t", run_fab, 1, nine, {}, aimed),
         Stage("square", run_square, 1, 0, {}, ("queries", "restarts")),
         Stage("multitargeted", run_multitargeted, 1, nine, {}, targeted),
+        Stage("malt", run_apgd, 1, nine, dict(loss="dlr"), targeted, CANDIDATES),
+        Stage("pma-own", run_pma, 1, 0, dict(first="own"), untargeted),
+        Stage("pma-rival", run_pma, 1, 0, dict(first="rival"), untargeted),
     )
     return {stage.name: stage for stage in rows}
 

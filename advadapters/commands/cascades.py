@@ -14,7 +14,10 @@ import numpy as np
 from advadapters import hosts
 from advadapters.errors import UsageError, pick
 
-VERSIONS = {"autoattack": "standard", "autoattack-plus": "plus"}
+VERSIONS = {
+    "autoattack": "standard",
+    "autoattack-plus": "plus",
+}
 FLAGS = ("norm", "eps", "steps", "restarts", "targets", "queries", "seed", "save_images")
 
 

@@ -1,6 +1,7 @@
 """What every attack promises, whatever the network does and whatever it is given."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 
 from advadapters import losses
-from advadapters.attacks import ATTACKS
+from advadapters.attacks import ATTACKS, contract
 from advadapters.attacks.apgd import run_apgd
 from advadapters.attacks.fab import run_fab
 from advadapters.attacks.suites import run_multitargeted
 from advadapters.balls import BALLS
+from advadapters.builders.views import read_attacks
+from advadapters.config import Section
 from advadapters.errors import UsageError
 
 EPS = {"linf": 0.1, "l2": 0.5, "l1": 2.0}
@@ -44,6 +47,8 @@ def cases(norm):
         "apgd": apgd,
         "apgd dlr": functools.partial(apgd, loss="dlr"),
         "apgd targets": functools.partial(apgd, loss="dlr", **targets),
+        "malt": functools.partial(ATTACKS["malt"], steps=6, nearest=2),
+        "pma": functools.partial(ATTACKS["pma"], steps=4),
         "fab": fab,
         "fab random": functools.partial(fab, random_start=True),
         "fab targets": functools.partial(fab, **targets),
@@ -106,7 +111,7 @@ def together(names, norm, network, images, labels, key, **more):
 def test_constant_and_zero_gradients(network, norm, rng):
     """Known when it is compiled, where compilers rearrange most."""
     images, labels = data(rng)
-    names = ("fgsm", "adam", "apgd", "fab", "n_fgsm", "pyramid")
+    names = ("fgsm", "adam", "apgd", "malt", "pma", "fab", "n_fgsm", "pyramid")
     run = functools.partial(together, names, norm, NETWORKS[network], images, labels)
     check(norm, images, jax.jit(run)(jax.random.key(0)))
 
@@ -145,7 +150,7 @@ def slopes(rng):
 def test_any_gradient(norm, rng):
     images, labels = data(rng)
     # The others differ from these in what they climb only.
-    names = ("pgd", "adam", "apgd", "fab targets", "n_fgsm", "pyramid")
+    names = ("pgd", "adam", "apgd", "malt", "pma", "fab targets", "n_fgsm", "pyramid")
 
     @jax.jit
     def run(slope, eps):
@@ -158,7 +163,7 @@ def test_any_gradient(norm, rng):
         check(norm, images, found)
         if name == "not finite at one pixel":
             moved = {n for n, x in found.items() if np.abs(x - images).max() > 1e-3}
-            assert moved >= {"pgd", "adam", "apgd"}
+            assert moved >= {"pgd", "adam", "apgd", "malt", "pma"}
         check(norm, images, run(slope, 0.0), eps=0)
 
 
@@ -172,7 +177,8 @@ def breaks_down(images):
 @pytest.mark.parametrize("norm", BALLS)
 def test_logits_that_are_not_finite_are_a_success(norm):
     images, labels = jnp.full(SHAPE, 0.5), jnp.zeros(SHAPE[0], int)
-    names = ("adam", "apgd", "multitargeted", *(("square",) if norm == "linf" else ()))
+    names = ("adam", "apgd", "malt", "pma", "multitargeted")
+    names += ("square",) if norm == "linf" else ()
 
     @jax.jit
     def run(key):
@@ -227,6 +233,12 @@ WORDS = {
         (dict(norm="L2"), "did you mean 'l2'?"),
         (dict(steps=0), "steps must be"),
     ],
+    "malt": [
+        (dict(norm="Linf"), "unknown norm of malt 'Linf'"),
+        (dict(nearest=0), "nearest must be a whole number of at least 1, got 0"),
+        (dict(candidates=1.5), "candidates must be a whole number of at least 1, got 1.5"),
+    ],
+    "pma": [(dict(norm=""), "unknown norm of pma ''"), (dict(restarts=0), "restarts must")],
     "fab": [(dict(norm="linfty"), "did you mean 'linf'?"), (dict(steps=0), "steps must")],
     "square": [(dict(queries=0), "queries must be"), (dict(norm=2), "unknown norm")],
     "pyramid": [
@@ -287,6 +299,23 @@ def test_bad_input_of_attacks_called_by_hand(attack):
         with pytest.raises(UsageError) as error:
             called(attack, change)
         assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_configs_name_every_attack_and_its_settings(attack):
+    """A section with a value for each setting that the signature has, and no other."""
+    values = {name: next(iter(words)) for name, words in contract.WORDS.items()}
+    values |= dict.fromkeys(contract.COUNTS, 2) | dict.fromkeys(contract.AMOUNTS, 0.1)
+    values |= dict.fromkeys(contract.SWITCHES, True)
+    known = inspect.signature(ATTACKS[attack]).parameters
+    own = {name: value for name, value in values.items() if name in known}
+    settings = dict(name=attack, norm="linf", eps=0.1) | own
+    read = lambda c: read_attacks({"a": Section("attacks.a", c)}, SHAPE[1:])["a"]  # noqa: E731
+    assert read(dict(settings)).keywords == dict(norm="linf", eps=0.1) | own
+    images, labels = jnp.full(SHAPE, 0.5), jnp.zeros(SHAPE[0], int)
+    run = functools.partial(read(settings), linear)
+    found = jax.eval_shape(run, images, labels, jax.random.key(0))
+    assert found.shape == SHAPE
 
 
 def test_what_is_traced_has_a_type_and_a_shape():

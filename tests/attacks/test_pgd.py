@@ -20,6 +20,8 @@ EPS = {"linf": 0.1, "l2": 0.5, "l1": 2.0}
 QUICK = {
     "pgd": dict(steps=4, keep="best"),
     "apgd": dict(steps=12),
+    "malt": dict(steps=12, nearest=2),
+    "pma": dict(steps=8),
     "fab": dict(steps=8),
     "square": dict(queries=60),
     "pyramid": dict(steps=3, target="", step_size=0.02),

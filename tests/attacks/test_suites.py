@@ -822,11 +822,19 @@ def test_settings_of_all_attacks_and_of_one():
     assert found["apgd-t"].targets == 3 and found["apgd-t"].settings["steps"] == 3
     assert plan(("multitargeted",), classes=1000)["multitargeted"].rounds == 9
     assert plan("rand", steps=5)["apgd-dlr"].settings["expectation"] == 20
+    # A version's own settings give way to those for all, those of a pair do not.
+    assert plan("plus", restarts=2)["apgd-ce"].restarts == 2
+    assert plan((("apgd-ce", dict(restarts=3)),), restarts=2)["apgd-ce"].restarts == 3
+    assert (
+        plan(("malt",))["malt"].candidates == 100 and not plan("plus")["fab-t"].candidates
+    )
     for bad, message in (
         (dict(version=("fab",), queries=5), "none of the attacks fab takes queries"),
         (dict(version=(("fab-t", dict(restarts=2)),)), "fab-t takes no 'restarts'"),
         (dict(version="standard", steps=0), "steps must be a whole number of at least 1"),
         (dict(version="standard", targets=2.5), "targets must be a whole number"),
+        (dict(version=(("malt", dict(candidates=3)),)), "9 targets of 3 candidates"),
+        (dict(version=(("malt", dict(candidates=0)),)), "candidates must be a whole"),
     ):
         with pytest.raises(UsageError, match=message):
             plan(**bad)

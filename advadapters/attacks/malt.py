@@ -1,0 +1,92 @@
+"""MALT (Melamed et al. 2024, arXiv:2407.02240): APGD towards the classes that are nearest.
+
+The attack goes, one after the other, for the classes whose boundaries a linear network
+with the same gradients would reach first: those with the least difference of logits over
+the dual norm of its gradient. From the paper and its authors' code: that score at the
+clean image, of the 100 likeliest other classes, the 9 best, targeted APGD with DLR on
+each, for Linf and L2. Ours: L1, which the dual norm suggests as well; a class without a
+gradient comes last, not first; any misclassification is a success, not the target alone.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from advadapters import losses, rng, trees
+from advadapters.attacks.apgd import run_apgd
+from advadapters.attacks.contract import checked, rows_where
+from advadapters.balls import BALLS, divisor
+
+NEAREST, CANDIDATES = 9, 100
+
+
+@checked
+def malt(
+    logits_fn,
+    images,
+    labels,
+    key,
+    *,
+    norm,
+    eps,
+    steps=100,
+    nearest=NEAREST,
+    candidates=CANDIDATES,
+):
+    """Adversarial images [B, H, W, C]; where none is found, those with the largest margin.
+
+    nearest: how many classes are gone for, steps each, of so many likeliest candidates;
+    fewer where the network has fewer. One trace, whatever their number.
+    """
+    labels = losses.class_of(labels)
+    counts = dict(nearest=nearest, candidates=candidates)
+    targets = nearest_classes(logits_fn, images, labels, norm=norm, **counts)
+    images = jax.lax.stop_gradient(images)
+    keys = rng.per_example(key, len(images))
+
+    def attempt(best, numbered):
+        points, score = best
+        number, classes = numbered
+        draws = jax.vmap(lambda key: rng.fold(key, "malt", number))(keys)
+        found = run_apgd(
+            logits_fn, images, labels, draws, norm=norm, eps=eps, steps=steps,
+            loss="dlr", targets=classes, active=score < jnp.inf,
+        )  # fmt: skip
+        margin = losses.margin(logits_fn(found.points), labels)
+        new = jnp.where(found.broken, jnp.inf, margin)
+        points = rows_where(new > score, found.points, points)
+        return (points, jnp.fmax(score, new)), None
+
+    nothing = (images, jnp.full(len(images), -jnp.inf, jnp.float32))
+    numbered = (jnp.arange(len(targets)), targets)
+    (points, _), _ = jax.lax.scan(attempt, nothing, numbered)
+    return jax.lax.stop_gradient(points)
+
+
+def nearest_classes(
+    logits_fn, images, labels, *, norm, nearest=NEAREST, candidates=CANDIDATES
+):
+    """Other classes [nearest, B] by the distance of their linearised boundaries.
+
+    Of the likeliest candidates alone. Their gradients are taken one by one, so that memory
+    does not grow with their number; each costs what a gradient in an attack does, less
+    the forward pass, which they share.
+    """
+    logits, pullback = jax.vjp(lambda x: jnp.asarray(logits_fn(x), jnp.float32), images)
+    rows, classes = jnp.arange(len(labels)), logits.shape[1]
+    label = losses.one_hot(labels, classes)
+    likely = jnp.where(jnp.isfinite(logits), logits, jnp.finfo(jnp.float32).min)
+    likely = jnp.where(label, -jnp.inf, likely)
+    candidates = min(candidates, classes - 1)
+    numbers = jax.lax.top_k(likely, candidates)[1].T  # [candidates, B]
+
+    def distance(numbers):
+        seed = jax.nn.one_hot(numbers, classes, dtype=jnp.float32)
+        seed = seed - label.astype(jnp.float32)
+        size = BALLS[norm].dual(trees.finite(pullback(seed)[0]))
+        lead = logits[rows, labels] - logits[rows, numbers]
+        known = (divisor(size) == size) & jnp.isfinite(lead)
+        return jnp.where(known, lead / divisor(size), jnp.inf)
+
+    distances = jax.lax.map(distance, numbers)  # [candidates, B]
+    order = jnp.argsort(distances, axis=0, stable=True)[: min(nearest, candidates)]
+    return jnp.take_along_axis(numbers, order, axis=0)
