@@ -12,7 +12,6 @@ import signal
 import threading
 from concurrent import futures
 
-import grain
 import numpy as np
 from absl import flags
 
@@ -42,6 +41,8 @@ def train_batches(
     index being the row in the global batch of G = batch_size rows. threads: that decode
     and crop; workers: see `prefetched`.
     """
+    import grain
+
     stream = grain.MapDataset.range(len(split)).shuffle(seed=seed).repeat()
     first, rows = host_rows(batch_size, process)
 
@@ -57,7 +58,7 @@ def train_batches(
         index = np.arange(first, first + rows, dtype=np.int32)
         return stack_examples(examples) | {"index": index}
 
-    return prefetched(grain.MapDataset.range(start, stop).map(batch), workers)
+    return prefetched(range(start, stop), batch, workers)
 
 
 def make_crop(size, crop, seed, interpolation="area"):
@@ -72,14 +73,16 @@ def make_crop(size, crop, seed, interpolation="area"):
     return cut
 
 
-def prefetched(steps, workers):
-    """Iterates over a MapDataset of batches, one of which is always in the making.
+def prefetched(steps, batch, workers):
+    """Iterates over batch(step) of a range of steps; one is always in the making.
 
     With workers, so many processes of as many threads make the same batches in turn, for
     where Python itself is what holds the threads up. They end with the iterator.
     """
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
-    made = steps.to_iter_dataset(options)
+    import grain
+
+    made = grain.MapDataset.range(steps.start, steps.stop).map(batch)
+    made = made.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
     if not workers:
         return iter(made)
     if not flags.FLAGS.is_parsed():  # Grain asks for its own, and we parse no global ones
@@ -185,4 +188,4 @@ def eval_batches(
         return stacked | {"mask": mask, "index": index}
 
     count = -(-len(split) // batch_size)
-    return prefetched(grain.MapDataset.range(count).map(batch), workers)
+    return prefetched(range(count), batch, workers)
