@@ -120,8 +120,10 @@ def run(mesh, name, adapter, steps=2, **settings):
     return jax.device_get(current.variables)
 
 
-@pytest.mark.parametrize("separate", [False, True], ids=["pooled", "separate"])
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "vit"])
+@pytest.mark.parametrize(
+    "name, separate",
+    [("resnet", False), ("resnet", True), ("preact_resnet", True), ("wide_resnet", False)],
+)
 def test_eight_devices_train_like_one(name, separate, mesh, one_device):
     many = run(mesh, name, "norms", separate=separate)
     one = run(one_device, name, "norms", separate=separate)
@@ -131,7 +133,7 @@ def test_eight_devices_train_like_one(name, separate, mesh, one_device):
     assert min(jax.tree.leaves(moved["stats"])) > 1e-4
 
 
-@pytest.mark.parametrize("name, adapter", [("resnet", "head"), ("wide_resnet", "norms")])
+@pytest.mark.parametrize("name, adapter", [("resnet", "head"), ("preact_resnet", "norms")])
 def test_a_one_hot_view_touches_its_own_row_alone(name, adapter, one_device):
     seen = [SEEN[1]._replace(mixture=(0.0, 1.0))]
     before = jax.device_get(variables(name, adapter, separate=True))
@@ -308,14 +310,12 @@ def test_dropout_and_drop_path_draw_by_example(one_device):
 def test_evaluation_counts_by_device(mesh, one_device):
     from advadapters.evaluation import accuracy
 
-    tree = variables("wide_resnet", "norms", separate=True)
+    tree = variables("resnet", "norms", separate=True)
     batch = tiny.raw_batch(64) | {"mask": np.ones(64, bool)}
     mixtures = networks.Knob(jnp.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]))
 
     def count(mesh):
-        predictor = accuracy.make_predictor(
-            network("wide_resnet"), attack, seed=0, mesh=mesh
-        )
+        predictor = accuracy.make_predictor(network("resnet"), attack, seed=0, mesh=mesh)
         placed = meshes.global_batch(mesh, batch)
         compiled = predictor.lower(tree, mixtures, placed).compile()
         return predictor(tree, mixtures, placed), compiled.cost_analysis()["flops"]

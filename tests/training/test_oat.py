@@ -25,7 +25,7 @@ METHOD = oat.OAT(LAMBDAS, 0.25, ATTACK, dual=True)
 NORMS = (r"(.*/)?(\w+_)?norm\d?/.*",)
 
 
-def network(name="wide_resnet", size="", narrow=False, **fields):
+def network(name="preact_resnet", size="", narrow=False, **fields):
     """A small conditioned network."""
     model = small.model(name, size, film=FILM, **fields)
     return networks.make_network(model, (8, 8, 1), narrow=narrow)
@@ -134,18 +134,19 @@ def test_a_lambda_of_each_example_in_one_batch(name):
     net = network(name)
     tree, images = plain(net), small.images(4)
     lam = jnp.array([0.0, 1.0, 0.4, 0.1])
-    mixed = net.apply(tree | {"lambda": lam}, images)
+    apply = jax.jit(net.apply)
+    mixed = apply(tree | {"lambda": lam}, images)
     for row, value in enumerate(lam):
-        alone = net.apply(tree | {"lambda": value}, images[row : row + 1])
+        alone = apply(tree | {"lambda": value}, images[row : row + 1])
         np.testing.assert_allclose(mixed[row], alone[0], rtol=1e-4, atol=1e-5)
-    other = net.apply(tree | {"lambda": 1.0}, images)
+    other = apply(tree | {"lambda": jnp.ones(4)}, images)
     assert float(jnp.abs(other[0] - mixed[0]).max()) > 1e-4
 
 
 def test_a_network_with_film_must_be_told_lambda():
     net = network()
     with pytest.raises(ValueError, match="conditioned on lambda"):
-        net.apply(plain(net), small.images(1))
+        jax.eval_shape(net.apply, plain(net), small.images(1))
 
 
 @pytest.mark.parametrize("count, share, zeros", [(8, 0.25, 2), (128, 1 / 6, 22), (6, 0, 0)])
@@ -270,12 +271,11 @@ def test_gradients_reach_all_but_the_encoding():
 
 
 WIDTHS = (0.5, 0.75, 1.0)
-WIDE = "16x1x1"
 
 
-def slim_networks():
+def slim_networks(size="16x1x1"):
     """{width: network} for a preactivation network of 16, 12 and 8 channels."""
-    model = small.model("preact_resnet", WIDE, film=FILM)
+    model = small.model("preact_resnet", size, film=FILM)
     return {
         width: networks.make_network(
             model.clone(size=model.size.scaled(width)), (8, 8, 1), narrow=width < 1
@@ -318,7 +318,9 @@ def test_a_narrow_network_is_an_ordinary_one_with_the_corner_of_the_leaves():
         wide["params"]["stage1_block1"]["norm1_film"]["fc2"]["kernel"][:16, :16],
     )
     images = small.images(3)
-    np.testing.assert_array_equal(nets[0.5].apply(cut, images), ordinary.apply(cut, images))
+    np.testing.assert_array_equal(
+        jax.jit(nets[0.5].apply)(cut, images), jax.jit(ordinary.apply)(cut, images)
+    )
 
 
 def test_slimmable_convolution_batch_norm_and_dense_are_the_published_formulas():
@@ -355,11 +357,12 @@ def test_slimmable_convolution_batch_norm_and_dense_are_the_published_formulas()
     x = x + conv(inner, np.array(flat[f"{block}/conv2/kernel"])[..., :2, :2])
     pooled = np.maximum(bn(x, "norm"), 0).mean((1, 2))
     expected = pooled @ np.array(flat["head/kernel"])[:2] + np.array(flat["head/bias"])
-    np.testing.assert_allclose(net.apply(cut, jnp.array(images)), expected, atol=1e-5)
+    found = jax.jit(net.apply)(cut, jnp.array(images))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_one_step_of_oats_is_the_sum_over_its_widths():
-    nets, batch, key = slim_networks(), tiny.batch(8), jax.random.key(0)
+    nets, batch, key = slim_networks("8x1"), tiny.batch(8), jax.random.key(0)
     tree = variables(nets[1.0], SLIM)
     total, (stats, metrics) = on_one_device(SLIM.loss(nets))(tree, batch, key)
     parts = []
@@ -391,19 +394,20 @@ def test_lambda_as_a_mixture_of_class_tokens():
     total, _ = on_one_device(method.loss({1.0: net}))(tree, batch, key)
     zero, rest = oat.split_rows(8, 0.25)
     lam = np.array(oat.draw(LAMBDAS, zero, oat.rng.fold(key, "lambda"), batch["index"]))
-    expected, keys = (
-        0.0,
-        oat.rng.by_index(oat.rng.fold(key, "attack", "start"), batch["index"]),
-    )
+    keys = oat.rng.by_index(oat.rng.fold(key, "attack", "start"), batch["index"])
+
+    @jax.jit
+    def two_losses(mixture, image, label, key):
+        """Of one image, clean and attacked, through a network of its own."""
+        one = trees.plain(tree, mixture)
+        moved = ATTACK(lambda x: net.apply(one, x), image, label, key)
+        return [losses.cross_entropy(net.apply(one, x), label)[0] for x in (image, moved)]
+
+    expected = 0.0
     for row, value in enumerate(lam):
-        one = trees.plain(tree, [1 - value, value])
-        image, label = batch["images"][row : row + 1], batch["labels"][row : row + 1]
-        expected += (1 - value) * float(
-            losses.cross_entropy(net.apply(one, image), label)[0]
-        )
-        if value:
-            bad = ATTACK(lambda x: net.apply(one, x), image, label, keys[row : row + 1])  # noqa: B023
-            expected += value * float(losses.cross_entropy(net.apply(one, bad), label)[0])
+        own = (part[row : row + 1] for part in (batch["images"], batch["labels"], keys))
+        clean, attacked = two_losses(np.array([1 - value, value]), *own)
+        expected += (1 - value) * clean + value * attacked
     np.testing.assert_allclose(total, expected / 8, rtol=1e-4)
 
 
