@@ -8,8 +8,10 @@ import shutil
 import zipfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import untrained
 
 from advadapters import builders, defaults
 from advadapters.__main__ import main
@@ -44,22 +46,35 @@ def train(*arguments, **changes):
     assert commands.train(opened(*arguments, **changes)) == 0
 
 
-def untrained(*arguments, **changes):
+def adapters_alone(*arguments, **changes):
     """A run of which there is nothing but the adapters that it would start from."""
     run = opened(*arguments, **changes)
     make = jax.jit(functools.partial(builders.initial_state, run.run))
     commands.write_adapters(run, states.averaged(make()))
 
 
+def moved(old, new):
+    """A run like a finished one whose adapters are others."""
+    run = commands.open_trained(old)
+    variables, _ = commands.restore_variables(run, "latest")
+    shared = jax.tree.map(lambda leaf: leaf + 0.3 * jnp.cos(leaf), variables["shared"])
+    variables = variables | {"shared": shared}
+    commands.write_adapters(
+        commands.write_run(run.config, new, lambda _: variables), variables
+    )
+    assert main(["evaluate", f"--workdir={new}"]) == 0
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A backbone, two fine-tunings of it, one of it at another scale, and another's."""
     root = tmp_path_factory.mktemp("adapters")
-    train(root / "backbone", "digits.py", "nominal")
+    flags = ["--config.model.size=32x1x128x2", "--config.evaluation.suites={}"]
+    untrained.write(root / "backbone", "digits.py", "nominal", flags)
     start = {"start.workdir": str(root / "backbone")}
     train(root / "first", LORA, **start)
-    train(root / "second", LORA, **start, **{"optimizer.base_lr": 5e-2})
-    untrained(root / "third", LORA, seed=1, **{"start.workdir": ""})
+    moved(root / "first", root / "second")
+    adapters_alone(root / "third", LORA, seed=1, **{"start.workdir": ""})
     shutil.copytree(root / "first", root / "scaled")
     config = json.loads((root / "scaled" / "config.json").read_text())
     config["model"]["added"]["lora"]["scale"] = 2.0
@@ -82,7 +97,8 @@ def evaluate(runs, name, adapters, *argv):
 
 
 def test_another_runs_adapters_give_that_runs_accuracies(runs, capsys):
-    first, second = (counts(runs / name / "results.json") for name in ("first", "second"))
+    first = counts(runs / "first" / "results.json")
+    second = counts(runs / "second" / "evaluation.json")
     assert first != second
     assert evaluate(runs, "first", "second") == 0
     assert f"with the adapters of {runs / 'second'}" in capsys.readouterr().out

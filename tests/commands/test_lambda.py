@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import pytest
+import untrained
 
 from advadapters import checkpoints, trees
 from advadapters.__main__ import main
@@ -11,7 +12,7 @@ from advadapters.__main__ import main
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 QUICK = [
     "--config.model.name=preact_resnet",
-    "--config.model.size=4x1x1",
+    "--config.model.size=8x1",
     "--config.epochs=0.2",
     "--config.batch_size=64",
     "--config.oat.widths=(0.5,1.0)",
@@ -120,15 +121,13 @@ def test_bad_input(oats, tmp_path, monkeypatch, capsys, verb, argv, told):
 
 def test_a_soup_taken_out_is_an_ordinary_network(tmp_path):
     workdir, soup = tmp_path / "run", tmp_path / "soup"
-    argv = [f"--config={CONFIGS}/digits.py", "--config.model.size=16x1x32x2",
-            "--config.epochs=0.2", "--config.attacks.linf.steps=1",
-            "--config.evaluation.suites.pgd20_linf.steps=1",
-            "--config.evaluation.batch_size=360",
-            "--config.evaluation.soup_weights=(0.3,)"]  # fmt: skip
-    assert main(["train", *argv, f"--workdir={workdir}"]) == 0
+    flags = ["--config.model.size=16x1x32x2", "--config.evaluation.batch_size=360",
+             "--config.evaluation.suites.pgd20_linf.steps=1"]  # fmt: skip
+    untrained.write(workdir, "digits.py", "cotrain", flags)
     mixture = "--mixture=clean=0.3,linf=0.7"
+    assert main(["evaluate", f"--workdir={workdir}", mixture]) == 0
     argv = [f"--workdir={workdir}", f"--output={soup}", mixture]
     assert main(["extract", *argv]) == 0
     assert main(["evaluate", f"--workdir={soup}"]) == 0
-    whole, found = rows_of(workdir / "results.json"), rows_of(soup / "evaluation.json")
+    whole, found = (rows_of(folder / "evaluation.json") for folder in (workdir, soup))
     need_same(found, whole)

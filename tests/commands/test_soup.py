@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import pytest
+import untrained
 
 from advadapters.__main__ import main
 from advadapters.commands import evaluating, runs, workdir
@@ -15,7 +16,7 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 QUICK = [
     f"--config={CONFIGS}/digits_season.py",
     "--config.model.name=preact_resnet",
-    "--config.model.size=4x1x1",
+    "--config.model.size=4x1",
     "--config.model.norm=batch",
     "--config.evaluation.suites={}",
     "--config.epochs=0.5",
@@ -185,19 +186,17 @@ def test_suites_of_one_name_and_other_settings_are_refused(season, tmp_path, cap
 def test_a_soup_of_strangers_is_warned_of_and_of_other_models_refused(
     season, tmp_path, capsys
 ):
-    other = tmp_path / "other"
-    short = ["--config.evaluation.suites={}", "--config.epochs=0.05"]
-    assert main(["train", *quick("nominal"), *short, "--config.start.workdir=",
-                 f"--workdir={other}"]) == 0  # fmt: skip
+    other, wide = tmp_path / "other", tmp_path / "wide"
+    flags = [*quick("nominal")[1:], "--config.start.workdir="]
+    untrained.write(other, "digits_season.py", "nominal", flags)
+    flags.append("--config.model.activation=silu")
+    untrained.write(wide, "digits_season.py", "nominal", flags)
+    capsys.readouterr()
     argv = [f"--ingredients={season / 'linf'},{other}", f"--output={tmp_path / 'mix'}"]
     assert main(["soup", *argv]) == 0
     assert "warning: the ingredients have different ancestors" in capsys.readouterr().out
     assert main(["soup", *argv]) == 2
     assert "holds a run already" in capsys.readouterr().err
-    wide = tmp_path / "wide"
-    assert main(["train", *quick("nominal"), *short, "--config.start.workdir=",
-                 "--config.model.activation=silu", f"--workdir={wide}"]) == 0  # fmt: skip
-    capsys.readouterr()
     argv = [f"--ingredients={season / 'linf'},{wide}", f"--output={tmp_path / 'no'}"]
     assert main(["soup", *argv]) == 2
     assert "differ in config.model.activation" in capsys.readouterr().err

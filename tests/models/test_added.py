@@ -173,13 +173,12 @@ def test_soups_of_loras_mix_their_updates(kind):
     soup = run(np.float32((0.3, 0.9)))
     expected = base + 0.3 * (modes[0] - base) + 0.9 * (modes[1] - base)
     np.testing.assert_allclose(soup, expected, atol=1e-5)
-    alone = model.apply({"params": trees.merge(rest, loras)}, images)
+    alone = jax.jit(model.apply)({"params": trees.merge(rest, loras)}, images)
     np.testing.assert_allclose(modes[0], alone, atol=1e-5)
     # Different mixtures for the rows of one batch.
     weights = jnp.array([[1.0, 0], [0, 1], [0.5, 0.5], [0.3, 0.9]])
-    served = jax.vmap(lambda w, x: model.apply(trees.plain(variables, w), x[None])[0])(
-        weights, images[:4]
-    )
+    one = lambda w, x: model.apply(trees.plain(variables, w), x[None])[0]  # noqa: E731
+    served = jax.jit(jax.vmap(one))(weights, images[:4])
     for row, w in enumerate(weights):
         np.testing.assert_allclose(served[row], run(w)[row], atol=1e-5)
 
@@ -189,7 +188,8 @@ def test_prompts_are_tokens_that_the_head_does_not_read():
     variables, images = small.variables(prompted), small.images()
     assert variables["params"]["prompt"].shape == (1, 3, 8)
     moved = variables["params"] | {"prompt": variables["params"]["prompt"] ** 2 * 9}
-    first = prompted.apply(variables, images)
-    assert np.abs(prompted.apply({"params": moved}, images) - first).max() > 1e-3
+    apply = jax.jit(prompted.apply)
+    first = apply(variables, images)
+    assert np.abs(apply({"params": moved}, images) - first).max() > 1e-3
     counts = [trees.count(small.variables(m)["params"]) for m in (plain, prompted)]
     assert counts[1] - counts[0] == 3 * 8
