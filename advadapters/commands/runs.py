@@ -95,7 +95,7 @@ def write_run(config, path, make, data=None):
     run = builders.build(config, mesh, data and identity.absent(data))
     like = jax.eval_shape(functools.partial(builders.initial_state, run))
     variables = make(like.variables)
-    state = states.create(variables, run.tx)
+    state = jax.jit(functools.partial(states.create, tx=run.tx))(variables)
     data = data or changes.record_of(run, config["model"]["classes"])
     new = OpenRun(run, mesh, workdir.open_workdir(path, config, data), {}, config)
     state = state.replace(step=state.step + run.steps)

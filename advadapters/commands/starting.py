@@ -39,7 +39,7 @@ def read(run):
     """
     start = run.start
     there, lines = from_torch(start) if start.weights else from_run(start)
-    here = run.network.init(jax.random.fold_in(jax.random.key(run.seed), 0))
+    here = jax.jit(run.network.init)(jax.random.fold_in(jax.random.key(run.seed), 0))
     there, here = ({b: trees.flatten(tree[b]) for b in tree} for tree in (there, here))
     try:
         trees.select([path for leaves in there.values() for path in leaves], start.dropped)

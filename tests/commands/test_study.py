@@ -107,7 +107,7 @@ def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
         (sincos, "has pos_embed, which this network does not have: use the same config."),
         (["--config.start.step=best"], "has no checkpoint 'best'; there are: 11"),
         (["--config.start.step=7"], "has no checkpoint '7'; there are: 11"),
-        (["--config.model.size=16x1x48x2"], "fc1/kernel is [16, 48] here and [16, 32]"),
+        (["--config.model.size=16x1x48x2"], "fc1/bias is [48] here and [32] there"),
         (["--config.model.size=16x2x32x2"], "here and missing there"),
     ):
         changed = [*argv, f"--workdir={tmp_path}/other", *argv_]

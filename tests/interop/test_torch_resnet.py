@@ -254,7 +254,7 @@ def test_files_that_do_not_fit_are_one_line(train, tmp_path):
     group = ["--config.model.norm=group", "--config.statistics=pooled"]
     means = {"normalizer.new_mean": np.float32([0.4]), "normalizer.new_std": [0.5]}
     for arrays, flags, message in (
-        (digits_weights(7), [], "head/kernel is [8, 10] here and [8, 7] there"),
+        (digits_weights(7), [], "head/bias is [10] here and [7] there"),
         (less, [], "stage1_block1/norm2/var is [4] here and missing there"),
         (torch_weights(4, (1, 2), False, 10, 1, 3), [], "has stage2_block2/"),
         (torch_weights(4, (1, 1), False, 10, 1, 7), [], "stem/kernel is [3, 3, 1, 4] here"),
