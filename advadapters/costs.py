@@ -19,7 +19,7 @@ class Chip(NamedTuple):
 
     memory: bytes. flops: bfloat16 products and sums per second. bandwidth: bytes per
     second of that memory. link: bytes per second that it can send to others, half of what
-    is told for both directions.
+    is told for both directions. exact: float32 products and sums per second.
     """
 
     name: str
@@ -27,18 +27,25 @@ class Chip(NamedTuple):
     flops: float
     bandwidth: float
     link: float
+    exact: float
+
+    @property
+    def tpu(self):
+        """Whether it is a TPU; else it is a GPU."""
+        return self.name.startswith("TPU")
 
 
 # TPUs: cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e (read 2026-11-21; the gigabytes are
 # 2^30); v4's link: 2,400 Gbps in the older table of all versions. GPUs (SXM): NVIDIA's
-# data sheets, dense bfloat16.
+# data sheets, dense bfloat16, and float32 of the ordinary cores. A TPU makes a float32
+# product of six in bfloat16.
 CHIPS = {
-    "v4": Chip("TPU v4", 32 * 2**30, 275e12, 1200e9, 150e9),
-    "v5e": Chip("TPU v5e", 16 * 2**30, 197e12, 819e9, 200e9),
-    "v5p": Chip("TPU v5p", 95 * 2**30, 459e12, 2765e9, 600e9),
-    "v6e": Chip("TPU v6e", 32 * 2**30, 918e12, 1638e9, 400e9),
-    "H100": Chip("H100", 80e9, 989e12, 3350e9, 450e9),
-    "H200": Chip("H200", 141e9, 989e12, 4800e9, 450e9),
+    "v4": Chip("TPU v4", 32 * 2**30, 275e12, 1200e9, 150e9, 275e12 / 6),
+    "v5e": Chip("TPU v5e", 16 * 2**30, 197e12, 819e9, 200e9, 197e12 / 6),
+    "v5p": Chip("TPU v5p", 95 * 2**30, 459e12, 2765e9, 600e9, 459e12 / 6),
+    "v6e": Chip("TPU v6e", 32 * 2**30, 918e12, 1638e9, 400e9, 918e12 / 6),
+    "H100": Chip("H100", 80e9, 989e12, 3350e9, 450e9, 67e12),
+    "H200": Chip("H200", 141e9, 989e12, 4800e9, 450e9, 67e12),
 }
 TPUS = tuple(name for name in CHIPS if name.startswith("v"))
 KNOWN = (
@@ -134,6 +141,27 @@ def product(equation):
     kernel = equation.params["dimension_numbers"].rhs_spec
     zeros = math.prod(equation.params["lhs_dilation"])  # between the pixels of gradients
     return 2 * out * math.prod(right[axis] for axis in kernel[1:]) / zeros
+
+
+def compiled(traced):
+    """(compiled program, `memory` of it) of a traced one.
+
+    (None, {"peak": bytes, or None if it does not say}) where the compiler finds that a
+    device has too little memory.
+    """
+    try:
+        program = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None, {"peak": needed(str(error))}
+    return program, memory(program)
+
+
+def needed(text):
+    """Bytes that a compiler says it would have needed, or None."""
+    match = re.search(r"Used ([\d.]+)([KMG])", text)
+    return float(match[1]) * 1024 ** (" KMG".index(match[2])) if match else None
 
 
 def memory(compiled):

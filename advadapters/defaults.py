@@ -66,6 +66,8 @@ def config():
             ),
             optimizer=adamw(),
             evaluation=dict(
+                # Images that are read at once, soups_at_once: soups in one call, both at
+                # most: what fits in memory is found out before the first.
                 batch_size=100,
                 dtype="float32",  # of matrix products in evaluation and its attacks
                 # Of float32 products there; "default" is rounded on TPUs and recent GPUs.

@@ -1,8 +1,9 @@
 """Device meshes, and where arrays live on them."""
 
+import functools
+
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -85,6 +86,25 @@ def gather(array):
 
     All processes must call it; with one process nothing is sent.
     """
-    if array.is_fully_addressable:
-        return np.asarray(array)
-    return multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(everywhere(array))
+
+
+def everywhere(tree):
+    """Arrays over a mesh, however they are placed, as arrays that every host can read.
+
+    What has to be sent for that is put in the devices' queues, and nobody waits for it
+    before a value is read. All processes must call it; with one process nothing is sent.
+    """
+
+    def spread(array):
+        if array.is_fully_addressable:
+            return array
+        return copier(replicated(array.sharding.mesh))(array)
+
+    return jax.tree.map(spread, tree)
+
+
+@functools.cache
+def copier(place):
+    """jit: array -> the same at this place."""
+    return jax.jit(lambda array: array, out_shardings=place)

@@ -168,7 +168,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 
 def test_seconds_are_those_of_the_slowest_part():
-    chip = costs.Chip("made up", 1e9, flops=100.0, bandwidth=50.0, link=10.0)
+    chip = costs.Chip("made up", 1e9, flops=100.0, bandwidth=50.0, link=10.0, exact=1.0)
     sent = [
         {"kind": "all-reduce", "bytes": 40},
         {"kind": "all-gather", "bytes": 20},

@@ -8,6 +8,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from models import small
 
@@ -90,7 +91,9 @@ def test_an_ensemble_and_the_statistics_of_a_soup(one_device):
     )
     net, plain = network("resnet")
     batch = {"images": jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.uint8), "index": LABELS}
-    lines = lowered(statistics.make_estimate(net, one_device), plain, batch)
+    net = net._replace(at=lambda variables, knob: variables)
+    estimate, knob = statistics.make_estimate(net, one_device), networks.Knob(np.ones(1))
+    lines = lowered(estimate, plain, knob, batch)
     assert not rounded(lines)
 
 

@@ -28,11 +28,13 @@ STATISTICS = ("pooled", "separate")
 class Evaluation(NamedTuple):
     """What the final table shows; cases: [networks.Case], suites: {name: Attack}.
 
-    precision: of its products, see `in_precision`.
+    precision: of its products, see `in_precision`; exact: whether they are real float32.
+    batch_size: images at once, at_once: networks, both at most, see `evaluation.fitting`.
     """
 
     batch_size: int
     precision: str
+    exact: bool
     cases: list
     at_once: int
     suites: dict
@@ -115,8 +117,7 @@ def build(config, mesh, source=None):
         method = read_method(c, widths, network, parameters | {"rows": rows}, epoch)
         domains = method.domains()
         with evaluated:
-            precision = exact["precision"]
-            evaluation = read_evaluation(evaluated, method, mesh, precision, widths.shape)
+            evaluation = read_evaluation(evaluated, method, mesh, exact, widths.shape)
         run = Run(
             seed=c.take("seed", int, low=0, high=2**32 - 1),
             steps=steps,
@@ -253,8 +254,11 @@ def read_start(c, model):
     return start if workdir or weights_file else None
 
 
-def read_evaluation(c, method, mesh, precision, shape):
-    """What is left of config.evaluation -> Evaluation; shape: [H, W, C] of an image."""
+def read_evaluation(c, method, mesh, exact, shape):
+    """What is left of config.evaluation -> Evaluation.
+
+    exact: what `read_exact` took of it. shape: [H, W, C] of an image.
+    """
     batch_size = c.take("batch_size", int, low=1)
     need_divisible("config.evaluation.batch_size", batch_size, 1, mesh)
     weights = c.take("soup_weights", tuple, of=float)
@@ -277,7 +281,8 @@ def read_evaluation(c, method, mesh, precision, shape):
         raise UsageError(f"{c.name}.suites: {error}") from None
     return Evaluation(
         batch_size=batch_size,
-        precision=precision,
+        precision=exact["precision"],
+        exact=exact["precision"] == "highest" and exact["exact"] == jnp.float32,
         cases=cases,
         at_once=at_once,
         suites=read_attacks(sections, shape),
@@ -309,6 +314,15 @@ def abstract_state(run, mesh):
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
         meshes.places(mesh, shapes, run.sharding),
+    )
+
+
+def abstract_variables(run, mesh):
+    """The same of the variables that are evaluated, whole on every device."""
+    shapes = jax.eval_shape(lambda: state.averaged(initial_state(run)))
+    place = meshes.replicated(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes
     )
 
 

@@ -1,22 +1,27 @@
 """usage: advadapters dryrun --config=FILE[:VARIANT] --topology=v5e:16x16[,...]
 
-Compiles the training step of a config for devices that need not be there, runs nothing,
-and tells what it costs: operations per image against the count on paper, memory on each
-chip, what chips send each other, and the time that the chip's figures allow.
+Compiles the training step of a config and its final evaluation for devices that need not
+be there, runs nothing, and tells what they cost: operations per image against the count on
+paper, memory on each chip, what chips send each other, the time that the chip's figures
+allow, and how many networks and images evaluation takes at once.
 
   --topology=v5e:16x16,v4:4x4x4   TPUs (their compiler comes with `.[tpu]`), cpu:8 for
                                   fake CPU devices, gpu for the GPUs that are here
-  --images=1281167                training images, where the data is not at hand
+  --chip=H100                     whose figures cpu:8 is given: the plan is the CPU's, which
+                                  is the nearest thing where there is no such chip
+  --images=1281167,50000          training and test images, where the data is not at hand
+  --parts=training,evaluation     what is compiled (default: both)
   --batch_size=2048,4096          in place of config.batch_size; with several values ...
   --sharding=replicated,fsdp      ... here and below, ...
   --remat=none,dots,full          ... every combination is compiled
   --output=FILE.json              all numbers, rewritten after each combination
   --config.KEY=VALUE              changes all of them
 
-A ViT-B takes minutes of a core to compile for a TPU. FLOPs are of matrix products, a
-product and a sum each; the compiler counts a loop's body once, which is corrected by the
-count on paper. Times are at the chip's peak, if products, memory and links never wait for
-each other: nothing is faster. Bytes from and to memory are counted in the compiled program.
+A ViT-B takes minutes of a core to compile for a TPU, its training and each suite alike.
+FLOPs are of matrix products, a product and a sum each; the compiler counts a loop's body
+once, which is corrected by the count on paper. Times are at the chip's peak, if products,
+memory and links never wait for each other: nothing is faster. Bytes from and to memory are
+counted in the compiled program.
 """
 
 import itertools
@@ -26,10 +31,14 @@ import re
 import time
 
 from advadapters import config as configs
-from advadapters.errors import UsageError
+from advadapters.commands import dryevaluation
+from advadapters.commands.dryevaluation import number, table
+from advadapters.errors import UsageError, check_word, pick
 
 SWEPT = ("batch_size", "sharding", "remat")
-FLAGS = {"topology": None, "images": "", "output": ""} | dict.fromkeys(SWEPT, "")
+PARTS = ("training", "evaluation")
+FLAGS = dict(topology=None, chip="", images="", parts=",".join(PARTS), output="")
+FLAGS |= dict.fromkeys(SWEPT, "")
 COLUMNS = (
     "topology", "batch", "state", "remat", "GFLOP/image on paper", "compiled",
     "state, GiB", "temporaries", "peak", "of", "messages (in loops)",
@@ -42,24 +51,40 @@ def main(argv):
     """Returns the exit code: 1 if something does not fit."""
     config, flags = configs.parse(argv, FLAGS)
     cases = read_cases(config.to_dict(), flags)
+    parts = flags["parts"].split(",")
+    for part in parts:
+        check_word(PARTS, part, "--parts")
     prepare([name for name, _ in cases])
-    built = [build(name, config) for name, config in cases]  # all that a user can mistake
-    rows = []
-    for (_, config), parts in zip(cases, built, strict=True):
-        rows.append({"remat": config["model"].get("remat")} | measure(*parts))
+    # All that a user can mistake comes first.
+    built = [build(name, config, flags["chip"]) for name, config in cases]
+    rows, evaluated = [], {}
+    for (name, config), about in zip(cases, built, strict=True):
+        remat = {"remat": config["model"].get("remat")}
+        if "training" in parts:
+            rows.append(remat | measure(*about))
+        if "evaluation" in parts and (name, remat["remat"]) not in evaluated:
+            found = dryevaluation.measure(*about)
+            evaluated[name, remat["remat"]] = [remat | row for row in found]
         if flags["output"]:
-            write(flags["output"], rows)
-    print(markdown(rows))
-    print(*dict.fromkeys(advice(row) for row in rows), sep="\n")
-    return int(any(row["fits"] is False for row in rows))
+            write(flags["output"], rows, sum(evaluated.values(), []))
+    told = sum(evaluated.values(), [])
+    for text in filter(None, (rows and markdown(rows), dryevaluation.markdown(told))):
+        print(text + "\n")
+    lines = [advice(row) for row in rows] + [dryevaluation.advice(row) for row in told]
+    print(*dict.fromkeys(lines), sep="\n")
+    return int(any(row["fits"] is False for row in rows + told))
 
 
 def read_cases(config, flags):
     """[(topology, config)] for every combination."""
     names = [name for name in flags["topology"].split(",") if name]
     if flags["images"]:
-        if not flags["images"].isdecimal():
-            raise UsageError(f"--images must be a number, got {flags['images']!r}")
+        counts = flags["images"].split(",")
+        if len(counts) > 2 or not all(map(str.isdecimal, counts)):
+            raise UsageError(
+                "--images must be a number of training images, or two, the second of test "
+                f"images, got {flags['images']!r}"
+            )
         source = f"blank:{flags['images']}"
         config = config | {"data": config["data"] | {"source": source}}
     values = [flags[key].split(",") if flags[key] else [None] for key in SWEPT]
@@ -106,20 +131,22 @@ def prepare(names):
         pass
 
 
-def build(name, config):
-    """(topology, Run, mesh, Chip or None)."""
+def build(name, config, chip=""):
+    """(topology, Run, mesh, Chip or None); chip: whose figures CPUs are given."""
     from advadapters import builders, costs
     from advadapters import mesh as meshes
 
-    devices, chip = costs.topology(name)
+    if chip and not name.startswith("cpu:"):
+        raise UsageError(f"--chip={chip} is for --topology=cpu:COUNT, not for {name!r}")
+    devices, found = costs.topology(name)
+    if chip:
+        found = pick(costs.CHIPS, chip, "--chip")
     mesh = meshes.make(devices)
-    return name, builders.build(config, mesh), mesh, chip
+    return name, builders.build(config, mesh), mesh, found
 
 
 def measure(name, run, mesh, chip):
     """A row: everything that is known of one combination."""
-    import jax
-
     from advadapters import builders, costs, hlo
 
     started = time.monotonic()
@@ -135,13 +162,9 @@ def measure(name, run, mesh, chip):
         "flops": counted(run, traced.jaxpr.jaxpr, mesh.size),
         "chip_memory": chip.memory if chip else None,
     }
-    try:
-        compiled = traced.lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return row | {"fits": False, "memory": {"peak": needed(str(error))}}
-    row["memory"] = costs.memory(compiled)
+    compiled, row["memory"] = costs.compiled(traced)
+    if compiled is None:
+        return row | {"fits": False}
     row["fits"] = row["memory"]["peak"] <= chip.memory if chip else None
     program = hlo.computations(compiled.as_text())
     row["collectives"] = hlo.collectives(program, mesh.size)
@@ -173,12 +196,6 @@ def counted(run, jaxpr, devices):
     return {"forward": costs.products(forward.jaxpr), "paper": step, "paper_once": once}
 
 
-def needed(text):
-    """Bytes that a compiler says it would have needed, or None."""
-    match = re.search(r"Used ([\d.]+)([KMG])", text)
-    return float(match[1]) * 1024 ** (" KMG".index(match[2])) if match else None
-
-
 def times(row, chip):
     """What a row tells about time: at best, by the figures of a chip."""
     from advadapters import costs
@@ -195,7 +212,7 @@ def times(row, chip):
     }
 
 
-def write(path, rows):
+def write(path, rows, evaluated):
     """The rows as JSON, with the versions that compiled them."""
     import jax
     from etils import epath
@@ -203,6 +220,7 @@ def write(path, rows):
     from advadapters.commands import workdir
 
     told = {"jax": jax.__version__, "libtpu": version("libtpu"), "rows": rows}
+    told |= {"evaluation": evaluated}
     workdir.write_text(epath.Path(path), json.dumps(told, indent=1) + "\n")
 
 
@@ -218,8 +236,7 @@ def version(package):
 
 def markdown(rows):
     """All rows as a table."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table([COLUMNS, *map(cells, rows)])
 
 
 def cells(row):
@@ -244,11 +261,6 @@ def cells(row):
         *(number(seconds.get(key), 1e-3, ".1f") for key in ("compute", "memory", "links")),
         *(number(row.get(key), 1, form) for key, form in RATES.items()),
     ]
-
-
-def number(value, unit, form=".2f"):
-    """A number in a unit, or a question mark."""
-    return "?" if value is None else format(value / unit, form)
 
 
 def advice(row):

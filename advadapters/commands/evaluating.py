@@ -3,14 +3,13 @@
 import functools
 import itertools
 import os
-import sys
-import time
 
 import jax
 import numpy as np
 
-from advadapters import attacks, builders, hosts
+from advadapters import attacks, builders
 from advadapters.commands import workdir
+from advadapters.commands.asking import Question, ask, predictor_of
 from advadapters.data import shifts as other_data
 from advadapters.data.sources import Subset
 from advadapters.errors import UsageError
@@ -23,33 +22,27 @@ def validation(opened, variables):
 
     The score is the mean with the checks' weights; the best checkpoint has the highest.
     """
-    metrics, score, checks = {}, 0.0, opened.run.method.checks()
+    run, metrics, score = opened.run, {}, 0.0
+    checks, questions = run.method.checks(), {}
     for check in checks:
-        attacks_ = check.attacks or (None,)
-        found = [held_out(opened, variables, check.case, attack) for attack in attacks_]
-        worst = metrics[f"validation/{check.name}"] = min(found)
+        attacks_ = (*(check.attacks or (None,)), *([check.alarm] if check.alarm else ()))
+        for number, attack in enumerate(attacks_):
+            predictor = functools.partial(predictor_of, opened, attack)
+            questions[check.name, number] = Question([check.case], predictor)
+    found = ask(opened, variables, run.data.validation, questions, quiet=True)
+    for check in checks:
+        right = []
+        for (name, _), table in found.items():
+            if name == check.name:
+                warn_of_strange(table, [check.case], "validation")
+                right.append(float(table.right.mean()))
+        many = right.pop() if check.alarm else None
+        worst = metrics[f"validation/{check.name}"] = min(right)
         score += check.weight * worst
         if check.alarm:
-            many = held_out(opened, variables, check.case, check.alarm)
             metrics[f"validation/{check.name}/alarm"] = many
             warn_of_overfitting(check.name, worst, many)
     return score / sum(check.weight for check in checks), metrics
-
-
-def held_out(opened, variables, case, attack):
-    """Accuracy of a network on the held-out images under an attack."""
-    run = opened.run
-    found = accuracy.table(
-        predictor_of(opened, attack, case.network),
-        variables,
-        [case.knob],
-        lambda: builders.eval_batches(run, run.data.validation),
-        mesh=opened.mesh,
-        at_once=1,
-        progress=lambda *_: None,
-    )
-    warn_of_strange(found, [case], "validation")
-    return float(found.right.mean())
 
 
 def warn_of_strange(table, cases, suite):
@@ -73,75 +66,38 @@ def warn_of_overfitting(name, single, many):
         )
 
 
-def predictor_of(opened, attack, network):
-    """The jitted predictor for an attack; made once a run, so that it is traced once."""
-    run, made = opened.run, opened.made
-    if (attack, network) not in made:
-        made[attack, network] = accuracy.make_predictor(
-            run.networks[network], attack, seed=run.seed, mesh=opened.mesh
-        )
-    return made[attack, network]
-
-
 def evaluate(opened, variables, split, cases, suites):
     """{suite: Table} of every case: clean, under every attack, and under all of them.
 
     suites: {name: attack}. "union" is there where the attacks are several.
     """
-    found = {}
-    for name, attack in ({"clean": None} | suites).items():
-        predictor = functools.partial(predictor_of, opened, attack)
-        found[name] = predict(opened, variables, split, cases, name, predictor)
+    questions = questions_of(opened, cases, suites)
+    found = ask(opened, variables, split, questions)
     if len(suites) > 1:
         found["union"] = accuracy.union([found[name] for name in suites])
     return found
 
 
-def predict(opened, variables, split, cases, name, predictor):
-    """The Table of all cases on a split.
-
-    predictor: name of a network -> see `accuracy.make_predictor`. name: for the progress
-    line.
-    """
-    run, meter, parts = opened.run, Meter(name, len(split)), {}
-    for network in dict.fromkeys(case.network for case in cases):
-        numbers = [n for n, case in enumerate(cases) if case.network == network]
-        part = accuracy.table(
-            predictor(network),
-            variables,
-            [cases[n].knob for n in numbers],
-            lambda: builders.eval_batches(run, split),
-            mesh=opened.mesh,
-            at_once=run.evaluation.at_once,
-            progress=meter.show,
-        )
-        parts |= dict(zip(numbers, part.predictions, strict=True))
-    meter.close()
-    if left := len(split) - len(part.labels):
-        print(
-            f"warning: {left:,} of {len(split):,} images of {name} are left out: they "
-            "cannot be decoded, or have no label"
-        )
-    return part._replace(predictions=np.stack([parts[n] for n in range(len(cases))]))
+def questions_of(opened, cases, suites):
+    """{suite: Question}: every case on clean images and under every attack {name: it}."""
+    return {
+        name: Question(cases, functools.partial(predictor_of, opened, attack))
+        for name, attack in ({"clean": None} | suites).items()
+    }
 
 
 def corrupted(opened, variables, split, cases, names, severities):
     """{suite: Table} of every case: clean, and under each corruption and severity.
 
-    Batches are corrupted on the devices, once for all cases of a call, and then counted
-    as clean ones are: an image counts if the network is right after the corruption.
+    Batches are corrupted on the devices, once for all cases, and then counted as clean
+    ones are: an image counts if the network is right after the corruption.
     """
-    found = evaluate(opened, variables, split, cases, {})
+    questions = questions_of(opened, cases, {})
     for name, severity in itertools.product(names, severities):
         move = shifts.make_corrupt(name, severity, seed=opened.run.seed, mesh=opened.mesh)
-
-        def predictor(network, move=move):
-            say = predictor_of(opened, None, network)
-            return lambda variables, knobs, batch: say(variables, knobs, move(batch))
-
         suite = shifts.suite_of(name, severity)
-        found[suite] = predict(opened, variables, split, cases, suite, predictor)
-    return found
+        questions[suite] = questions["clean"]._replace(move=move)
+    return ask(opened, variables, split, questions)
 
 
 def shifted(opened, variables, cases, names, *, data_dir, combine, examples):
@@ -176,7 +132,8 @@ def shifted(opened, variables, cases, names, *, data_dir, combine, examples):
             return opened.made[key]
 
         split = sample(shift.split, examples)
-        table = predict(opened, variables, split, cases, name, predictor)
+        questions = {name: Question(cases, predictor)}
+        (table,) = ask(opened, variables, split, questions).values()
         for number, reading in enumerate(shift.readings):
             labels = table.labels[:, number]
             found[f"{name}/{reading}"] = table._replace(labels=labels)
@@ -191,13 +148,12 @@ def signs(opened, variables, split, cases, count=None):
     On the first `count` images of a split; None asks for checks.SAMPLE where training has
     another precision than evaluation. {} for a network that is not looked at.
     """
-    run, found = opened.run, []
+    run, found, batch = opened.run, [], None
     for case in cases:
         network = run.networks[case.network]
-        images = count or attacks.checks.SAMPLE * network.coarse
         found.append({})
-        if images:
-            batch = first_images(run, split, images)
+        if count or network.coarse:
+            batch = batch or first_images(run, split, count or attacks.checks.SAMPLE)
             plain = network.at(variables, case.knob)
             pair = (
                 jax.tree_util.Partial(f, plain) for f in (network.apply, network.evaluate)
@@ -294,16 +250,17 @@ def settle_statistics(opened, variables, cases, images=None):
     if any(case.network == ENSEMBLE for case in cases):
         raise UsageError("--statistics and --ensemble go each alone")
     batches = max(1, images // run.evaluation.batch_size)
-    split = sample(run.data.train, batches * run.evaluation.batch_size)
+    split, mesh = sample(run.data.train, batches * run.evaluation.batch_size), opened.mesh
     make = functools.cache(lambda name: statistics.make_estimate(run.networks[name], mesh))
-    mesh, found = opened.mesh, []
-    for case in cases:
-        plain = run.networks[case.network].at(variables, case.knob)
-        fresh = builders.eval_batches(run, split)
-        stats = statistics.mean(make(case.network), plain, fresh, mesh)
-        told = case.told | {"statistics": len(split)}
-        found.append(case._replace(told=told, knob=case.knob._replace(stats=stats)))
-    return found
+    asked = [(make(case.network), case.knob) for case in cases]
+    found = statistics.means(asked, variables, builders.eval_batches(run, split), mesh)
+    return [
+        case._replace(
+            told=case.told | {"statistics": len(split)},
+            knob=case.knob._replace(stats=stats),
+        )
+        for case, stats in zip(cases, found, strict=True)
+    ]
 
 
 def has_statistics(variables):
@@ -323,32 +280,6 @@ def warnings_of_statistics(variables, cases):
         "are mixed like weights, which may cost most of the accuracy; --statistics=1000 of "
         "evaluate, transfer and extract estimates them anew on so many training images"
     ]
-
-
-class Meter:
-    """A progress line for one suite: rewritten on a terminal, else every 10 s."""
-
-    def __init__(self, name, size):
-        self.name, self.size = name, size
-        self.started = self.shown = time.monotonic()
-
-    def show(self, group, groups, examples):
-        """Called after each batch."""
-        now = time.monotonic()
-        terminal = sys.stderr.isatty()
-        if not hosts.first() or now - self.shown < (0.2 if terminal else 10):
-            return
-        self.shown = now
-        done = (group + min(1, examples / self.size)) / groups
-        left = (now - self.started) * (1 - done) / done
-        end = "\r" if terminal else "\n"
-        text = f"evaluating {self.name}: {100 * done:.0f}%  ETA {left:.0f} s   "
-        print(text, end=end, file=sys.stderr, flush=True)
-
-    def close(self):
-        """The last word."""
-        seconds = time.monotonic() - self.started
-        print(f"evaluated {self.name} in {seconds:.0f} s", flush=True)
 
 
 def named(split, path):

@@ -155,6 +155,7 @@ def train(opened, clock=()):
         if start < run.steps:
             state = train_steps(opened, saved, state, start, clock)
     variables = averaged(opened, state)
+    del state  # whose moments leave their room to evaluation
     cases, suites = run.evaluation.cases, run.evaluation.suites
     evaluating.settle_statistics(opened, variables, cases)  # warns of soups of them
     found = evaluating.evaluate(opened, variables, run.data.test, cases, suites)

@@ -15,7 +15,9 @@ ones, for an attacker who does not know which is deployed and tries them all.
 Prints the tables and writes the rows to DIR/transfer.json.
 """
 
+import itertools
 import json
+import time
 
 from advadapters import config as configs
 from advadapters.errors import UsageError, pick
@@ -36,7 +38,6 @@ def main(argv):
     """Returns the exit code."""
     argv, overrides = configs.split(argv)
     _, flags = configs.parse(argv, FLAGS, with_config=False)
-    from advadapters import builders
     from advadapters.commands import evaluate, evaluating, runs, workdir
     from advadapters.evaluation import transfer
 
@@ -48,25 +49,19 @@ def main(argv):
             "name networks of one width, and no ensembles: attacks go between those"
         )
     asked = flags["suite"].split(",") if flags["suite"] else run.evaluation.suites
+    if not asked:
+        raise UsageError(
+            "config.evaluation.suites has no attack: give one, like "
+            '--config.evaluation.suites.mine=\'{"name": "pgd", ...}\''
+        )
     suites = {name: pick(run.evaluation.suites, name, "suite") for name in asked}
     numbers = {key: flags[key] for key in ("examples", "statistics")}
     examples, images = (evaluate.read_number(*item) for item in numbers.items())
     test = evaluating.sample(run.data.test, examples)
     variables, step = runs.restore_variables(opened, flags["step"])
     cases = evaluating.settle_statistics(opened, variables, cases, images)
-    network, rows = run.networks[cases[0].network], []
-    for suite, attack in suites.items():
-        meter = evaluating.Meter(suite, len(test))
-        counter = transfer.make_counter(network, attack, seed=run.seed, mesh=opened.mesh)
-        counts, examples = transfer.matrix(
-            counter,
-            variables,
-            [case.knob for case in cases],
-            builders.eval_batches(run, test),
-            mesh=opened.mesh,
-            progress=lambda examples, meter=meter: meter.show(0, 1, examples),
-        )
-        meter.close()
+    rows = []
+    for suite, counts, examples in matrices(opened, variables, test, cases, suites):
         found = transfer.rows(cases, suite, counts, examples, step)
         rows += found
         print(transfer.markdown(found, suite))
@@ -75,3 +70,41 @@ def main(argv):
     workdir.write_text(file, json.dumps(rows, indent=1) + "\n")
     print(f"written to {file}")
     return 0
+
+
+def matrices(opened, variables, split, cases, suites):
+    """[(suite, `transfer.Counts`, examples)] of {suite: attack}, in one pass."""
+    import numpy as np
+
+    from advadapters import builders
+    from advadapters.commands import asking
+    from advadapters.evaluation import fitting, transfer
+
+    run, mesh = opened.run, opened.mesh
+    began, batches = time.monotonic(), builders.eval_batches(run, split)
+    first = next(batches)
+    network, knobs = run.networks[cases[0].network], [case.knob for case in cases]
+    wanted = [
+        fitting.Wanted(
+            transfer.make_attacker(network, attack, seed=run.seed, mesh=mesh),
+            knobs, 1, first,
+        )
+        for attack in suites.values()
+    ]  # fmt: skip
+    shown = {"images": first["images"].astype(np.float32), "labels": first["labels"]}
+    judge, most = transfer.make_judge(network, mesh=mesh), run.evaluation.at_once
+    wanted.append(fitting.Wanted(judge, knobs, fitting.most(mesh, most), shown))
+    *attackers, judge = asking.fitted(opened, variables, wanted)
+    meter = asking.Meter(suites, began)
+    counts, examples = transfer.matrices(
+        attackers,
+        judge,
+        variables,
+        knobs,
+        itertools.chain([first], batches),
+        mesh=mesh,
+        size=len(split),
+        progress=meter.show,
+    )
+    meter.close(examples, len(split))
+    return [(suite, one, examples) for suite, one in zip(suites, counts, strict=True)]

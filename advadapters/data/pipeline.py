@@ -170,8 +170,11 @@ def eval_batches(
     skipped) to the batch of `train_batches`; index is the number of the example.
     """
     first, rows = host_rows(batch_size, process)
-    image, label = readable(split, 0)
-    filler = (np.zeros((size, size, image.shape[2]), np.uint8), np.zeros_like(label))
+
+    @functools.cache
+    def blank():
+        image, label = readable(split, 0)
+        return np.zeros((size, size, image.shape[2]), np.uint8), np.zeros_like(label)
 
     def example(i):
         found = split[i] if i < len(split) else None
@@ -182,6 +185,8 @@ def eval_batches(
     def batch(step):
         base = step * batch_size + first
         found = at_once(example, range(base, base + rows), threads)
+        good = next((e for e in found if e), None) or blank()
+        filler = tuple(map(np.zeros_like, good))
         stacked = stack_examples([e or filler for e in found])
         mask = np.array([e is not None for e in found])
         index = np.arange(base, base + rows, dtype=np.int32)

@@ -400,11 +400,18 @@ def tfds(path, options):
 
 
 def blank(path, options):
-    """COUNT black images, for dry runs and for timing where the data is not at hand."""
-    if not (path.isdecimal() and int(path)):
-        raise UsageError(f"source 'blank' takes a number of images, got {path!r}")
-    split = BlankSplit(int(path), options["channels"])
-    return Source(split, split, 0)
+    """COUNT[,TESTS] black images, for dry runs and for timing where no data is at hand.
+
+    As many to test as to train, if nothing else is said.
+    """
+    counts = path.split(",")
+    if len(counts) > 2 or not all(n.isdecimal() and int(n) for n in counts):
+        raise UsageError(
+            f"source 'blank' takes a number of images, or two, to train and to test, got "
+            f"{path!r}"
+        )
+    train, test = (BlankSplit(int(n), options["channels"]) for n in (counts * 2)[:2])
+    return Source(train, test, 0)
 
 
 SOURCES = {

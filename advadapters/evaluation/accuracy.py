@@ -1,7 +1,7 @@
 """What many mixtures say of a split at once, and how often they are right."""
 
-import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,9 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from advadapters import mesh as meshes
-from advadapters import rng, trees
+from advadapters import rng
 from advadapters.data.augment import to_float
+from advadapters.evaluation import fitting, passes
 from advadapters.intervals import wilson
 
 NO_CLASS = -1  # the logits are not finite: not right, whatever the label
@@ -97,7 +98,7 @@ def make_predictor(network, attack, *, seed, mesh, groups=None, combine="mean"):
             said = jnp.where(whole, classes(moved), NO_IMAGE)
             return jnp.where(found == labels, said, found)
 
-        return jax.vmap(one)(knobs).astype(jnp.int32)
+        return fitting.each(one, knobs).astype(jnp.int32)
 
     # By hand, for the reason given in training.step: every device has its own rows.
     local = jax.shard_map(
@@ -111,29 +112,54 @@ def make_predictor(network, attack, *, seed, mesh, groups=None, combine="mean"):
     return jax.jit(local, in_shardings=(everywhere, everywhere, rows))
 
 
-def table(predictor, variables, knobs, batches, *, mesh, at_once, progress):
-    """The Table of S networks on a whole split, about `at_once` of them a call.
+class Asked(NamedTuple):
+    """What is asked of every batch: the classes that some networks see under one attack.
 
-    knobs: a list of S `networks.Knob`, all of one network, their leaves arrays.
-    batches: makes an iterator over evaluation batches; it is called once for each
-    group of networks. progress(group, groups, examples) is called after each batch.
+    knobs: [S `networks.Knob`], all of one network, their leaves arrays. program: the
+    `fitting.Program` of its predictor. move: batch on the devices -> batch, before.
     """
-    # Even groups, so that little is computed for nothing in the last.
-    at_once = math.ceil(len(knobs) / math.ceil(len(knobs) / at_once))
-    groups = [knobs[i : i + at_once] for i in range(0, len(knobs), at_once)]
-    rows = []
-    for number, group in enumerate(groups):
-        stacked = trees.stack(list(group) + [group[-1]] * (at_once - len(group)))
-        columns, told = [], []
-        for batch in batches():
-            placed = meshes.global_batch(mesh, batch)
-            columns.append(meshes.gather(predictor(variables, stacked, placed)))
-            told.append({k: meshes.gather(v) for k, v in placed.items() if k != "images"})
-            progress(number, len(groups), sum(int(part["mask"].sum()) for part in told))
-        told = {key: np.concatenate([part[key] for part in told]) for key in told[0]}
-        rows.append(np.concatenate(columns, axis=1)[: len(group), told["mask"]])
-    labels, index = (told[key][told["mask"]] for key in ("labels", "index"))
-    return Table(np.concatenate(rows), labels, index)
+
+    knobs: list
+    program: fitting.Program
+    move: Callable[[Any], Any] = lambda batch: batch
+
+
+def tables(asked, variables, batches, *, mesh, size, progress):
+    """[Table] of all that is asked, in one pass over a split.
+
+    asked: [Asked], their programs of the same number of rows. batches: this process's rows
+    of evaluation batches; each is put on the devices once, in parts of as many rows, for
+    all networks and attacks. size: examples in the split. progress(share of the work) is
+    called after each call.
+    """
+    fitting.need_room([one.program for one in asked])
+    groups = [grouped_knobs(one.knobs, one.program.soups) for one in asked]
+    found = [[[] for _ in one] for one in groups]
+    costs = [max(one.program.flops, 1.0) for one in asked]
+    rows, told = asked[0].program.rows, []
+    work = sum(cost * len(group) for cost, group in zip(costs, groups, strict=True))
+    queue = passes.Queue(work * size / (rows * mesh.size), progress)
+    for batch in passes.placed(batches, rows, mesh=mesh, told=told):
+        for one, cost, *both in zip(asked, costs, groups, found, strict=True):
+            seen = one.move(batch)
+            for group, column in zip(*both, strict=True):
+                queue.put(one.program.call(variables, group, seen), column, cost)
+    queue.settle()
+    order, labels, index = passes.in_order(told)
+    rows = [
+        np.concatenate([np.concatenate(column, axis=1)[:, order] for column in columns])
+        for columns in found
+    ]
+    return [
+        Table(said[: len(one.knobs)], labels, index)
+        for one, said in zip(asked, rows, strict=True)
+    ]
+
+
+def grouped_knobs(knobs, count):
+    """[Knob of [count, ...]]: all of them, the last one repeated to fill the last group."""
+    groups = [knobs[i : i + count] for i in range(0, len(knobs), count)]
+    return [fitting.stack(one + one[-1:] * (count - len(one))) for one in groups]
 
 
 def union(tables):

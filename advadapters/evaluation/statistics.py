@@ -6,13 +6,17 @@ from jax.sharding import PartitionSpec as P
 
 from advadapters import mesh as meshes
 from advadapters.data.augment import to_float
+from advadapters.evaluation import passes
 from advadapters.models.layers import MOMENTUM
 
 
 def make_estimate(network, mesh):
-    """jit: (plain, batch of uint8 images) -> the batch statistics of these images alone."""
+    """jit: (variables, knob, batch of uint8 images) -> the batch statistics of these
+    images alone.
+    """
 
-    def local(plain, batch):
+    def local(variables, knob, batch):
+        plain = network.at(variables, knob)
         empty = jax.tree.map(lambda leaf: 0 * leaf, plain["batch_stats"])
 
         def one(images):
@@ -23,15 +27,22 @@ def make_estimate(network, mesh):
         return jax.tree.map(lambda leaf: leaf[0] / (1 - MOMENTUM), moved)
 
     mapped = jax.shard_map(
-        local, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False
+        local, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=P(), check_vma=False
     )
     return jax.jit(mapped, out_shardings=meshes.replicated(mesh))
 
 
-def mean(estimate, plain, batches, mesh):
-    """The mean batch statistics over batches (Izmailov et al. 2018), as numpy."""
-    found = [
-        jax.device_get(estimate(plain, meshes.global_batch(mesh, batch)))
-        for batch in batches
+def means(asked, variables, batches, mesh):
+    """[mean batch statistics over batches, as numpy] (Izmailov et al. 2018).
+
+    asked: [(`make_estimate` of a network, knob)]; all in one pass.
+    """
+    found, queue = [[] for _ in asked], passes.Queue()
+    for batch in batches:
+        placed = meshes.global_batch(mesh, batch)
+        for (estimate, knob), column in zip(asked, found, strict=True):
+            queue.put(estimate(variables, knob, placed), column)
+    queue.settle()
+    return [
+        jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *column) for column in found
     ]
-    return jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *found)

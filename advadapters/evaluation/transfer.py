@@ -7,14 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from advadapters import losses, rng, trees
+from advadapters import losses, rng
 from advadapters import mesh as meshes
 from advadapters.data.augment import to_float
-from advadapters.evaluation import accuracy
+from advadapters.evaluation import accuracy, fitting, passes
 from advadapters.evaluation.tables import name_of
 from advadapters.networks import key_of
 
 ANY = {"kind": "any"}  # of the attacked networks
+
+
+scaled = jax.jit(to_float)  # compiled whole, as it is in predictors
 
 
 class Counts(NamedTuple):
@@ -32,67 +35,105 @@ class Counts(NamedTuple):
     not_attacked: Any
 
 
-def make_counter(network, attack, *, seed, mesh):
-    """jit: (variables, knobs [S, ...], batch) -> Counts of int32."""
+def make_attacker(network, attack, *, seed, mesh):
+    """jit: (variables, knobs [1, ...], batch) -> (images [B, H, W, C], kept bool [B]).
 
-    def count(variables, knobs, batch):
+    Attacks through one network. kept: where the attack gave back what is not finite; then
+    the image is the clean one, as in `accuracy.make_predictor`.
+    """
+
+    def attacked(variables, knobs, batch):
         images, labels = to_float(batch["images"]), batch["labels"]
         keys = rng.by_index(rng.fold(jax.random.key(seed), "evaluation"), batch["index"])
+        plain = network.at(variables, jax.tree.map(lambda leaf: leaf[0], knobs))
+        logits_fn = lambda images: network.evaluate(plain, images)  # noqa: E731
+        moved = attack(logits_fn, images, labels, keys)
+        whole = jnp.isfinite(moved).all(axis=(1, 2, 3), keepdims=True)
+        return jnp.where(whole, moved, images), ~whole[:, 0, 0, 0]
 
-        def attacked(knob):
-            plain = network.at(variables, knob)
-            logits_fn = lambda images: network.evaluate(plain, images)  # noqa: E731
-            moved = attack(logits_fn, images, labels, keys)
-            whole = jnp.isfinite(moved).all(axis=(1, 2, 3), keepdims=True)
-            # As in `accuracy.make_predictor`.
-            return jnp.where(whole, moved, images), ~whole[:, 0, 0, 0]
+    return over_rows(attacked, mesh, P("data"))
 
-        shown, kept = jax.vmap(attacked)(knobs)  # [S, B, H, W, C], [S, B]
 
-        def look(knob):
-            plain = network.at(variables, knob)
+def make_judge(network, *, mesh):
+    """jit: (variables, knobs [S, ...], batch) -> (right, lost), both bool [S, B].
 
-            def one(images):
-                logits = network.evaluate(plain, images)
-                right = ~losses.misclassified(logits, labels)
-                return right, ~jnp.isfinite(logits).all(axis=1)
+    batch: {"images" in [0, 1], "labels"}. lost: where the logits are not finite.
+    """
 
-            right, lost = jax.vmap(one)(shown)
-            return right & one(images)[0], lost  # [S, B]
+    def judge(variables, knobs, batch):
+        images, labels = batch["images"], batch["labels"]
 
-        right, lost = (jnp.swapaxes(x, 0, 1) for x in jax.vmap(look)(knobs))
-        mask = batch["mask"]  # the others have [sources, targets, B]
-        counts = Counts(
-            right=sums(right & mask, jnp.all),
-            not_finite=sums(lost & mask, jnp.any),
-            not_attacked=sums(kept & mask, jnp.any),
-        )
-        return jax.lax.psum(counts, "data")
+        def one(knob):
+            logits = network.evaluate(network.at(variables, knob), images)
+            right = ~losses.misclassified(logits, labels)
+            return right, ~jnp.isfinite(logits).all(axis=1)
 
+        return fitting.each(one, knobs)
+
+    return over_rows(judge, mesh, P(None, "data"))
+
+
+def over_rows(function, mesh, out):
+    """jit of a function (variables, knobs, batch), each device on its own rows."""
     local = jax.shard_map(
-        count, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=P(), check_vma=False
+        function, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=out, check_vma=False
     )
     everywhere, rows = meshes.replicated(mesh), meshes.batched(mesh)
-    return jax.jit(
-        local, in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere
-    )
+    return jax.jit(local, in_shardings=(everywhere, everywhere, rows))
+
+
+def matrices(attackers, judge, variables, knobs, batches, *, mesh, size, progress):
+    """([Counts] of each attacker, examples), in one pass over a split.
+
+    attackers: [`fitting.Program` of `make_attacker`], of one network at once; judge: that
+    of `make_judge`, of as many rows. The others as in `accuracy.tables`.
+    """
+    fitting.need_room([*attackers, judge])
+    count, rows, told = len(knobs), judge.rows, []
+    sources = accuracy.grouped_knobs(knobs, 1)
+    targets = accuracy.grouped_knobs(knobs, judge.soups)
+    clean = [[] for _ in targets]
+    kept = [[[] for _ in sources] for _ in attackers]
+    found = [[[[] for _ in targets] for _ in sources] for _ in attackers]
+    looks = len(targets) * judge.flops
+    work = sum(count * (one.flops + looks) for one in attackers) + looks
+    queue = passes.Queue(max(work, 1.0) * size / (rows * mesh.size), progress)
+
+    def look(images, labels, columns):
+        for group, column in zip(targets, columns, strict=True):
+            seen = judge.call(variables, group, {"images": images, "labels": labels})
+            queue.put(seen, column, judge.flops)
+
+    for batch in passes.placed(batches, rows, mesh=mesh, told=told):
+        labels = batch["labels"]
+        look(scaled(batch["images"]), labels, clean)
+        for one, *columns in zip(attackers, kept, found, strict=True):
+            for source, column, seen in zip(sources, *columns, strict=True):
+                moved, same = one.call(variables, source, batch)
+                queue.put(same, column, one.flops)
+                look(moved, labels, seen)
+    queue.settle()
+    order, _, index = passes.in_order(told)
+
+    def whole(columns):
+        """(right, lost) of all targets, bool [S, N]."""
+        groups = [map(np.hstack, zip(*column, strict=True)) for column in columns]
+        return (np.vstack(part)[:count, order] for part in zip(*groups, strict=True))
+
+    natural, _ = whole(clean)
+    counts = []
+    for same, seen in zip(kept, found, strict=True):
+        right, lost = map(np.stack, zip(*map(whole, seen), strict=True))  # [S, S, N]
+        same = np.stack([np.concatenate(column)[order] for column in same])
+        counts.append(
+            Counts(sums(right & natural, np.all), sums(lost, np.any), sums(same, np.any))
+        )
+    return counts, len(index)
 
 
 def sums(found, together):
-    """bool [S, ..., B] -> int32 [S + 1, ...]: how many are true, at last together."""
-    found = jnp.concatenate([found, together(found, axis=0, keepdims=True)])
-    return jnp.sum(found, axis=-1, dtype=jnp.int32)
-
-
-def matrix(counter, variables, knobs, batches, *, mesh, progress):
-    """(Counts, examples) over all batches; progress(examples) is called after each."""
-    stacked, examples, found = trees.stack(knobs), 0, []
-    for batch in batches:
-        placed = meshes.global_batch(mesh, batch)
-        found.append(jax.device_get(counter(variables, stacked, placed)))
-        examples += int(jnp.sum(placed["mask"]))
-        progress(examples)
-    return jax.tree.map(lambda *parts: np.sum(parts, axis=0), *found), examples
+    """bool [S, ..., N] -> int [S + 1, ...]: how many are true, at last together."""
+    return np.concatenate([found, together(found, axis=0, keepdims=True)]).sum(axis=-1)
 
 
 def rows(cases, suite, counts, examples, step):

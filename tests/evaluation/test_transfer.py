@@ -11,7 +11,7 @@ from advadapters import networks, rng, trees
 from advadapters.attacks.pgd import pgd
 from advadapters.data import pipeline
 from advadapters.data.sources import ArraySplit
-from advadapters.evaluation import transfer
+from advadapters.evaluation import fitting, transfer
 from advadapters.training import state
 
 NET = tiny.network()
@@ -35,14 +35,34 @@ def setup(count=21):
     return ArraySplit(raw["images"], np.argmax(logits, axis=1)), tree
 
 
+def counts_of(mesh, network, attack, cases, split, variables, *, batch_size, at_once=1):
+    """(Counts, examples) of the matrix of cases; the targets so many at once."""
+    batches = list(
+        pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=batch_size)
+    )
+    knobs, first = [case.knob for case in cases], batches[0]
+    attacker = transfer.make_attacker(network, attack, seed=0, mesh=mesh)
+    shown = {"images": first["images"].astype(np.float32), "labels": first["labels"]}
+    judge = transfer.make_judge(network, mesh=mesh)
+    programs = fitting.programs(
+        [
+            fitting.Wanted(attacker, knobs, 1, first),
+            fitting.Wanted(judge, knobs, at_once, shown),
+        ],
+        variables, mesh=mesh, rows=batch_size // mesh.size, room=2**40, made={},
+    )  # fmt: skip
+    (counts,), examples = transfer.matrices(
+        programs[:1], programs[1], variables, knobs, batches,
+        mesh=mesh, size=len(split), progress=lambda share: None,
+    )  # fmt: skip
+    return counts, examples
+
+
 def test_matrix_and_worst_case_are_those_by_hand(mesh):
     split, variables = setup()
-    counter = transfer.make_counter(NET, ATTACK, seed=0, mesh=mesh)
-    counts, examples = transfer.matrix(
-        counter, variables, [case.knob for case in CASES],
-        pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=8),
-        mesh=mesh, progress=lambda *_: None,
-    )  # fmt: skip
+    counts, examples = counts_of(
+        mesh, NET, ATTACK, CASES, split, variables, batch_size=8, at_once=2
+    )
     images, labels = jnp.asarray(split.images, jnp.float32) / 255, split.labels
     keys = rng.by_index(rng.fold(jax.random.key(0), "evaluation"), jnp.arange(21))
     say = jax.jit(NET.evaluate)
@@ -85,12 +105,9 @@ def test_what_is_not_finite_is_counted_and_warned_of(mesh):
         return poison.at[:, 0, 1, 0].set(0.5)
 
     network = NET._replace(evaluate=lost)
-    counts, examples = transfer.matrix(
-        transfer.make_counter(network, attack, seed=0, mesh=mesh),
-        variables, [CASES[1].knob],
-        pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=24),
-        mesh=mesh, progress=lambda *_: None,
-    )  # fmt: skip
+    counts, examples = counts_of(
+        mesh, network, attack, CASES[1:2], split, variables, batch_size=24
+    )
     dark = int((first < 0.3).sum())
     assert 0 < dark < examples == 21
     assert counts.not_attacked.tolist() == [dark] * 2

@@ -1,0 +1,116 @@
+"""What the final evaluation of a config costs on devices that need not be there.
+
+Its clean part is a forward pass, which every attack's program has too, so where there are
+attacks only these are compiled.
+"""
+
+import math
+import time
+
+COLUMNS = (
+    "topology", "suite", "networks", "at once", "images on a chip",
+    "GFLOP/image and network", "variables, GiB", "temporaries", "peak", "of", "calls",
+    "compute, ms a call", "memory, ms", "hours", "chip-hours",
+)  # fmt: skip
+
+
+def measure(name, run, mesh, chip):
+    """[row]: everything that is known of each suite, on the networks of each width."""
+    from advadapters import builders
+    from advadapters.commands import asking, evaluating, runs
+    from advadapters.evaluation import fitting
+
+    started = time.monotonic()
+    variables, evaluation = builders.abstract_variables(run, mesh), run.evaluation
+    made = {"room": fitting.room_of(chip) if chip else fitting.room(mesh, variables)}
+    questions = evaluating.questions_of(
+        opened := runs.OpenRun(run, mesh, None, made, {}),
+        evaluation.cases,
+        evaluation.suites,
+    )
+    if evaluation.suites:
+        del questions["clean"]
+    # CPUs that stand for another chip take as many as it would.
+    most = evaluation.at_once if chip else fitting.most(mesh, evaluation.at_once)
+    programs = asking.programs_of(
+        opened, variables, questions, builders.abstract_batch(run, mesh), most
+    )
+    images, rows = len(run.data.test), []
+    for part, program in zip(asking.by_network(questions), programs, strict=True):
+        suite, network, cases = part
+        row = dict(topology=name, devices=mesh.size, suite=suite, network=network)
+        row |= dict(networks=len(cases), soups=program.soups, rows=program.rows)
+        row |= dict(images=images, memory=program.memory, room=made["room"])
+        row["calls"] = math.ceil(len(cases) / program.soups)
+        row["calls"] *= math.ceil(images / (program.rows * mesh.size))
+        row["flops"] = program.flops / (program.soups * program.rows * mesh.size)
+        row["variables"] = fitting.size_of(variables)
+        row["chip_memory"] = chip.memory if chip else None
+        row["fits"] = None
+        if chip:
+            row["fits"] = bool(program.call) and row["memory"]["peak"] <= made["room"]
+        if chip and program.call:
+            row |= times(row, program, chip, evaluation.exact)
+        rows.append(row)
+    print(f"{name}, evaluation: {time.monotonic() - started:.0f} s", flush=True)
+    return rows
+
+
+def times(row, program, chip, exact):
+    """What a row tells about time, at best; exact: whether products are real float32."""
+    from advadapters import costs, hlo
+
+    traffic = hlo.traffic(hlo.computations(program.call.as_text()))
+    traffic *= program.flops / program.once
+    chip = chip._replace(flops=chip.exact if exact else chip.flops)
+    seconds = costs.seconds(chip, row["devices"], program.flops, traffic, [])
+    hours = row["calls"] * seconds["step"] / 3600
+    return {"seconds": seconds, "hours": hours, "chip_hours": hours * row["devices"]}
+
+
+def markdown(rows):
+    """All rows as a table, "" for none."""
+    return table([COLUMNS, *map(cells, rows)]) if rows else ""
+
+
+def table(rows):
+    """Rows of texts as a table, the first one its head."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def cells(row):
+    """The texts of a row, in the order of COLUMNS."""
+    memory, seconds = row["memory"], row.get("seconds", {})
+    return [
+        row["topology"],
+        row["suite"] if row["network"] == 1.0 else f"{row['suite']}, {row['network']}",
+        *(f"{row[key]:,}" for key in ("networks", "soups", "rows")),
+        number(row["flops"], 1e9, ",.1f"),
+        number(row["variables"], 2**30),
+        *(number(memory.get(key), 2**30) for key in ("temporaries", "peak")),
+        number(row["chip_memory"], 2**30, ".0f"),
+        f"{row['calls']:,}",
+        *(number(seconds.get(key), 1e-3, ",.0f") for key in ("compute", "memory")),
+        number(row.get("hours"), 1, ",.2f"),
+        number(row.get("chip_hours"), 1, ",.1f"),
+    ]
+
+
+def number(value, unit, form=".2f"):
+    """A number in a unit, or a question mark."""
+    return "?" if value is None else format(value / unit, form)
+
+
+def advice(row):
+    """A line: whether it fits, and what to do if it does not."""
+    where = f"{row['topology']}, evaluation under {row['suite']}"
+    much = f"{row['soups']} of {row['networks']} networks on {row['rows']} images of a chip"
+    if row["fits"] is None:
+        return f"{where}: {much} at once; no figures of this device, see above"
+    if row["fits"]:
+        return f"{where}: fits, {much} at once"
+    return (
+        f"{where}: does NOT fit, not even {much} at once; try one after the other "
+        "--config.model.remat=full, --config.evaluation.dtype=bfloat16"
+    )
