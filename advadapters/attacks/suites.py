@@ -39,10 +39,21 @@ PLUS = (
     ("apgd-t", dict(targets=9)),
     "fab-t",
 )
+# In the order of images broken per forward pass, each attack on what those before it left,
+# on the networks of tests/benchmarks/fast_suite.py, which prints that order; the README
+# has what it finds and costs beside "standard". No part works without gradients.
+FAST = (
+    ("pma-rival", dict(steps=20)),
+    ("pma-own", dict(steps=100)),
+    ("malt", dict(steps=50)),
+    ("fab-malt", dict(targets=3)),
+)
 VERSIONS = {
     "standard": STANDARD,
     "plus": PLUS,
     "rand": ("apgd-ce", "apgd-dlr"),
+    "fast": FAST,
+    "fast+standard": FAST + STANDARD,
 }
 
 
@@ -123,6 +134,7 @@ def parts(norm, classes):
         Stage("fab", run_fab, 1, 0, {}, ("steps",)),
         Stage("fab-random", run_fab, 4, 0, dict(random_start=True), untargeted),
         Stage("fab-t", run_fab, 1, nine, {}, aimed),
+        Stage("fab-malt", run_fab, 1, nine, {}, aimed, CANDIDATES),
         Stage("square", run_square, 1, 0, {}, ("queries", "restarts")),
         Stage("multitargeted", run_multitargeted, 1, nine, {}, targeted),
         Stage("malt", run_apgd, 1, nine, dict(loss="dlr"), targeted, CANDIDATES),
@@ -166,8 +178,10 @@ def autoattack(
       key: random key (an old uint32 one, too), the seed of all that is drawn; an image's
         draws depend on its number, not on its batch.
       norm, eps: the threat model, e.g. "linf", 8 / 255. With eps 0 nothing is attacked.
-      version: "standard", "plus", "rand", or a tuple of attack names (see `parts`) or of
-        (name, settings) pairs, such as (("apgd-t", {"steps": 50}), "square").
+      version: "standard", "plus", "rand", "fast" (the verdict of "standard" on most
+        images, for a fifth of its passes at most), "fast+standard" (then "standard" on
+        what that leaves), or a tuple of attack names (see `parts`) or of (name, settings)
+        pairs, such as (("apgd-t", {"steps": 50}), "square").
       steps, restarts, targets, queries: of every attack that takes them; None is the
         version's own. restarts are runs from other draws, targets the most likely other
         classes that targeted attacks go for, as many as there are at most.

@@ -17,6 +17,8 @@ from advadapters.errors import UsageError, pick
 VERSIONS = {
     "autoattack": "standard",
     "autoattack-plus": "plus",
+    "autoattack-fast": "fast",
+    "autoattack-fast+standard": "fast+standard",
 }
 FLAGS = ("norm", "eps", "steps", "restarts", "targets", "queries", "seed", "save_images")
 

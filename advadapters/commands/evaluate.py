@@ -15,8 +15,10 @@ through itself, on the test images.
   --lambda=0,0.3 --width=0.5     of a network conditioned on lambda (default: those that
                                  it was trained with)
   --suite=pgd20_linf             suites of the config, separated by "," (default: all),
-                                 or autoattack, autoattack-plus, or AutoAttack's parts
-                                 that are named: autoattack:apgd-ce,square
+                                 or autoattack, autoattack-plus, autoattack-fast (at a
+                                 fifth of the cost), autoattack-fast+standard (and the
+                                 rest for what that leaves), or AutoAttack's parts that
+                                 are named: autoattack:apgd-ce,square
   --suite=corruptions            the 15 common corruptions instead, made on the fly, or
                                  corruptions:fog,snow,speckle_noise for some
   --severity=1,3,5               of the corruptions (default: 1 to 5)

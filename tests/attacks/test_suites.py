@@ -119,6 +119,22 @@ def test_other_versions(version):
     assert report.robust_accuracy < report.clean_accuracy
 
 
+def test_fast_and_then_standard():
+    """What "fast" breaks stays broken by the same attack; standard's parts find no less."""
+    fast, both = (run(version=version) for version in ("fast", "fast+standard"))
+    names = [stage.name for stage in suites.stages("fast", "linf", 5)]
+    assert list(fast.stages) == ["clean", *names]
+    assert list(both.stages) == ["clean", *names, "apgd-ce", "apgd-t", "fab-t", "square"]
+    broken = ~fast.robust
+    assert broken.any() and not both.robust[broken].any()
+    np.testing.assert_array_equal(both.broken_by[broken], fast.broken_by[broken])
+    np.testing.assert_array_equal(both.images[broken], fast.images[broken])
+    assert set(both.broken_by[fast.robust]) <= {"", *suites.STANDARD}
+    images, labels = data()
+    wrong = np.asarray(jnp.argmax(network()(fast.images), axis=1)) != labels
+    np.testing.assert_array_equal(wrong, broken)
+
+
 def test_rounds_follow_the_norm_and_the_classes():
     def rounds(version, norm, classes):
         return {s.name: s.rounds for s in suites.stages(version, norm, classes)}
