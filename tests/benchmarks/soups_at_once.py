@@ -1,8 +1,10 @@
 """CPU time of a soup: mapped over in one call, in a loop of one, in calls of its own.
 
+Calls are put in the queue at once, or (waited) each when the one before has ended.
+
   python tests/benchmarks/soups_at_once.py [--soups=13] [--images=120] [--rounds=5]
 
-Process CPU time of one evaluation batch, the three in alternation, on networks of the
+Process CPU time of one evaluation batch, all in alternation, on networks of the
 configs for digits with random parameters: forward passes and PGD-5. One device.
 """
 
@@ -46,6 +48,9 @@ def forms(network, attack, variables, knobs, batch, mesh):
         "mapped": lambda: mapped(variables, stacked, batch),
         "loop": lambda: looped(variables, stacked, batch),
         "calls": lambda: [alone(variables, one, batch) for one in singles],
+        "waited": lambda: [
+            jax.block_until_ready(alone(variables, one, batch)) for one in singles
+        ],
     }
 
 
