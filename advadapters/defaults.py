@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 # config.model that are others on purpose, though no parameter shows it.
 NO_START = dict(workdir="", mixture={}, fresh=(), dropped=(), changed=(), weights="")
 
-# Keys of config.model that change no result of evaluation.
-TRAINING_ONLY = ("drop_path", "dropout", "dtype", "head_std", "remat")
+# Keys of config.model that change no result of evaluation, but for the rounding of sums.
+TRAINING_ONLY = ("attention", "drop_path", "dropout", "dtype", "head_std", "remat")
 
 
 def config():
@@ -118,6 +118,8 @@ def model(name, size, **more):
             patch=16,
             pool="tokens",  # or "class"
             positions="learned",  # or "sincos"
+            # Or "ours", "xla", "cudnn"; `models.attention` knows which is best where.
+            attention="auto",
             head_std=0.02,  # deviation of the head's first weights
             drop_path=0.0,
             remat="none",  # or "dots", "full": computed again going back

@@ -18,6 +18,20 @@ def make(devices=None):
     )
 
 
+def platform(mesh):
+    """What its programs are compiled for: "cpu", "tpu", "cuda", "rocm" or "old cuda".
+
+    The last is NVIDIA's GPUs before Ampere (compute capability 8.0). The devices of a
+    topology need not be there.
+    """
+    device = mesh.devices.flat[0]
+    if device.platform not in ("gpu", "cuda"):
+        return device.platform
+    if "rocm" in device.client.platform_version:
+        return "rocm"
+    return "cuda" if float(device.compute_capability) >= 8 else "old cuda"
+
+
 def replicated(mesh):
     """The placement of parameters: one copy on every device."""
     return NamedSharding(mesh, P())

@@ -106,22 +106,26 @@ class Network(NamedTuple):
     gated: bool
 
 
-def make_network(model, shape, exact=jnp.float32, precision="highest", narrow=False):
+def make_network(
+    model, shape, exact=jnp.float32, precision="highest", attention="", narrow=False
+):
     """A linen module as pure functions; shape: [H, W, C] of its images.
 
     exact: the type of matrix products in evaluation. Around a pixel value bfloat16 has
     steps as coarse as those of an attack. precision: of products in evaluation, see
-    `in_precision`. narrow: whether the variables are those of a wider network, of which
-    this one is a corner.
+    `in_precision`. attention: how evaluation computes it, "" as the model does. narrow:
+    whether the variables are those of a wider network, of which this one is a corner.
     """
-    precise = model.clone(dtype=exact)
+    changes = {"dtype": exact} | ({"attention": attention} if attention else {})
+    precise = model.clone(**changes)
     own, all_views = (
         model.clone(stats_axes=axes) for axes in (("data",), ("views", "data"))
     )
 
     def init(key):
         lam = {"lam": 0.0} if model.film else {}
-        made = model.init(key, jnp.zeros((1, *shape)), **lam)
+        # As evaluation computes, which every platform can.
+        made = precise.init(key, jnp.zeros((1, *shape)), **lam)
         return {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
 
     def at(variables, knob):
@@ -151,7 +155,7 @@ def make_network(model, shape, exact=jnp.float32, precision="highest", narrow=Fa
     def observe(plain, images, key, index):
         random = draws(key, index, None)
         with in_precision(precision):
-            return trained(own.clone(dtype=exact), plain, images, random)[1]
+            return trained(own.clone(**changes), plain, images, random)[1]
 
     return Network(
         init,

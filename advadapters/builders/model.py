@@ -8,7 +8,16 @@ import jax.numpy as jnp
 from advadapters import trees
 from advadapters.builders import methods
 from advadapters.errors import UsageError
-from advadapters.models import MODELS, READ_SIZE, added, film, layers, resnet, vit
+from advadapters.models import (
+    MODELS,
+    READ_SIZE,
+    added,
+    attention,
+    film,
+    layers,
+    resnet,
+    vit,
+)
 from advadapters.networks import make_network
 from advadapters.precision import PRECISIONS
 from advadapters.training import state
@@ -21,6 +30,7 @@ MODEL_SETTINGS = {
     "patch": lambda c: c.take("patch", int, low=1),
     "pool": lambda c: c.choice("pool", vit.POOLS),
     "positions": lambda c: c.choice("positions", vit.POSITIONS),
+    "attention": lambda c: c.choice("attention", attention.CHOICES),
     "drop_path": lambda c: c.take("drop_path", float, low=0.0, high=0.9),
     "dropout": lambda c: c.take("dropout", float, low=0.0, high=0.9),
     "stem": lambda c: c.choice("stem", resnet.STEMS),
@@ -43,8 +53,8 @@ def read_exact(c):
     return dict(exact=exact, precision=c.choice("precision", PRECISIONS))
 
 
-def read_model(c, data, classes, exact):
-    """config.model -> Widths; exact: see `read_exact`."""
+def read_model(c, data, classes, exact, platform):
+    """config.model -> Widths; exact: see `read_exact`, platform: `mesh.platform`."""
     name = c.choice("name", MODELS)
     module = MODELS[name]
     fields = module.__dataclass_fields__
@@ -57,6 +67,11 @@ def read_model(c, data, classes, exact):
     size = READ_SIZE[name](c.take("size", str))
     if hasattr(size, "scaled"):
         size = size.scaled(c.take("width", float, above=0, high=1.0))
+    if choice := settings.get("attention"):
+        dtype, head = settings["dtype"], size.width // size.heads
+        settings["attention"] = attention.trained(choice, platform, dtype, head)
+        other = attention.evaluated(choice, platform, exact["exact"])
+        exact = exact | {"attention": other}
     model = module(
         size=size,
         classes=classes,

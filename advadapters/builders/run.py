@@ -103,7 +103,7 @@ def build(config, mesh, source=None):
         evaluated = c.section("evaluation")
         with model:
             exact = read_exact(evaluated)
-            widths = read_model(model, data, classes, exact)
+            widths = read_model(model, data, classes, exact, meshes.platform(mesh))
         epochs = c.take("epochs", float, above=0)
         epoch = len(data.train) / batch_size
         steps = max(1, round(epochs * epoch))

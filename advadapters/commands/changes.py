@@ -16,6 +16,7 @@ LATER = {
     "checkpoint_every": False,
     "keep_checkpoints": False,
     "optimizer.max_nonfinite": False,
+    "model.attention": False,  # the same sums in another order
     "data.source": False,  # where the same images lie
     "data.data_dir": False,
     "data.threads": False,

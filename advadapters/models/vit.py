@@ -18,6 +18,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from advadapters.errors import UsageError
+from advadapters.models import attention as attentions
 from advadapters.models import layers
 from advadapters.models.added import Added, add
 from advadapters.models.film import Film, condition_of, filmed
@@ -121,57 +122,6 @@ def dense(module, added, x, features, name, dtype, parts=()):
     return checkpoint_name(y, PRODUCT)
 
 
-def attend(query, key, value):
-    """softmax(query key / sqrt(d)) value, of [B, H, N, d] each; softmax in float32."""
-    scale = query.shape[-1] ** -0.5
-    if query.dtype == jnp.bfloat16:
-        # Scaled, the query would be rounded once more. The preset keeps the transposed
-        # products from being of float32.
-        scores = jnp.einsum(
-            "bhqd,bhkd->bhqk",
-            query,
-            key,
-            precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32,
-            preferred_element_type=jnp.float32,
-        )
-        scores = scores * scale
-    else:
-        scores = jnp.einsum("bhqd,bhkd->bhqk", query * scale, key)
-    # The derivative may be traced elsewhere, so it is told the precision that holds here.
-    return weigh(scores, value, jax.config.jax_default_matmul_precision)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def weigh(scores, value, precision):
-    """softmax(scores) value, of [B, H, N, N] in float32 and [B, H, N, d].
-
-    precision: of the products, see `jax.default_matmul_precision`.
-    """
-    return average(jax.nn.softmax(scores).astype(value.dtype), value, precision)
-
-
-def average(weights, value, precision):
-    """weights [B, H, N, N] times value [B, H, N, d]."""
-    return jnp.einsum("bhqk,bhkd->bhqd", weights, value, precision=precision)
-
-
-@weigh.defjvp
-def weigh_jvp(precision, primals, tangents):
-    """The softmax's sum over keys comes after the product with the values, not before.
-
-    Transposed, that is FlashAttention's gradient (Dao et al. 2022): a sum over d in place
-    of N.
-    """
-    (scores, value), (scores_move, value_move) = primals, tangents
-    weights = jax.nn.softmax(scores).astype(value.dtype)
-    mixed = average(weights, value, precision)
-    move = weights * scores_move
-    along = average(move.astype(value.dtype), value, precision)
-    shift = jnp.sum(move, axis=-1, keepdims=True) * mixed.astype(scores.dtype)
-    along = (along.astype(scores.dtype) - shift).astype(value.dtype)
-    return mixed, along + average(weights, value_move, precision)
-
-
 def gelu(x):
     """x times the normal distribution's probability below x (Hendrycks and Gimpel 2016).
 
@@ -183,9 +133,13 @@ def gelu(x):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; the columns of qkv are laid out (3, heads, D / heads)."""
+    """Multi-head self-attention; the columns of qkv are laid out (3, heads, D / heads).
+
+    attention: how it is computed, in `attention.IMPLEMENTATIONS`.
+    """
 
     heads: int
+    attention: str
     dtype: Any
     added: tuple[Added, ...] = ()
 
@@ -196,9 +150,8 @@ class Attention(nn.Module):
         qkv = make(x, 3 * width, "qkv", parts=("q", "k", "v"))
         shape = (batch, tokens, self.heads, width // self.heads)
         parts = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=2))
-        x = attend(*(jnp.swapaxes(part, 1, 2) for part in parts))
-        x = jnp.swapaxes(x, 1, 2).reshape(batch, tokens, width)
-        return make(x, width, "proj")
+        x = attentions.IMPLEMENTATIONS[self.attention](*parts)
+        return make(x.reshape(batch, tokens, width), width, "proj")
 
 
 class Mlp(nn.Module):
@@ -224,6 +177,7 @@ class Block(nn.Module):
     """
 
     size: Size
+    attention: str
     dtype: Any
     make_norm: Callable
     added: tuple[Added, ...] = ()
@@ -232,7 +186,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, drop_rate, index, gate=None, condition=None):
         drop = functools.partial(self.drop, rate=drop_rate, index=index, gate=gate)
-        attention = Attention(self.size.heads, self.dtype, self.added, name="attn")
+        attention = Attention(
+            self.size.heads, self.attention, self.dtype, self.added, name="attn"
+        )
         norm = functools.partial(self.norm, condition=condition)
         x = x + drop(attention(norm(x, "norm1")))
         mlp = Mlp(self.size.mlp, self.dtype, self.added, name="mlp")
@@ -262,6 +218,8 @@ class ViT(nn.Module):
       normalises (the head of MAE's fine-tuning), so that the class token only
       conditions the network; "class" reads the class token after the final norm.
     positions: "learned" [1, N + 1, D] including the class token's, or fixed "sincos".
+    attention: how it is computed, in `attention.IMPLEMENTATIONS`; which is best where,
+      `attention.choose` knows.
     drop_path: rate of the last block, growing linearly from 0 at the first; in
       training it needs the random stream "drop_path".
     added: modules beside the dense layers, see `added`. prompts: learnt tokens that every
@@ -288,6 +246,7 @@ class ViT(nn.Module):
     std: tuple[float, ...]
     pool: str = "tokens"
     positions: str = "learned"
+    attention: str = "ours"
     drop_path: float = 0.0
     remat: str = "none"
     scan: bool = False
@@ -358,6 +317,7 @@ class ViT(nn.Module):
             block = nn.remat(Block, prevent_cse=not self.scan, policy=policy)
         arguments = dict(
             size=self.size,
+            attention=self.attention,
             dtype=self.dtype,
             make_norm=norm,
             added=self.added,

@@ -15,6 +15,10 @@ OAT = DIGITS.replace("digits.py", "digits_oat.py")
 TWINS = DIGITS.replace("digits.py", "digits_twins.py")
 
 CASES = {
+    "cuDNN's attention without a GPU": (
+        [DIGITS, "--config.model.attention=cudnn"],
+        "config.model.attention='cudnn' needs a CUDA GPU of compute capability 8.0",
+    ),
     "lambda above 1": (
         [OAT, "--config.oat.lambdas=(0.0,1.5)"],
         "config.oat.lambdas must be growing numbers from 0 to 1, not only 0, got (0.0, 1.5",

@@ -144,6 +144,7 @@ def test_keys_that_train_nothing_may_change(copied, capsys):
         "--config.log_every=7",
         "--config.data.threads=1",
         "--config.keep_checkpoints=3",
+        "--config.model.attention=xla",
     ]
     assert main(["train", *argv(data, folder, *more)]) == 0
     said = capsys.readouterr().out
@@ -151,6 +152,7 @@ def test_keys_that_train_nothing_may_change(copied, capsys):
         "changed since the run began: data.threads 2 -> 1, keep_checkpoints 2 -> 3" in said
     )
     assert "finished already" in said
+    assert "model.attention auto -> xla" in said
     assert workdir.read_config(folder)["log_every"] == 7
     (row,) = json.loads((folder / "history.json").read_text())
     assert row["step"] == 3 and row["changed"]["log_every"] == [50, 7]

@@ -16,7 +16,7 @@ import optax
 from advadapters import mesh as meshes
 from advadapters import rng
 from advadapters.data.randaugment import make_randaugment
-from advadapters.models import vit
+from advadapters.models import attention, vit
 from parts import settings, timing
 from parts.shapes import SHAPES
 from parts.worker import Case
@@ -28,18 +28,7 @@ SETS = 2
 PASSES = ("forward", "input_gradient", "all_gradients")
 
 
-def ours(query, key, value):
-    """Our attention, of [B, N, H, d] as jax's is."""
-    heads = (jnp.swapaxes(part, 1, 2) for part in (query, key, value))
-    return jnp.swapaxes(vit.attend(*heads), 1, 2)
-
-
-ATTENTION = {
-    "ours": ours,
-    "xla": functools.partial(jax.nn.dot_product_attention, implementation="xla"),
-    "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
-    "none": lambda query, key, value: value,
-}
+ATTENTION = attention.IMPLEMENTATIONS | {"none": lambda query, key, value: value}
 GELUS = {
     "ours": vit.gelu,
     "jax exact": functools.partial(jax.nn.gelu, approximate=False),
