@@ -14,7 +14,7 @@ from advadapters import builders, checkpoints, hosts, trees
 from advadapters import config as configs
 from advadapters import mesh as meshes
 from advadapters.adapters import files
-from advadapters.commands import changes, evaluating, starting, workdir
+from advadapters.commands import changes, evaluating, profiling, starting, workdir
 from advadapters.data import identity
 from advadapters.defaults import TRAINING_ONLY
 from advadapters.errors import UsageError
@@ -136,15 +136,17 @@ def averaged(opened, state):
     return meshes.put(states.averaged(state), meshes.replicated(opened.mesh))
 
 
-def train(opened, clock=()):
+def train(opened, clock=(), profile=None):
     """Trains (or resumes), evaluates, writes the results; returns the exit code.
 
-    clock: see `say_when_started`.
+    clock: see `say_when_started`. profile: steps to trace, None for none.
     """
     run, folder = opened.run, opened.folder
     abstract = abstract_state(opened)
     with open_checkpoints(opened) as saved:
         start = saved.latest() or 0
+        if profile:
+            profiling.need_steps(profile, run.steps - start, folder)
         finished = workdir.read_results(folder) if start == run.steps else None
         if finished:
             print(f"{folder}: finished already, {run.steps} steps; nothing to do")
@@ -153,7 +155,7 @@ def train(opened, clock=()):
         print_head(opened, abstract, start)
         state = saved.restore(abstract, start) if start else first_state(opened)
         if start < run.steps:
-            state = train_steps(opened, saved, state, start, clock)
+            state = train_steps(opened, saved, state, start, clock, profile)
     variables = averaged(opened, state)
     del state  # whose moments leave their room to evaluation
     cases, suites = run.evaluation.cases, run.evaluation.suites
@@ -194,11 +196,14 @@ def adapter_settings(opened):
     return {"domains": opened.run.domains} | kept
 
 
-def train_steps(opened, saved, state, start, clock):
+def train_steps(opened, saved, state, start, clock, profile):
     """The training loop with its log, validation and checkpoints."""
     run, mesh = opened.run, opened.mesh
     log = workdir.Log(opened.folder, start)
     first = time.monotonic()
+    step_fn = builders.train_step(run, mesh)
+    if profile:
+        step_fn = profiling.Profiled(step_fn, profile, opened.folder / "profile")
 
     def write(step, metrics):
         metrics = describe_speed(run, step, metrics)
@@ -214,7 +219,7 @@ def train_steps(opened, saved, state, start, clock):
     with contextlib.closing(log), hosts.sigterm() as leave:
         state = loop.run(
             state,
-            say_when_started(builders.train_step(run, mesh), clock),
+            say_when_started(step_fn, clock),
             builders.train_batches(run, start),
             start=start,
             stop=run.steps,

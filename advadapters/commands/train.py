@@ -12,13 +12,19 @@ beyond them, and writes to DIR:
   metrics.jsonl   a line per logged step: means since the last line of loss, loss/VIEW,
                   accuracy/VIEW, gradient_norm and weight_norm (L2, of what is trained),
                   nonfinite (skipped updates in a row), learning_rate,
-                  images_per_second, seconds_left; lines of their own: validation/VIEW
+                  images_per_second, seconds_left, waiting (share of the time in which
+                  the devices had done all steps they were given and the next batch was
+                  not there yet); lines of their own: validation/VIEW
   events.out.*    the same for TensorBoard
   results.json    accuracy of every mixture, with counts and 95% intervals
   results.md      the same as a table
   tradeoff.png    robust against clean accuracy
   adapters.npz    where something is frozen: what was trained, kilobytes, to be used by
                   `advadapters evaluate --adapters` on any run with the same backbone
+
+  --profile=5     writes a trace of so many steps to DIR/profile, for TensorBoard's profile
+                  plugin (xprof), and prints what they spent their time on. The first
+                  three steps of the call are left out: one compiles, two fill queues
 
 Any value of the config can be overridden: --config.optimizer.base_lr=1e-3; numbers
 may be fractions: --config.attacks.linf.eps=8/255. Exit code 2 means bad input. SIGTERM
@@ -34,15 +40,17 @@ from advadapters import config as configs
 def main(argv):
     """Returns the exit code."""
     clock = [time.monotonic()]
-    config, flags = configs.parse(argv, {"workdir": None})
+    config, flags = configs.parse(argv, {"workdir": None, "profile": ""})
     import advadapters.commands.runs as runs
+    from advadapters.commands.cascades import read_number
     from advadapters.training.loop import Diverged
 
+    profile = read_number("profile", flags["profile"])
     clock.append(time.monotonic())
     run = runs.open_run(config.to_dict(), flags["workdir"], configs.given(argv))
     clock.append(time.monotonic())
     try:
-        return runs.train(run, clock)
+        return runs.train(run, clock, profile)
     except Diverged as error:
         print(f"advadapters train: {error}", file=sys.stderr)
         return 1

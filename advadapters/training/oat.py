@@ -173,7 +173,9 @@ class Pass(NamedTuple):
         seen = jax.lax.stop_gradient(self.variables | {"stats": stats})
         keys = rng.by_index(rng.fold(self.key, "attack", "start"), index)
         logits_fn = self.logits_fn(seen, rest)
-        attacked = self.method.attack(logits_fn, self.batch["images"][rest], labels, keys)
+        with jax.named_scope("attack"):
+            images = self.batch["images"][rest]
+            attacked = self.method.attack(logits_fn, images, labels, keys)
         logits, stats = self.forward(stats, self.method.dual, attacked, rest, "attacked")
         adversarial = losses.cross_entropy(logits, labels)
         weighted = (1 - self.lam) * losses.cross_entropy(clean, self.batch["labels"])

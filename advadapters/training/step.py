@@ -39,10 +39,18 @@ def make_step(loss, augment, tx, *, seed, ema_decay, accumulate, mesh, places=No
 
     def step(state, batch):
         key = rng.fold(jax.random.key(seed), "train", state.step)
-        batch = augment(batch, rng.fold(key, "augment"))
+        with jax.named_scope("augment"):
+            batch = augment(batch, rng.fold(key, "augment"))
         batch["step"] = jnp.full_like(batch["index"], state.step)
         batch = meshes.keep_batched(mesh, batch)
-        slopes, stats, metrics = gradients(state.variables, batch, rng.fold(key, "loss"))
+        with jax.named_scope("loss"):
+            slopes, stats, metrics = gradients(
+                state.variables, batch, rng.fold(key, "loss")
+            )
+        with jax.named_scope("update"):
+            return update(state, slopes, stats, metrics)
+
+    def update(state, slopes, stats, metrics):
         trained = states.trained(state.variables)
         updates, optimizer = tx.update(slopes, state.optimizer, trained)
         variables = optax.apply_updates(trained, updates)

@@ -117,6 +117,7 @@ def plain_of(network, method, variables, wing):
     return network.at(variables, nets.Knob(jax.nn.one_hot(wing, len(DOMAINS))))
 
 
+@jax.named_scope("attack")
 def attack(network, method, variables, batch, key):
     """Images [B, H, W, C] attacked through the adaptive wing."""
     plain = jax.lax.stop_gradient(plain_of(network, method, variables, ADAPTIVE))

@@ -150,6 +150,7 @@ def views_loss(network, views, *, pooled=True, perturbation=0.0, axis=None):
     return loss
 
 
+@jax.named_scope("attack")
 def show(network, view, variables, batch, key):
     """(the view's images [B, H, W, C], number of the attack drawn)."""
     if not view.attacks:

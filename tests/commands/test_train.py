@@ -55,7 +55,7 @@ def lines(workdir):
 def trained(tmp_path_factory):
     """A finished run and what it printed."""
     workdir = tmp_path_factory.mktemp("run") / "digits"
-    return workdir, run("train", *QUICK, f"--workdir={workdir}")
+    return workdir, run("train", *QUICK, f"--workdir={workdir}", "--profile=2")
 
 
 def test_what_is_printed(trained):
@@ -69,6 +69,9 @@ def test_what_is_printed(trained):
         "step 5/20  accuracy/clean",
         "images/s  ETA 0:",
         "step 8 validation  validation/clean",
+        "profile of 2 steps, ",
+        "| attack | ",
+        "| matrix products | ",
         "| 1.1 clean + -0.1 linf |",
         "| linf mode |",
         f"written to {workdir}",
@@ -97,7 +100,9 @@ def test_what_is_written(trained):
         0
     ].keys()
     assert all(row["gradient_norm"] > 0 and row["weight_norm"] > 0 for row in logged)
+    assert all(0 <= row["waiting"] <= 1 for row in logged)
     assert any("validation/linf" in row for row in metrics)
+    assert list((workdir / "profile").glob("**/*.xplane.pb"))
     assert "class_token" in (workdir / "parameters.txt").read_text()
     assert json.loads((workdir / "config.json").read_text())["epochs"] == 2.0
     assert {"8", "16", "20"} & {p.name for p in (workdir / "checkpoints").iterdir()}
@@ -127,6 +132,16 @@ def test_a_finished_run_says_so(trained):
     out = run("train", *QUICK, f"--workdir={workdir}")
     assert "finished already" not in out and (workdir / "tradeoff.png").exists()
     assert (workdir / "results.json").read_text() == before
+
+
+def test_what_cannot_be_profiled(trained, capsys):
+    for text, message in (
+        ("18", "traces 18 steps after the first 3, and this run has 0 left"),
+        ("all", "--profile must be a positive whole number, got 'all'"),
+    ):
+        argv = [*QUICK, f"--workdir={trained[0]}", f"--profile={text}"]
+        assert main(["train", *argv]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_another_config_is_refused(trained, capsys):

@@ -1,0 +1,82 @@
+"""`train --profile`: a trace of a few training steps, and the table that it gives."""
+
+import os
+import time
+
+import jax
+
+from advadapters import hlo, hosts, profiles
+from advadapters.errors import UsageError
+
+# Steps before the first that is traced: one compiles, two fill the devices' queues.
+BEFORE = 3
+
+
+def need_steps(steps, left, folder):
+    """Raises UsageError where so many steps cannot be traced."""
+    if left < BEFORE + steps:
+        raise UsageError(
+            f"--profile={steps} traces {steps} steps after the first {BEFORE}, and this "
+            f"run has {left} left: name fewer, or train for longer (--config.epochs=...)"
+        )
+    if "://" in os.fspath(folder):
+        raise UsageError(f"--profile writes to a folder of this machine, not to {folder}")
+
+
+class Profiled:
+    """The training step (a jitted function), of which process 0 traces so many calls.
+
+    After the last of them the trace is in the folder and its table is printed.
+    """
+
+    def __init__(self, step_fn, steps, folder):
+        self.step_fn, self.steps, self.folder = step_fn, steps, os.fspath(folder)
+        self.program, self.calls, self.started = None, 0, None
+
+    def __call__(self, state, batch):
+        if self.program is None:  # compiled here, since its text tells what is what
+            self.program = self.step_fn.lower(state, batch).compile()
+        self.calls += 1
+        if self.calls == BEFORE + 1 and hosts.first():
+            self.start(state)
+        found = self.program(state, batch)
+        if self.calls == BEFORE + self.steps and hosts.first():
+            self.stop(found)
+        return found
+
+    def start(self, state):
+        """Begins the trace, when what came before is done."""
+        jax.block_until_ready(state)
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # all of Python's calls are too many
+        jax.profiler.start_trace(self.folder, profiler_options=options)
+        self.started = time.monotonic()
+
+    def stop(self, found):
+        """Ends the trace when the steps are done, and prints what it says."""
+        jax.block_until_ready(found)
+        seconds = (time.monotonic() - self.started) / self.steps
+        jax.profiler.stop_trace()
+        scopes = hlo.scopes(self.program.as_text())
+        print(table(profiles.read(self.folder), scopes, self.steps, seconds), flush=True)
+        print(f"profile: {self.folder} (open it with TensorBoard's profile plugin, xprof)")
+
+
+def table(found, scopes, steps, seconds):
+    """What the devices did in so many steps, of so many seconds each on the clock."""
+    lines = [
+        f"profile of {steps} steps, {1e3 * seconds:,.1f} ms each; devices worked "
+        f"{found.busy / (steps * seconds):.1%} of the time"
+    ]
+    whole = sum(event.own for event in found.events)
+    for title, parts in (
+        ("part", profiles.by_scope(found, scopes)),
+        ("kind of operation", profiles.by_kind(found, scopes)),
+    ):
+        lines += [f"| {title} | ms a step, devices and threads added | share |"]
+        lines += ["| --- | --- | --- |"]
+        lines += [
+            f"| {name} | {1e3 * spent / steps:,.2f} | {spent / whole:.1%} |"
+            for name, spent in parts.items()
+        ]
+    return "\n".join(lines)
