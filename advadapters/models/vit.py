@@ -219,7 +219,7 @@ class ViT(nn.Module):
       conditions the network; "class" reads the class token after the final norm.
     positions: "learned" [1, N + 1, D] including the class token's, or fixed "sincos".
     attention: how it is computed, in `attention.IMPLEMENTATIONS`; which is best where,
-      `attention.choose` knows.
+      `attention.trained` knows.
     drop_path: rate of the last block, growing linearly from 0 at the first; in
       training it needs the random stream "drop_path".
     added: modules beside the dense layers, see `added`. prompts: learnt tokens that every
