@@ -105,11 +105,7 @@ class State:
         self.broken_by[hit] = name
         self.not_finite[hit] = batch.not_finite[better]
         self.not_attacked[batch.index] |= batch.not_attacked
-        self.spend(name, **batch.cost)
-
-    def spend(self, name, **cost):
-        """Adds to the costs of a stage."""
-        for kind, value in cost.items():
+        for kind, value in batch.cost.items():
             self.costs[name][kind] += value
 
     def left(self, number, round_):
@@ -128,13 +124,17 @@ class State:
 
 def run_stage(attacker, state, number, stage, key, log, progress):
     """All rounds of one attack."""
-    goals = targets_of(attacker, state, number, stage)
+    goals, choosing = targets_of(attacker, state, number, stage)
     for round_ in range(stage.rounds):
         left = state.left(number, round_)
         total = len(left)
         for index in attacker.batches(stage, left):
             targets = goals[index, round_ % max(stage.targets, 1)]
             batch = attacker.attack(stage, state, index, targets, key, round_)
+            # So that a journal, which holds batches, has what choosing them cost.
+            for kind, value in choosing.items():
+                batch.cost[kind] += value
+            choosing = {}
             log.write(state, number, round_, stage.name, batch)
             state.update(number, round_, stage.name, batch)
             left = left[len(index) :]
@@ -149,16 +149,20 @@ def run_stage(attacker, state, number, stage, key, log, progress):
 
 
 def targets_of(attacker, state, number, stage):
-    """Other classes int32 [N, targets] that an attack goes for, one a round; else zeros."""
+    """(classes int32 [N, targets] that an attack goes for, one a round, cost of choosing).
+
+    Zeros for an attack without targets.
+    """
     if not stage.targets:
-        return np.zeros((len(state.labels), 1), np.int32)
+        return np.zeros((len(state.labels), 1), np.int32), {}
     order = np.argsort(-state.logits, axis=1, kind="stable")  # most likely first
     others = order[order != state.labels[:, None]].reshape(len(order), -1)
     goals = others[:, : stage.targets].astype(np.int32)
     left = np.unique([i for r in range(stage.rounds) for i in state.left(number, r)])
+    cost = {}
     if stage.candidates and len(left):
-        goals[left] = attacker.nearest(stage, state, left)
-    return goals
+        goals[left], cost = attacker.nearest(stage, state, left)
+    return goals, cost
 
 
 class Attacker:
@@ -257,7 +261,7 @@ class Attacker:
         return Batch(index, *(part[:count] for part in found), cost)
 
     def nearest(self, stage, state, left):
-        """MALT's targets int32 [n, targets] for the images with the numbers `left` [n]."""
+        """(MALT's targets int32 [n, targets] for the images numbered `left` [n], cost)."""
         settings = dict(nearest=stage.targets, candidates=stage.candidates)
         function = functools.partial(nearest_classes, norm=self.norm, **settings)
         kind = ("nearest", self.norm, *settings.values())
@@ -271,15 +275,14 @@ class Attacker:
             compile_seconds += seconds
         # Each gradient counts as a pass, as in attacks.
         passes = min(stage.candidates, state.logits.shape[1] - 1)
-        state.spend(
-            stage.name,
+        cost = dict(
             forwards=passes * len(left),
             padding=passes * (size * len(found) - len(left)),
             seconds=time.monotonic() - wall - compile_seconds,
             cpu_seconds=time.process_time() - busy,
             compile_seconds=compile_seconds,
         )
-        return np.concatenate(found)[: len(left)]
+        return np.concatenate(found)[: len(left)], cost
 
     def over(self, kind, function, images, labels, key):
         """What a function of rows makes of all images, labels and keys: arrays [N, ...].

@@ -90,14 +90,16 @@ def near_but_unlikely(images):
     return jnp.stack([flat + 1, 0.9 + 0.1 * mean, 40 * mean, flat - 0.5, flat - 0.6], 1)
 
 
-def test_the_nearest_class_is_attacked_where_the_likeliest_holds():
+def test_the_nearest_class_is_attacked_where_the_likeliest_holds(tmp_path):
     images, labels = np.full((8, SIDE, SIDE, 1), 0.5, np.float32), np.zeros(8, int)
     run = functools.partial(
         autoattack, near_but_unlikely, images, labels, jax.random.key(0), norm="linf",
         eps=0.05, quiet=True,
     )  # fmt: skip
     own = dict(steps=8, targets=1)
-    report = run(version=(("malt", own),))
+    settings = dict(version=(("malt", own),), resume=tmp_path, programs={})
+    report, again = run(**settings), run(**settings)
+    assert again.costs == report.costs  # choosing the targets is in the journal
     assert report.robust_accuracy == 0
     # Four gradients for the targets, then the attack.
     assert report.costs["malt"]["forwards"] % 8 == 0

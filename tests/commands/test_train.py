@@ -208,6 +208,7 @@ def test_autoattack_from_the_command_line(trained, capsys):
         (["--suite=autoattack-rand"], "not random when they are evaluated"),
         (["--suite=autoattack:cw"], "unknown attack 'cw'"),
         (["--suite=autoattack:square"], "none of the attacks square takes steps"),
+        (["--suite=autoattack-fast"], "malt, fab-malt takes queries"),
         (["--norm=linf,l2"], "as many, and no threat twice: got 2 norms and 1 radii"),
         (["--steps=0"], "--steps must be a positive whole number"),
         (["--seed=x"], "--seed must be a whole number"),
