@@ -76,14 +76,6 @@ def test_every_part_runs_and_a_later_call_goes_on(tmp_path):
     del again["rows"]["soups"]["adapters, clean"]
     assert again["rows"] == rows
 
-    # Rows of another device are no rows of this one.
-    again["setting"]["device"] = "another"
-    (tmp_path / "results.json").write_text(json.dumps(again))
-    third = run(tmp_path)
-    assert third.returncode == 2 and third.stderr.count("\n") == 1
-    assert "another" in third.stderr and "give another --output" in third.stderr
-    assert results(tmp_path) == again
-
 
 @pytest.fixture
 def kept(tmp_path):
@@ -91,6 +83,15 @@ def kept(tmp_path):
     made = record.Record(tmp_path)
     made.go_on({"device": "here"}, {"began": 0.0, "commit": "abc"})
     return made
+
+
+def test_rows_of_another_device_are_no_rows_of_this_one(kept):
+    before = kept.path.read_text()
+    with pytest.raises(record.Refused) as refused:
+        kept.go_on({"device": "there"}, {"began": 1.0, "commit": "abc"})
+    (line,) = str(refused.value).splitlines()
+    assert "device 'here', and here it is 'there': give another --output" in line
+    assert kept.path.read_text() == before
 
 
 class Small:
@@ -170,6 +171,11 @@ def stuck(options, began, until):
     time.sleep(600)
 
 
+def refuses(options, began, until):
+    """A worker to which the earlier output is of no use."""
+    sys.exit(worker.REFUSED)
+
+
 def useless(options, began, until):
     """A worker that cannot begin."""
     os._exit(1)
@@ -183,6 +189,7 @@ def test_workers_may_be_lost(tmp_path, monkeypatch):
     assert rows["first"] == {"error": "its process ended with code 7"}
     assert "seconds_spent" in rows["second"]
     assert accelerator.watch(options, now, now + 60, useless) == 1
+    assert accelerator.watch(options, now, now + 60, refuses) == worker.REFUSED
     began = time.time()
     accelerator.watch(options, began, began + 1, stuck)
     assert time.time() - began < 10

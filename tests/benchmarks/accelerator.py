@@ -85,12 +85,14 @@ def watch(options, began, until, target=work):
     while True:
         before = Record(options["output"]).rows
         process = multiprocessing.get_context("spawn").Process(
-            target=target, args=(options, began, until), daemon=True
+            target=target, args=(options, began, until)
         )
         process.start()
-        process.join(max(until + GRACE - time.time(), 0))
-        late = process.is_alive()
-        end(process)
+        try:
+            process.join(max(until + GRACE - time.time(), 0))
+            late = process.is_alive()
+        finally:
+            end(process)
         code = process.exitcode
         if code in (worker.FINISHED, worker.REFUSED) and not late:
             return code
