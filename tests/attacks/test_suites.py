@@ -142,6 +142,10 @@ def test_rounds_follow_the_norm_and_the_classes():
     standard = {"apgd-ce": 1, "apgd-t": 9, "fab-t": 9, "square": 1}
     assert rounds("standard", "linf", 10) == rounds("standard", "l2", 1000) == standard
     assert rounds("standard", "l1", 10) == standard | {"apgd-ce": 5, "apgd-t": 5}
+    # What "fast" shares with "standard" is the same attack, run once.
+    assert rounds("fast", "l1", 10) == {"apgd-ce": 5, "malt": 5}
+    both = {"apgd-ce": 5, "malt": 5, "apgd-t": 5, "fab-t": 9, "square": 1}
+    assert rounds("fast+standard", "l1", 10) == both
     assert rounds("standard", "linf", 3) == standard | {"apgd-t": 2, "fab-t": 2}
     plus = rounds("plus", "linf", 10)
     assert plus["fab"] + plus["fab-random"] == plus["apgd-dlr"] == 5
