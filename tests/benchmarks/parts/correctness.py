@@ -39,7 +39,9 @@ NETWORKS = {
 COUNT = {"full": 16, "cpu": 8, "small": 8}  # images
 # Tolerances of errors.
 LOGITS = 2e-5  # of float32 evaluation
-STEP = {"float32": 1e-2, "bfloat16": 0.3}  # of the gradient that a training step takes
+# Of the gradient that a training step takes. On a CPU bfloat16 is off from float32 by 4e-3
+# (both networks of CPUs), which the first must tell apart and the second allow.
+STEP = {"float32": 2e-4, "bfloat16": 2e-2}
 MOVED = 0.02  # share of an attacked image's pixels
 WORTH = 1e-2  # of the loss that an attack reaches
 SAME = 1e-6  # of one program in another sharding
