@@ -113,7 +113,7 @@ def test_attacks_in_evaluation(norm, one_device):
 @pytest.mark.parametrize("stage", suites.parts("linf", 5).values(), ids=lambda s: s.name)
 def test_autoattack_on_a_network(stage):
     net, plain = network("vit, one block")
-    attack = functools.partial(cascade.attack_batch, stage, "linf", 0)
+    attack = functools.partial(cascade.attack_batch, *stage.fixed, "linf", 0)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8))
     active = jax.ShapeDtypeStruct((8,), bool)
     eps = jax.ShapeDtypeStruct((), jnp.float32)

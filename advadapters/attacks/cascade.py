@@ -1,10 +1,13 @@
 """What runs a cascade: batches of the images that are left, and what was found on them.
 
 Images are gathered on the host between the rounds of an attack; on the device every
-round is one program, compiled once per attack and batch shape.
+round is one program. Which rows it has follows from the images given, the batch size and
+the network alone, never from what happens to be compiled: equal calls do equal things.
 """
 
+import collections
 import functools
+import inspect
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters import losses, rng
+from advadapters import costs, losses, rng
 from advadapters import mesh as meshes
 from advadapters.attacks import checks
 from advadapters.attacks.checks import to_float
@@ -21,6 +24,18 @@ from advadapters.attacks.contract import rows_where
 from advadapters.attacks.malt import nearest_classes
 
 JUDGES = 100  # draws of a random network that an image found is judged on
+# What is compiled for networks whose parameters are arguments, of all cascades of this
+# process; a dict keeps the programs that were used last.
+PROGRAMS, KEPT = {}, 128
+# What tells programs apart besides their arguments.
+CONTEXT = (
+    "jax_default_matmul_precision",
+    "jax_enable_x64",
+    "jax_threefry_partitionable",
+    "jax_default_prng_impl",
+)
+# About how many floating-point operations take as long as compiling an attack does.
+COMPILING = {"cpu": 1e11, "other": 1e15}
 
 
 class Stage(NamedTuple):
@@ -44,6 +59,19 @@ class Stage(NamedTuple):
     def rounds(self):
         """How often it is run."""
         return self.restarts * max(self.targets, 1)
+
+    @property
+    def passes(self):
+        """What a round costs in forward passes, about: a step goes backward, too."""
+        known = inspect.signature(self.run).parameters
+        known = {name: one.default for name, one in known.items()} | self.settings
+        steps = known["queries"] if "queries" in known else 3 * known["steps"]
+        return steps * known.get("expectation", 1)
+
+    @property
+    def fixed(self):
+        """What its program is made for, hashable: the first arguments of `attack_batch`."""
+        return self.run, tuple(sorted(self.settings.items())), self.targets > 0
 
     @property
     def plan(self):
@@ -122,15 +150,17 @@ class State:
         return rows
 
 
-def run_stage(attacker, state, number, stage, key, log, progress):
-    """All rounds of one attack."""
-    goals, choosing = targets_of(attacker, state, number, stage)
+def run_stage(attacker, state, number, stage, key, log, progress, flops):
+    """All rounds of one attack; flops: of a forward pass on one image, 0 if not known."""
+    goals, choosing = targets_of(attacker, state, number, stage, flops)
+    sizes = {attacker.shape(len(state.labels))}
     for round_ in range(stage.rounds):
         left = state.left(number, round_)
         total = len(left)
-        for index in attacker.batches(stage, left):
+        work = flops * stage.passes * (stage.rounds - round_)  # for each row, if it stays
+        for index, rows in attacker.batches(left, sizes, work):
             targets = goals[index, round_ % max(stage.targets, 1)]
-            batch = attacker.attack(stage, state, index, targets, key, round_)
+            batch = attacker.attack(stage, state, index, rows, targets, key, round_)
             # So that a journal, which holds batches, has what choosing them cost.
             for kind, value in choosing.items():
                 batch.cost[kind] += value
@@ -148,7 +178,7 @@ def run_stage(attacker, state, number, stage, key, log, progress):
             )
 
 
-def targets_of(attacker, state, number, stage):
+def targets_of(attacker, state, number, stage, flops):
     """(classes int32 [N, targets] that an attack goes for, one a round, cost of choosing).
 
     Zeros for an attack without targets.
@@ -161,7 +191,7 @@ def targets_of(attacker, state, number, stage):
     left = np.unique([i for r in range(stage.rounds) for i in state.left(number, r)])
     cost = {}
     if stage.candidates and len(left):
-        goals[left], cost = attacker.nearest(stage, state, left)
+        goals[left], cost = attacker.nearest(stage, state, left, flops)
     return goals, cost
 
 
@@ -169,7 +199,9 @@ class Attacker:
     """Runs attacks on batches of few shapes, each compiled once.
 
     judges: on how many draws of a random network an image is judged, 0 for a network that
-    is not random. programs: a dict of what is compiled, which may serve several of them.
+    is not random. programs: a dict of what is compiled, which may serve several of them;
+    None for PROGRAMS, or for one of its own where the network has no arrays: those that it
+    closes over are constants of its programs, and may be others at the next call.
     """
 
     def __init__(
@@ -177,8 +209,11 @@ class Attacker:
     ):
         self.logits_fn, self.norm, self.eps = logits_fn, norm, np.float32(eps)
         self.batch_size, self.mesh, self.judges = batch_size, mesh, judges
-        self.programs = {} if programs is None else programs
-        self.unit = 8 if mesh is None else 8 * mesh.size
+        self.programs = programs_of(logits_fn) if programs is None else programs
+        backend = jax.default_backend()
+        self.compiling = COMPILING.get(backend, COMPILING["other"])
+        # Accelerators compute eight rows at once.
+        self.unit = (1 if backend == "cpu" else 8) * (1 if mesh is None else mesh.size)
 
     def place(self, tree):
         """Rows over the mesh, if there is one."""
@@ -199,44 +234,53 @@ class Attacker:
         calls = max(1, -(-count // self.batch_size))
         return self.rows(-(-count // calls))
 
-    def kind(self, stage):
-        """What tells the programs of attacks apart."""
-        settings = tuple(sorted(stage.settings.items()))
-        network = jax.tree.structure(self.logits_fn)
-        return stage.run, settings, stage.targets > 0, self.norm, self.judges, network
+    def batches(self, left, sizes, work):
+        """(numbers, rows of the program) of each call on the numbers `left`.
 
-    def compiled(self, stage, count):
-        """Rows of a compiled program that `count` images fill well, or 0."""
-        kind, most = self.kind(stage), min(1.3 * count, self.rows(self.batch_size))
-        shapes = [rows for other, rows, _ in self.programs if other == kind]
-        return min((rows for rows in shapes if count <= rows <= most), default=0)
-
-    def batches(self, stage, left):
-        """Parts of the numbers `left`, of shapes that are compiled already if they fit."""
+        sizes: a set of rows, of the programs of this attack, to which new ones are added.
+        A program is taken that is larger than need be unless its padding costs more than
+        compiling another one. work: FLOPs that a row costs, 0 if they are not known: then
+        nothing is padded.
+        """
         while len(left):
             even = self.shape(len(left))
-            size = self.compiled(stage, even) or even
-            yield left[:size]
-            left = left[size:]
+            rows = min((size for size in sizes if size >= even), default=even)
+            wasted = rows * -(-len(left) // rows) - even * -(-len(left) // even)
+            if not work or wasted * work > self.compiling:
+                rows = even
+            sizes.add(rows)
+            yield left[:rows], rows
+            left = left[rows:]
 
-    def call(self, kind, function, rows, *scalars):
-        """(what a function makes of network, rows and scalars, seconds of compiling)."""
+    def call(self, function, fixed, rows, *scalars):
+        """(what a function makes of network, rows and scalars, {kind of seconds: number}).
+
+        fixed: its first arguments, hashable; for each value there is another program.
+        """
         arguments = (self.logits_fn, *self.place(rows), *scalars)
         leaves, structure = jax.tree.flatten(arguments)
         told = tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
-        precision = jax.config.jax_default_matmul_precision
-        name = (kind, len(rows[0]), (structure, told, precision))
-        seconds = 0.0
-        if name not in self.programs:
-            started = time.monotonic()
-            self.programs[name] = jax.jit(function).lower(*arguments).compile()
-            seconds = time.monotonic() - started
-        return jax.tree.map(meshes.gather, self.programs[name](*arguments)), seconds
+        context = tuple(getattr(jax.config, name, None) for name in CONTEXT)
+        name, started = (function, fixed, structure, told, context), time.monotonic()
+        program = self.programs.pop(name, None)
+        compiled = program is None
+        if compiled:
+            jitted = jax.jit(functools.partial(function, *fixed))
+            program = jitted.lower(*arguments).compile()
+        self.programs[name] = program  # behind all that was used before
+        while len(self.programs) > KEPT:
+            del self.programs[next(iter(self.programs))]
+        wall, busy = time.monotonic(), time.process_time()
+        found = jax.tree.map(meshes.gather, program(*arguments))
+        return found, dict(
+            seconds=time.monotonic() - wall,
+            cpu_seconds=time.process_time() - busy,
+            compile_seconds=wall - started if compiled else 0.0,
+        )
 
-    def attack(self, stage, state, index, targets, key, round_):
-        """The Batch of one call."""
+    def attack(self, stage, state, index, rows, targets, key, round_):
+        """The Batch of one call, of a program for so many rows."""
         count = len(index)
-        rows = self.compiled(stage, count) or self.rows(count)
         padded = np.concatenate([index, np.full(rows - count, index[0])])
         numbers = jnp.asarray(state.numbers[padded])
         keys = rng.by_index(rng.fold(key, stage.name, round_), numbers)
@@ -247,44 +291,29 @@ class Attacker:
             np.concatenate([targets, np.full(rows - count, targets[0])]),
             np.arange(rows) < count,
         )
-        function = functools.partial(attack_batch, stage, self.norm, self.judges)
-        wall, busy = time.monotonic(), time.process_time()
-        found, compile_seconds = self.call(self.kind(stage), function, inputs, self.eps)
+        fixed = (*stage.fixed, self.norm, self.judges)
+        found, cost = self.call(attack_batch, fixed, inputs, self.eps)
         *found, passes = found
-        cost = dict(
-            forwards=int(passes) * count,
-            padding=int(passes) * (rows - count),
-            seconds=time.monotonic() - wall - compile_seconds,
-            cpu_seconds=time.process_time() - busy,
-            compile_seconds=compile_seconds,
-        )
+        cost |= dict(forwards=int(passes) * count, padding=int(passes) * (rows - count))
         return Batch(index, *(part[:count] for part in found), cost)
 
-    def nearest(self, stage, state, left):
+    def nearest(self, stage, state, left, flops):
         """(MALT's targets int32 [n, targets] for the images numbered `left` [n], cost)."""
-        settings = dict(nearest=stage.targets, candidates=stage.candidates)
-        function = functools.partial(nearest_classes, norm=self.norm, **settings)
-        kind = ("nearest", self.norm, *settings.values())
-        found, size, compile_seconds = [], self.shape(len(left)), 0.0
-        wall, busy = time.monotonic(), time.process_time()
-        for start in range(0, len(left), size):
-            index = np.resize(left[start : start + size], size)
-            rows = (to_float(state.images[index]), state.labels[index])
-            classes, seconds = self.call(kind, function, rows)
-            found.append(classes.T)
-            compile_seconds += seconds
-        # Each gradient counts as a pass, as in attacks.
         passes = min(stage.candidates, state.logits.shape[1] - 1)
-        cost = dict(
-            forwards=passes * len(left),
-            padding=passes * (size * len(found) - len(left)),
-            seconds=time.monotonic() - wall - compile_seconds,
-            cpu_seconds=time.process_time() - busy,
-            compile_seconds=compile_seconds,
-        )
-        return np.concatenate(found)[: len(left)], cost
+        sizes, found = {self.shape(len(state.labels))}, []
+        total = collections.Counter()
+        for index, rows in self.batches(left, sizes, 3 * passes * flops):
+            padded = np.resize(index, rows)
+            inputs = (to_float(state.images[padded]), state.labels[padded])
+            fixed = (stage.targets, stage.candidates, self.norm)
+            classes, cost = self.call(nearest_batch, fixed, inputs)
+            found.append(classes[: len(index)])
+            # Each gradient counts as a pass, as in attacks.
+            total.update(cost, forwards=passes * len(index))
+            total.update(padding=passes * (rows - len(index)))
+        return np.concatenate(found), dict(total)
 
-    def over(self, kind, function, images, labels, key):
+    def over(self, function, images, labels, key):
         """What a function of rows makes of all images, labels and keys: arrays [N, ...].
 
         images: a function of their numbers. All batches have one shape.
@@ -293,25 +322,32 @@ class Attacker:
         for start in range(0, len(labels), size):
             numbers = np.arange(start, min(start + size, len(labels)))
             padded = np.resize(numbers, size)
-            parts = self.one(kind, function, images(padded), labels[padded], key, start)
+            parts = self.one(function, images(padded), labels[padded], key, start)
             last = slice(len(numbers))
             found.append(jax.tree.map(lambda rows, last=last: rows[last], parts))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
-    def one(self, kind, function, images, labels, key, start=0):
+    def one(self, function, images, labels, key, start=0):
         """What a function of rows makes of one batch, whose numbers begin at `start`."""
         keys = rng.by_index(key, jnp.arange(start, start + len(images)))
-        return self.call((kind, self.judges), function, (images, labels, keys))[0]
+        return self.call(function, (self.judges,), (images, labels, keys))[0]
 
     def logits(self, images, labels, key):
         """Logits [N, L] float32 of the images as they are; of one draw each batch."""
-        function = functools.partial(forward, self.judges)
-        return self.over("logits", function, images.__getitem__, labels, key)
+        return self.over(forward, images.__getitem__, labels, key)
 
     def one_batch(self, images, labels, key):
         """The same for images that are one whole batch."""
+        return self.one(forward, images, labels, key)
+
+    def flops(self, shape):
+        """FLOPs of a forward pass on an image [H, W, C], 0 if no products are seen."""
+        images = jax.ShapeDtypeStruct((self.unit, *shape), jnp.float32)
+        labels = jax.ShapeDtypeStruct((self.unit,), jnp.int32)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.unit))
         function = functools.partial(forward, self.judges)
-        return self.one("logits", function, images, labels, key)
+        traced = jax.make_jaxpr(function)(self.logits_fn, images, labels, keys)
+        return costs.products(traced.jaxpr) / self.unit
 
     def right(self, images, labels, logits, key):
         """Share [N] of draws that are right on clean images, of which the logits are."""
@@ -322,8 +358,12 @@ class Attacker:
 
     def judged(self, images, labels, key):
         """Share [N] of draws that are right; images: a function of their numbers."""
-        function = functools.partial(judge, self.judges)
-        return self.over("judge", function, images, labels, key)[0]
+        return self.over(judge, images, labels, key)[0]
+
+
+def programs_of(logits_fn):
+    """The dict for what is compiled of a network, a Partial, see Attacker."""
+    return PROGRAMS if jax.tree.leaves(logits_fn) else {}
 
 
 def forward(judges, logits_fn, images, labels, keys):
@@ -354,17 +394,25 @@ def judge(judges, logits_fn, images, labels, keys):
     return right / judges, lost
 
 
+def nearest_batch(targets, candidates, norm, logits_fn, images, labels):
+    """MALT's targets int32 [B, targets] of one batch."""
+    settings = dict(nearest=targets, candidates=candidates, norm=norm)
+    return nearest_classes(logits_fn, images, labels, **settings).T
+
+
 def attack_batch(
-    stage, norm, judges, logits_fn, images, labels, keys, targets, active, eps
-):
+    run, settings, targeted, norm, judges,
+    logits_fn, images, labels, keys, targets, active, eps,
+):  # fmt: skip
     """One batch on the device: the arrays of Batch, passes; the attack's word is checked.
 
-    A random network is judged on draws that the attack has not seen.
+    run, settings, targeted: see `Stage.fixed`. A random network is judged on draws that
+    the attack has not seen.
     """
-    images, settings = to_float(images), dict(stage.settings)
-    if stage.targets:
+    images, settings = to_float(images), dict(settings)
+    if targeted:
         settings["targets"] = targets
-    found = stage.run(
+    found = run(
         logits_fn, images, labels, keys, norm=norm, eps=eps, active=active, **settings
     )
     whole = jnp.isfinite(found.points).all(axis=(1, 2, 3))

@@ -315,12 +315,12 @@ def randomised(attacker, images, labels, key):
 
 def company(attacker, images, labels, key):
     """Whether an image's outputs depend on the other images of its batch, and its place."""
-    half = attacker.rows(min(SAMPLE, attacker.batch_size)) // 2
+    half = attacker.rows(-(-min(SAMPLE, attacker.batch_size) // 2))
     sample = images[np.resize(np.arange(len(images)), half)]
     others = (255 if sample.dtype == np.uint8 else 1) - sample
     own = np.tile(np.resize(labels, half), 2)
-    first = attacker.one_batch(np.concatenate([sample, sample]), own, key)
-    second = attacker.one_batch(np.concatenate([others, sample]), own, key)
+    both = (np.concatenate([part, sample]) for part in (sample, others))
+    first, second = (attacker.one_batch(batch, own, key) for batch in both)
     one, two = np.nan_to_num(first[:half]), np.nan_to_num(second[half:])
     gaps = np.abs(one - two).max(axis=1)
     apart = int((gaps > 1e-2 * np.abs(one).max(axis=1)).sum())
@@ -347,18 +347,10 @@ def gradients(attacker, images, labels, logits):
     right = right[: min(SAMPLE, attacker.batch_size)]
     if not len(right):
         return []
-    sample, own = jnp.asarray(to_float(images[right])), jnp.asarray(labels[right])
-
-    @jax.jit
-    def sizes(function, points):
-        def largest(loss):
-            slope = jax.grad(lambda x: jnp.sum(loss(function(x), own)))(points)
-            whole = jnp.all(jnp.isfinite(slope), axis=(1, 2, 3))
-            return BALLS["linf"].norm(trees.finite(slope)), whole
-
-        return *largest(losses.cross_entropy), *largest(losses.margin)
-
-    entropy, first, margin, second = map(np.asarray, sizes(attacker.logits_fn, sample))
+    rows = attacker.rows(min(SAMPLE, attacker.batch_size, len(images)))
+    sample = np.resize(right, rows)  # of one shape, however many are right
+    parts, _ = attacker.call(slopes, (), (images[sample], labels[sample]))
+    entropy, first, margin, second = (part[: len(right)] for part in parts)
     total, found = len(right), []
     wild = int((~first | ~second).sum())
     if wild:
@@ -395,6 +387,20 @@ def gradients(attacker, images, labels, logits):
             )
         )
     return found
+
+
+def slopes(logits_fn, images, labels):
+    """Largest entries [B] of cross-entropy's gradient, bool [B] whether all of it is
+    finite, and both of the margin's.
+    """
+    images = to_float(images)
+
+    def largest(loss):
+        slope = jax.grad(lambda x: jnp.sum(loss(logits_fn(x), labels)))(images)
+        whole = jnp.all(jnp.isfinite(slope), axis=(1, 2, 3))
+        return BALLS["linf"].norm(trees.finite(slope)), whole
+
+    return *largest(losses.cross_entropy), *largest(losses.margin)
 
 
 def after(state):

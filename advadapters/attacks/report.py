@@ -97,7 +97,7 @@ class Report(NamedTuple):
     bool [N]. broken_by: name of the attack, "" for robust, "clean" for images that are
     misclassified before any. norms: of the perturbations. costs: {name: {"forwards",
     "padding", "seconds", "cpu_seconds", "compile_seconds"}}; forwards and padding count
-    images, seconds leave out compilation. intervals: {"clean" or "robust": 95% (low,
+    images, both seconds leave out compilation. intervals: {"clean" or "robust": 95% (low,
     high)}. warnings: see `checks`. not_finite: on how many images the logits are not
     finite, which count as wrong.
 

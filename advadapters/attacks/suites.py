@@ -15,7 +15,14 @@ import numpy as np
 from advadapters import hosts, losses, rng
 from advadapters.attacks import checks
 from advadapters.attacks.apgd import Found, run_apgd
-from advadapters.attacks.cascade import JUDGES, Attacker, Stage, State, run_stage
+from advadapters.attacks.cascade import (
+    JUDGES,
+    Attacker,
+    Stage,
+    State,
+    programs_of,
+    run_stage,
+)
 from advadapters.attacks.checks import to_float
 from advadapters.attacks.fab import run_fab
 from advadapters.attacks.malt import CANDIDATES
@@ -181,7 +188,7 @@ def autoattack(
         arguments of the compiled programs. For version "rand": (images, key) -> logits.
       images: [N, H, W, C] float32 in [0, 1], or uint8, which go to the device as they
         are; labels: [N] int. No copy is made; for each image that is broken 4 bytes a
-        value are kept. A numpy.memmap is read batch by batch.
+        value are kept. A numpy.memmap is read part by part.
       key: random key (an old uint32 one, too), the seed of all that is drawn; an image's
         draws depend on its number, not on its batch.
       norm, eps: the threat model, e.g. "linf", 8 / 255. With eps 0 nothing is attacked.
@@ -192,7 +199,8 @@ def autoattack(
       steps, restarts, targets, queries: of every attack that takes them; None is the
         version's own. restarts are runs from other draws, targets the most likely other
         classes that targeted attacks go for, as many as there are at most.
-      batch_size: most images a call, rounded up to a multiple of 8 (times the devices).
+      batch_size: most images a call, rounded up to a multiple of the devices, on
+        accelerators of 8 times as many.
       mesh: spreads every batch over the devices of this mesh.
       numbers: [N] different whole numbers of the images in a set of which these are a part,
         which draws go by; not for "rand". So each of several processes can attack its own
@@ -200,7 +208,11 @@ def autoattack(
         reports together, and they are those of the whole set.
       resume: a folder that records every batch; a later call with the same network,
         data and settings goes on where it was cut off.
-      programs: a dict that keeps what is compiled; several calls may share it.
+      programs: a dict that keeps what is compiled, for calls that share it. Without one,
+        calls with a Partial that binds arrays share what this process keeps, whatever
+        the arrays and the radius; its function must be pure, as under jax.jit. A network
+        that closes over its parameters is compiled at every call, as they are constants
+        of the program and may have changed.
       progress: called with stage=, round=, rounds=, done=, total=, robust=.
       quiet: without the line on stderr that tells of each stage.
       precision: of the network's products of float32, unless it names its own. "highest"
@@ -239,13 +251,31 @@ def autoattack(
             writes = own or hosts.first()
             log = Journal(resume, images, labels, network, plan, writes)
         tell = (lambda *_: None) if quiet else Telling(norm, eps)
-        run_stages(attacker, state, todo, key, log, progress, tell)
+        flops = attacker.flops(images.shape[1:]) if todo else 0
+        run_stages(attacker, state, todo, key, log, progress, tell, flops)
         name = version if isinstance(version, str) else ", ".join(s.name for s in todo)
         return report_of(attacker, state, name, warnings + checks.after(state))
 
 
+class Bound(NamedTuple):
+    """The function of a Partial and all it binds but arrays, which are its first argument.
+
+    Equal where these are, as what tells programs apart. structure: of the Partial. rest:
+    (type, value) of each of its leaves, None for arrays.
+    """
+
+    structure: Any
+    rest: tuple
+
+    def __call__(self, arrays, *args):
+        arrays = iter(arrays)
+        leaves = [next(arrays) if leaf is None else leaf[1] for leaf in self.rest]
+        return jax.tree.unflatten(self.structure, leaves)(*args)
+
+
 def as_partial(function):
-    """The function as a Partial whose leaves are arrays: an argument of jitted programs.
+    """The function as a Partial whose leaves are arrays on the device: an argument of
+    jitted programs.
 
     What else a given Partial binds, such as train=False, goes into its function: as a
     leaf it would be traced, and a network could not decide by it.
@@ -255,20 +285,18 @@ def as_partial(function):
     leaves, structure = jax.tree.flatten(function)
     arrays = [isinstance(leaf, jax.Array | np.ndarray | np.number) for leaf in leaves]
     if all(arrays):
-        return function
-
-    def call(weights, *args):
-        weights = iter(weights)
-        pairs = zip(leaves, arrays, strict=True)
-        whole = [next(weights) if array else leaf for leaf, array in pairs]
-        return jax.tree.unflatten(structure, whole)(*args)
-
-    weights = [leaf for leaf, array in zip(leaves, arrays, strict=True) if array]
-    return jax.tree_util.Partial(call, weights)
+        return jax.tree.map(jnp.asarray, function)
+    pairs = list(zip(leaves, arrays, strict=True))
+    rest = tuple(None if array else (type(leaf), leaf) for leaf, array in pairs)
+    weights = [jnp.asarray(leaf) for leaf, array in pairs if array]
+    return jax.tree_util.Partial(Bound(structure, rest), weights)
 
 
-def run_stages(attacker, state, todo, key, log, progress, tell):
-    """The whole cascade; accuracies of a random network are those on fresh draws."""
+def run_stages(attacker, state, todo, key, log, progress, tell, flops):
+    """The whole cascade; accuracies of a random network are those on fresh draws.
+
+    flops: see `run_stage`.
+    """
 
     def accuracy():
         if not attacker.judges:
@@ -281,7 +309,7 @@ def run_stages(attacker, state, todo, key, log, progress, tell):
     tell("clean", state)
     for number, stage in enumerate(todo):
         log.replay(state, number)
-        run_stage(attacker, state, number, stage, key, log, progress)
+        run_stage(attacker, state, number, stage, key, log, progress, flops)
         state.accuracies[stage.name] = accuracy()
         tell(stage.name, state)
 
@@ -310,14 +338,14 @@ def report_of(attacker, state, version, warnings):
     values, count = list(state.accuracies.values()), len(state.labels)
     share = state.share if state.fresh is None else state.fresh
     index = np.array(sorted(state.moved), int)
-    points = [state.moved[number] for number in index.tolist()]
-    shape = (len(index), *state.images.shape[1:])
-    points = np.stack(points) if points else np.zeros(shape, np.float32)
-    norms, norm = np.zeros(count, np.float32), BALLS[attacker.norm].norm
-    for start in range(0, len(index), attacker.batch_size):
-        part = slice(start, start + attacker.batch_size)
-        moved = points[part] - to_float(state.images[index[part]])
-        norms[index[part]] = np.asarray(norm(jnp.asarray(moved)))
+    points = np.zeros((len(index), *state.images.shape[1:]), np.float32)
+    for row, number in enumerate(index.tolist()):
+        points[row] = state.moved.pop(number)  # so that no image is held twice
+    norms, size = np.zeros(count, np.float32), attacker.shape(count)
+    for start in range(0, len(index), size):
+        rows = np.resize(np.arange(start, min(start + size, len(index))), size)
+        moved = points[rows] - to_float(state.images[index[rows]])
+        norms[index[rows]] = BALLS[attacker.norm].norm(jnp.asarray(moved))
     return Report(
         version=version,
         norm=attacker.norm,
@@ -380,7 +408,7 @@ def sweep(logits_fn, images, labels, key, *, threats, **settings):
         )
     threats = [(norm, checks.radius(norm, eps)) for norm, eps in threats]
     folder = settings.pop("resume", "")
-    settings = {"programs": {}} | settings
+    settings = {"programs": programs_of(as_partial(logits_fn))} | settings
     reports = [
         autoattack(
             logits_fn, images, labels, key, norm=norm, eps=eps, **settings,

@@ -104,7 +104,7 @@ def run(opened, variables, split, cases, step, asked, *, journal, compared):
     devices = jax.local_devices()
     mesh = meshes.make(devices) if len(devices) > 1 else None
     seed = opened.run.seed if asked.seed is None else asked.seed
-    rows, programs = [], {}
+    rows = []
     for case, signs in zip(cases, compared, strict=True):
         network = opened.run.networks[case.network]
         plain = meshes.own_copy(network.at(variables, case.knob), mesh)
@@ -127,7 +127,6 @@ def run(opened, variables, split, cases, step, asked, *, journal, compared):
                 numbers=numbers,
                 precision=evaluation.precision,
                 resume=opened.folder / "autoattack" / (folder + journal + part()),
-                programs=programs,
                 progress=functools.partial(show, {}),
             )
             own[f"autoattack_{norm}_{eps:g}"] = report

@@ -8,6 +8,7 @@ reading tells. Nothing is shuffled or resized here.
 
 import collections
 import gzip
+import importlib.util
 import os
 import pathlib
 import unicodedata
@@ -149,11 +150,12 @@ def digits(path, options):
     """scikit-learn's 1,797 handwritten digits 8x8 (UCI test part); 360 are the test set."""
     if path:
         raise UsageError(f"source 'digits' takes no path, got {path!r}")
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
-    whole = ArraySplit(images, data.target.astype(np.int32))
+    # Its file alone: importing scikit-learn takes a second.
+    (folder,) = importlib.util.find_spec("sklearn").submodule_search_locations
+    file = os.path.join(folder, "datasets", "data", "digits.csv.gz")
+    rows = np.loadtxt(file, delimiter=",")  # 64 pixels of 0 to 16, and the class
+    images = np.round(rows[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    whole = ArraySplit(images, rows[:, -1].astype(np.int32))
     train, test = hold_out(whole, 360 / len(whole))
     return Source(train, test, 10)
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import zlib
 
 import jax
@@ -17,6 +18,7 @@ import pytest
 import tiny
 from jax.tree_util import Partial
 
+from advadapters import mesh as meshes
 from advadapters import rng as keys_by_name
 from advadapters.attacks import autoattack, cascade, checks, resume, suites, sweep
 from advadapters.attacks.apgd import checkpoints
@@ -235,6 +237,105 @@ def test_one_compilation_per_attack_and_shape():
     )  # fmt: skip
     # Nothing breaks at this radius: four rounds over the same images, one program.
     assert len([shape for shape in traces if shape[0] == 8]) <= 3
+
+
+@pytest.fixture
+def compilations():
+    """A list to which every compilation is added, of whatever program."""
+    found = []
+
+    def seen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(seen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(seen)
+
+
+def test_calls_share_what_is_compiled(compilations):
+    """Other radii, other parameters, other settings bound in the same way: nothing anew."""
+    images, labels = data()
+    settings = dict(norm="linf", version=("apgd-t", "square"), steps=4, queries=5)
+    settings |= dict(batch_size=16, quiet=True)
+
+    def scaled(params, images, train, factor):
+        assert not train
+        return factor * perceptron(params, images)
+
+    def again(seed, eps):
+        bound = Partial(scaled, *network(seed=seed).args, train=False, factor=2.0)
+        key = jax.random.key(seed)
+        return autoattack(bound, images, labels, key, eps=eps, **settings)
+
+    first = again(0, 0.05)
+    assert compilations and all(c["compile_seconds"] > 0 for c in first.costs.values())
+    compilations.clear()
+    for seed, eps in ((0, 0.05), (0, 0.02), (1, 0.05), (2, 0.1)):
+        found = again(seed, eps)
+        assert not compilations
+        assert all(c["compile_seconds"] == 0 for c in found.costs.values())
+        if (seed, eps) == (0, 0.05):
+            np.testing.assert_array_equal(found.images, first.images)
+    assert len(found.index) != len(first.index)  # so there were other rows to run
+
+
+def test_what_a_function_closes_over_may_change():
+    images, labels = data()
+    held, kept = [network()], set(cascade.PROGRAMS)
+    settings = dict(norm="linf", eps=0.05, version=("square",), queries=3, batch_size=16)
+
+    def logits_fn(images):
+        return held[0](images)
+
+    def clean(logits_fn):
+        key = jax.random.key(0)
+        return autoattack(logits_fn, images, labels, key, **settings).clean_accuracy
+
+    assert clean(logits_fn) == 0.8
+    held[0] = network(seed=1)
+    wrong = np.asarray(jnp.argmax(held[0](images), axis=1)) != labels
+    assert clean(logits_fn) == (~wrong).mean() != 0.8
+    assert cascade.PROGRAMS.keys() == kept  # none of them outlives its call
+
+
+def test_the_last_programs_are_kept(monkeypatch):
+    monkeypatch.setattr(cascade, "KEPT", 2)
+    kept = {}
+    attacker = cascade.Attacker(network(), "linf", 0.1, 16, programs=kept)
+    images, labels = data()
+
+    def seconds(count):
+        keys = jax.random.split(jax.random.key(0), count)
+        rows = (images[:count], labels[:count], keys)
+        return attacker.call(cascade.forward, (0,), rows)[1]["compile_seconds"]
+
+    assert all(seconds(count) > 0 for count in (1, 2))
+    assert seconds(1) == 0 and seconds(3) > 0  # which takes the place of 2
+    assert seconds(1) == 0 and seconds(2) > 0 and len(kept) == 2
+
+
+def test_rows_of_calls():
+    """Padding is bought where it is cheaper than compiling, and only there."""
+    attacker = cascade.Attacker(network(), "linf", 0.1, 250)
+    sizes = {250}
+
+    def rows(count, work):
+        calls = list(attacker.batches(np.arange(count), sizes, work))
+        found = np.concatenate([left for left, _ in calls])
+        np.testing.assert_array_equal(found, np.arange(count))
+        assert all(len(left) <= rows for left, rows in calls)
+        return [rows for _, rows in calls]
+
+    one = attacker.compiling / 100  # a hundred rows cost what a program does
+    assert rows(901, one) == [250, 250, 250, 250]  # 99 rows of padding
+    assert rows(149, one) == [149] and sizes == {149, 250}
+    assert rows(100, one) == [149] and rows(250, one) == [250]
+    assert rows(440, 3 * one) == [220, 220]
+    assert rows(25, 10 * one) == [25] and rows(24, 10 * one) == [25]
+    assert rows(20, 0) == [20]  # what rows cost is not known
+    spread = cascade.Attacker(network(), "linf", 0.1, 250, mesh=meshes.make())
+    assert [r for _, r in spread.batches(np.arange(20), set(), one)] == [24]
 
 
 def test_progress_is_told():
@@ -502,7 +603,7 @@ def test_no_call_is_larger_than_a_batch():
 def pretend(monkeypatch):
     """Attacks that break images by number, stage and round, to see the loop around."""
 
-    def attack(self, stage, state, index, targets, key, round_):
+    def attack(self, stage, state, index, rows, targets, key, round_):
         names = [f"{stage.name} {round_} {i}" for i in index]
         broken = np.array([zlib.crc32(name.encode()) % 12 == 9 for name in names])
         cost = dict.fromkeys(state.costs[stage.name], 0) | dict(forwards=len(index))
@@ -828,6 +929,27 @@ def test_images_of_8_bits_stay_so():
     assert first.points.nbytes == 4 * moved * 64
     np.testing.assert_array_equal(first.broken_by, second.broken_by)
     np.testing.assert_allclose(first.images, second.images, atol=1e-5)
+
+
+def test_no_copy_of_the_images_is_made(tmp_path):
+    """Neither for the journal nor where they lie in memory in another order."""
+    draw = np.random.default_rng(0)
+    images = draw.random((500, 64, 64, 3), np.float32)[:, ::-1]
+
+    def small(params, images):
+        return perceptron(params, images[:, ::8, ::8, :1])
+
+    logits_fn = Partial(small, *network().args)
+    labels = np.asarray(jnp.argmax(logits_fn(images), axis=1))
+    settings = dict(norm="linf", eps=1e-6, version=("square",), queries=2, batch_size=16)
+    tracemalloc.start()
+    report = autoattack(
+        logits_fn, images, labels, jax.random.key(0), resume=tmp_path, **settings
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.given is images and len(report.index) < 5
+    assert peak < images.nbytes / 4
 
 
 def test_settings_of_all_attacks_and_of_one():

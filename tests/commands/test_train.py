@@ -244,6 +244,16 @@ def test_several_threats_and_their_images_from_the_command_line(trained, tmp_pat
     assert main(["evaluate", *argv, f"--images={file}"]) == 2
 
 
+def test_mixtures_share_what_is_compiled(trained):
+    workdir, _ = trained
+    argv = [f"--workdir={workdir}", "--mixture=clean=1;linf=1", "--name=shared"]
+    argv += ["--suite=autoattack:square", "--eps=0.3", "--queries=3", "--examples=16"]
+    assert main(["evaluate", *argv]) == 0
+    rows = json.loads((workdir / "shared.json").read_text())
+    first, second = (row["costs"]["square"] for row in rows if "costs" in row)
+    assert first["compile_seconds"] > 0 == second["compile_seconds"]
+
+
 def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(trained, tmp_path):
     workdir, _ = trained
     command = [sys.executable, "-m", "advadapters", "train", *QUICK]

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 from test_shifts import values
 from tfds_files import prepare, prepare_splits
 
@@ -40,6 +41,14 @@ def test_digits_are_all_there_and_split_once():
     both = np.concatenate([source.train.positions, source.test.positions])
     assert sorted(both) == list(range(1797))
     assert max(source.train[i][0].max() for i in range(20)) == 255
+    known = load_digits()
+    for split in source.train, source.test:
+        for i in (0, 200):
+            image, label = split[i]
+            number = split.positions[i]
+            levels = np.round(known.images[number] * (255 / 16))
+            np.testing.assert_array_equal(image[..., 0], levels)
+            assert label == known.target[number]
 
 
 def test_folder(tmp_path):
