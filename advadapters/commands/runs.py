@@ -128,7 +128,8 @@ def first_state(opened):
     if first.told:
         print(first.told)
     make = functools.partial(builders.initial_state, run)
-    return jax.jit(make, out_shardings=places)(first.plain)
+    jitted = jax.jit(make, out_shardings=places, compiler_options=starting.run_once())
+    return jitted(first.plain)
 
 
 def averaged(opened, state):
