@@ -11,6 +11,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute
 HEAD = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
 LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
 CALLED = re.compile(r"(\w+)=(\{%[^}]*\}|%[\w.-]+)")
+DIM_LABELS = re.compile(r"dim_labels=(b[0-9]*f)_([0-9]*io)->\1")  # NHWC, HWIO, NHWC
 ON_CHIP = "S(1)"  # in the layout of what a TPU keeps beside its cores
 FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while",
         "conditional", "call", "async-start"}  # fmt: skip
@@ -88,6 +89,22 @@ def collectives(program, devices):
                 row["bytes"] += whole_bytes(line, kind, devices)
                 row["in_loops"] += place in repeated
     return [{"kind": kind} | rows[kind] for kind in COLLECTIVES if kind in rows]
+
+
+def convolutions_in_loops(program):
+    """(names of those that XLA's kernels for CPUs take, names of those that they do not).
+
+    What they do not take is computed there by nested scalar loops.
+    """
+    lines = [line for block in program.values() for line in block]
+    loops = [name for line in lines for name in line.calls().get("body", ())]
+    fast, slow = [], []
+    for name in reached(loops, program, lambda line: ALL_CALLS):
+        for line in program[name]:
+            if line.kind == "convolution":
+                known = DIM_LABELS.search(line.rest) and "rhs_reversal" not in line.rest
+                (fast if known else slow).append(line.name)
+    return fast, slow
 
 
 def traffic(program):

@@ -6,7 +6,7 @@ import pathlib
 PACKAGE = pathlib.Path(__file__).parents[1] / "advadapters"
 FLOORS = [
     {"errors", "intervals", "trees", "rng", "mesh", "defaults"},
-    {"balls", "losses", "config", "costs", "hlo", "hosts", "precision"},
+    {"balls", "losses", "config", "convolutions", "costs", "hlo", "hosts", "precision"},
     {"models", "adapters", "attacks", "data", "soups", "profiles"},
     {"networks"},
     {"training", "evaluation", "checkpoints", "interop"},

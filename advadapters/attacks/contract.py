@@ -6,6 +6,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 
+import advadapters.convolutions  # noqa: F401, installs its rule
 from advadapters import losses, rng, trees
 from advadapters.attacks import checks
 from advadapters.balls import BALLS

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+import advadapters.convolutions  # noqa: F401, installs its rule
 from advadapters import rng
 from advadapters.errors import UsageError, pick
 from advadapters.models.added import Added, add

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from models import small
 
-from advadapters import adapters, networks, rng, trees
+from advadapters import adapters, hlo, networks, rng, trees
 from advadapters import mesh as meshes
 from advadapters.attacks.pgd import pgd
 from advadapters.data.augment import make_augment
@@ -217,7 +217,9 @@ def test_statistics_run_through_the_parts_of_a_batch(one_device):
     settings = dict(separate=True, seen=seen, tx=still)
     raw = tiny.raw_batch(16)
     function, whole = make(one_device, "resnet", "norms", accumulate=2, **settings)
-    whole, _ = function(whole, meshes.global_batch(one_device, raw))
+    batch = meshes.global_batch(one_device, raw)
+    program = hlo.computations(function.lower(whole, batch).compile().as_text())
+    whole, _ = function(whole, batch)
     function, halves = make(one_device, "resnet", "norms", **settings)
     for part in (0, 1):
         half = {name: rows[part::2] for name, rows in raw.items()}
@@ -226,6 +228,8 @@ def test_statistics_run_through_the_parts_of_a_batch(one_device):
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
         whole.variables["stats"], halves.variables["stats"],
     )  # fmt: skip
+    fast, slow = hlo.convolutions_in_loops(program)
+    assert fast and not slow  # where kernels of two views are mapped over, too
 
 
 def test_statistics_are_averaged_and_survive_a_bad_batch(one_device):

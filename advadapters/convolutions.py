@@ -1,0 +1,145 @@
+"""Convolutions in the forms that XLA does fast on CPUs, wherever they stand.
+
+The compiler's kernels take images NHWC and weights HWIO. It transposes what comes
+otherwise, but in the entry of a program only: in the body of a loop, where attacks live,
+gradients of convolutions, and convolutions of images NCHW, run as nested scalar loops. Here
+they are transposed before the compiler sees them, by a lowering rule for CPUs alone:
+derivatives, `vmap` and programs for other devices stay as they are, and a network that
+knows nothing of this package is served too. Importing this module installs the rule.
+"""
+
+import functools
+import itertools
+import math
+
+import jax.numpy as jnp
+from jax import lax
+from jax.interpreters import mlir
+
+GROUPS = 16  # up to which each is a convolution of its own
+PLACES = 64  # of windows, up to which what they see is written out
+
+
+def form(out, lhs, rhs, *, dimension_numbers, feature_group_count, batch_group_count, **_):
+    """The function that computes a convolution of these shapes fast, None if XLA does."""
+    sizes = (*lhs.shape, *rhs.shape)
+    known = all(isinstance(size, int) and size for size in sizes)
+    split = any(axis for x in (out, lhs, rhs) for axis in x.sharding.spec)
+    if not known or split or not jnp.issubdtype(lhs.dtype, jnp.floating):
+        return None
+    groups = feature_group_count * batch_group_count
+    if groups > 1:
+        return apart if groups <= GROUPS else None
+    images, weights, result = dimension_numbers
+    inside, window, places = (
+        math.prod(x.shape[axis] for axis in numbers[2:])
+        for x, numbers in ((lhs, images), (rhs, weights), (out, result))
+    )
+    # A window of more entries than the images the compiler exchanges with them, which its
+    # kernels do not take; a gradient with respect to weights 1x1 has one place.
+    if places == 1 or window > inside and places <= PLACES:
+        return product
+    return None if dimension_numbers == last(lhs.ndim) else transposed
+
+
+def last(ndim):
+    """The dimension numbers of NHWC, HWIO and NHWC, with as many axes of space."""
+    space = tuple(range(ndim - 2))
+    images = (0, ndim - 1, *(axis + 1 for axis in space))
+    return lax.ConvDimensionNumbers(images, (ndim - 1, ndim - 2, *space), images)
+
+
+def transposed(lhs, rhs, *, dimension_numbers, **params):
+    """The same convolution of NHWC and HWIO."""
+    plain = last(lhs.ndim)
+    lhs, rhs = (
+        jnp.transpose(x, [own[inner.index(axis)] for axis in range(x.ndim)])
+        for x, own, inner in zip((lhs, rhs), dimension_numbers, plain, strict=False)
+    )
+    y = lax.conv_general_dilated_p.bind(lhs, rhs, dimension_numbers=plain, **params)
+    own, inner = dimension_numbers[2], plain[2]
+    return jnp.transpose(y, [inner[own.index(axis)] for axis in range(y.ndim)])
+
+
+def apart(lhs, rhs, *, dimension_numbers, feature_group_count, batch_group_count, **params):
+    """Each group of channels, or of images, by itself."""
+    images, weights, result = dimension_numbers
+    groups = feature_group_count * batch_group_count
+    parts = zip(
+        jnp.split(lhs, groups, images[feature_group_count > 1]),
+        jnp.split(rhs, groups, weights[0]),
+        strict=True,
+    )
+    one = functools.partial(
+        lax.conv_general_dilated_p.bind,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=1,
+        batch_group_count=1,
+        **params,
+    )
+    return jnp.concatenate([one(*part) for part in parts], result[1])
+
+
+def product(
+    lhs,
+    rhs,
+    *,
+    window_strides,
+    padding,
+    lhs_dilation,
+    rhs_dilation,
+    dimension_numbers,
+    precision,
+    preferred_element_type,
+    **_,
+):
+    """One product of matrices: of all that the window sees in each place, with weights."""
+    images, weights, result = dimension_numbers
+    places, size, steps = [], list(lhs.shape), [1] * lhs.ndim
+    config = [(0, 0, 0)] * lhs.ndim
+    for number, (axis, other) in enumerate(zip(images[2:], weights[2:], strict=True)):
+        config[axis] = (*padding[number], lhs_dilation[number] - 1)
+        steps[axis] = rhs_dilation[number]
+        size[axis] = (rhs.shape[other] - 1) * steps[axis] + 1
+    lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), config)
+    for axis, stride in zip(images[2:], window_strides, strict=True):
+        places.append(range(0, lhs.shape[axis] - size[axis] + 1, stride))
+    # Both are summed over the same axes, in the order of the second.
+    summed = sorted(zip(weights[1:], images[1:], strict=True))
+
+    def seen(place):
+        start = [0] * lhs.ndim
+        for axis, at in zip(images[2:], place, strict=True):
+            start[axis] = at
+        stop = [at + length for at, length in zip(start, size, strict=True)]
+        part = lax.slice(lhs, start, stop, steps)
+        part = jnp.transpose(part, [*(axis for _, axis in summed), images[0]])
+        return part.reshape(-1, part.shape[-1])  # [S, N]
+
+    left = jnp.concatenate([seen(place) for place in itertools.product(*places)], axis=1)
+    right = jnp.transpose(rhs, [*(axis for axis, _ in summed), weights[0]])
+    y = lax.dot_general(
+        left,
+        right.reshape(-1, right.shape[-1]),
+        (((0,), (0,)), ((), ())),
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    y = y.reshape(*map(len, places), -1, y.shape[-1])  # space, N, O
+    space = len(places)
+    order = (space, space + 1, *range(space))
+    return jnp.transpose(y, [order[result.index(axis)] for axis in range(y.ndim)])
+
+
+def lower(ctx, lhs, rhs, **params):
+    """The lowering rule for CPUs."""
+    function = form(*ctx.avals_out, *ctx.avals_in, **params)
+    if function is None:
+        return BEFORE(ctx, lhs, rhs, **params)
+    params |= {"out_sharding": None}  # where no array is split by name, it says nothing
+    return mlir.lower_fun(function, multiple_results=False)(ctx, lhs, rhs, **params)
+
+
+KEPT = mlir._platform_specific_lowerings["cpu"][lax.conv_general_dilated_p]
+BEFORE = getattr(KEPT, "rule", KEPT)
+mlir.register_lowering(lax.conv_general_dilated_p, lower, platform="cpu")
