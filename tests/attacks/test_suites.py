@@ -446,7 +446,7 @@ def test_square_runs_on_a_black_box():
         return jax.pure_callback(outside, shape, images)
 
     images, labels = data()
-    settings = dict(norm="linf", eps=0.1, version=("square",), batch_size=16)
+    settings = dict(norm="linf", eps=0.1, version=("square",), batch_size=16, queries=500)
     key = jax.random.key(0)
     report = autoattack(black_box, images, labels, key, **settings)
     plain = autoattack(network(), images, labels, key, **settings)

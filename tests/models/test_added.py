@@ -31,13 +31,13 @@ BUDGET = {
 
 def test_parameter_budget_of_vit_b():
     def added_to(names):
-        """{rank: (millions of LoRA, of its norms)}; all ranks beside each other in one."""
+        """{rank: (millions of LoRA, of its norms)}; all ranks in one of the 12 blocks."""
         ranks = tuple(
             Added(f"rank{rank}", "lnlora", targets(*names), rank, 1.0) for rank in BUDGET
         )
         model = vit.ViT(
-            size=vit.SIZES["B"], classes=10, patch=16, mean=(0.5,) * 3, std=(0.5,) * 3,
-            added=ranks,
+            size=vit.SIZES["B"]._replace(depth=1), classes=10, patch=16,
+            mean=(0.5,) * 3, std=(0.5,) * 3, added=ranks,
         )  # fmt: skip
         flat = trees.flatten(small.shapes(model, side=224)["params"])
         found = {}
@@ -46,7 +46,8 @@ def test_parameter_budget_of_vit_b():
                 p: trees.count(leaf) for p, leaf in flat.items() if f"_rank{rank}/" in p
             }
             norms = sum(n for p, n in sizes.items() if p.endswith(("/scale", "/bias")))
-            found[rank] = (sum(sizes.values()) - norms) / 1e6, norms / 1e6
+            whole = sum(sizes.values()) - norms
+            found[rank] = 12 * whole / 1e6, 12 * norms / 1e6
         return found
 
     separate, fused = added_to(BLOCK), added_to(("qkv", "proj", "fc1", "fc2"))

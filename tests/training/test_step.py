@@ -31,6 +31,10 @@ TX = optim.make(
 
 
 SGD = optax.apply_if_finite(optax.sgd(0.1), 5)
+# With everything that draws random numbers; tests that share these compile one program.
+# Plain SGD: Adam would divide the key biases' gradients, which are zero but for rounding,
+# by their own size.
+WHOLE = dict(mixing=0.8, net=tiny.network(drop_path=0.2), tx=SGD)
 
 
 def make(mesh, *, accumulate=1, tx=TX, mixing=0.0, seen=SEEN, net=None, ema=0.9):
@@ -65,11 +69,8 @@ def close(first, second, atol=1e-5):
 
 
 def test_eight_devices_train_like_one(mesh, one_device):
-    # Plain SGD: Adam would divide the key biases' gradients, which are zero but for
-    # rounding, by their own size.
-    settings = dict(mixing=0.8, net=tiny.network(drop_path=0.2), tx=SGD)
-    many, many_losses = run(mesh, **settings)
-    one, one_losses = run(one_device, **settings)
+    many, many_losses = run(mesh, **WHOLE)
+    one, one_losses = run(one_device, **WHOLE)
     np.testing.assert_allclose(many_losses, one_losses, rtol=1e-5)
     close(many.variables, one.variables)
     for leaf in jax.tree.leaves(many.variables):
@@ -78,8 +79,8 @@ def test_eight_devices_train_like_one(mesh, one_device):
 
 def test_each_device_does_its_share_of_the_work(mesh, one_device):
     def flops(mesh):
-        function, current = make(mesh)
-        batch = meshes.global_batch(mesh, tiny.raw_batch(64))
+        function, current = make(mesh, **WHOLE)
+        batch = meshes.global_batch(mesh, tiny.raw_batch(16))
         return function.lower(current, batch).compile().cost_analysis()["flops"]
 
     # The optimizer's work is the same on all; at this size it is not nothing.
@@ -94,7 +95,7 @@ def test_accumulated_parts_make_the_update_of_the_whole_batch(one_device):
         return jnp.clip(images + 0.1 * noise, 0, 1)
 
     seen = [SEEN[0], SEEN[1]._replace(attacks=(noisy,))]
-    settings = dict(seen=seen, tx=SGD, mixing=0.8, net=tiny.network(drop_path=0.2))
+    settings = WHOLE | dict(seen=seen)
     whole, whole_losses = run(one_device, **settings)
     two = meshes.make(jax.devices()[:2])
     parts, parts_losses = run(two, accumulate=4, **settings)
@@ -103,9 +104,8 @@ def test_accumulated_parts_make_the_update_of_the_whole_batch(one_device):
 
 
 def test_the_same_step_twice_is_bitwise_the_same(mesh):
-    settings = dict(mixing=0.8, net=tiny.network(drop_path=0.2), tx=SGD)
-    first, _ = run(mesh, **settings)
-    second, _ = run(mesh, **settings)
+    first, _ = run(mesh, **WHOLE)
+    second, _ = run(mesh, **WHOLE)
     chex.assert_trees_all_equal(first.variables, second.variables)
 
 

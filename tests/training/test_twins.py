@@ -20,17 +20,18 @@ NORMS = (r"(.*/)?(\w+_)?norm\d?/.*",)
 ATTACK = functools.partial(pgd, norm="linf", eps=0.1, steps=2)
 METHOD = twins.TWINS(0.4, ATTACK)
 KEY = jax.random.key(5)
+SIZES = small.SIZES | {"resnet": "basic-4x1"}
 
 
 @functools.cache
 def network(name="resnet", **fields):
     """A small network for images of 8x8."""
-    return networks.make_network(small.model(name, **fields), (8, 8, 1))
+    return networks.make_network(small.model(name, SIZES[name], **fields), (8, 8, 1))
 
 
 def variables(name="resnet", **fields):
     """A pretrained network with two wings, whose affines differ a little."""
-    made = small.variables(small.model(name, **fields))
+    made = small.variables(small.model(name, SIZES[name], **fields))
     plain = {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
     tree = state.branches(plain, NORMS, 2, separate=True)
     grow = jnp.array([1.0, 1.1])
@@ -58,7 +59,7 @@ def test_two_wing_batch_norm_is_the_published_formula():
     """Half the rows by the running statistics, half by the batch's, in numpy."""
     model = small.model("resnet", "basic-4x1")
     net = networks.make_network(model, (8, 8, 1))
-    tree = variables("resnet", size="basic-4x1")
+    tree = variables("resnet")
     images = np.array(small.images(6))
 
     def reference(wing, images, batch_statistics):
