@@ -137,6 +137,13 @@ def override(config, overrides):
     return changed.to_dict()
 
 
+def read_number(name, text):
+    """A positive whole number, or None for none given."""
+    if text and not (text.isdecimal() and int(text)):
+        raise UsageError(f"--{name} must be a positive whole number, got {text!r}")
+    return int(text) if text else None
+
+
 def put(config, path, name, text):
     """Sets a section whose keys are free names or, if there is a name, that key of it."""
     flag = "--config." + ".".join([*path, name] if name else path)

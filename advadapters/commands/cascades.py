@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from advadapters import config as configs
 from advadapters import hosts
 from advadapters.errors import UsageError, pick
 
@@ -70,7 +71,7 @@ def read(flags):
             f"{len(norms)} norms and {len(radii)} radii"
         )
     counts = {key: flags[key] for key in ("steps", "restarts", "targets", "queries")}
-    counts = {key: read_number(key, text) for key, text in counts.items() if text}
+    counts = {key: configs.read_number(key, text) for key, text in counts.items() if text}
     if flags["seed"] and not flags["seed"].isdecimal():
         raise UsageError(f"--seed must be a whole number, got {flags['seed']!r}")
     return Asked(
@@ -284,13 +285,6 @@ def show(starts, *, stage, round, rounds, done, total, robust):
         file=sys.stderr,
         flush=True,
     )
-
-
-def read_number(name, text):
-    """A positive whole number, or None for none given."""
-    if text and not (text.isdecimal() and int(text)):
-        raise UsageError(f"--{name} must be a positive whole number, got {text!r}")
-    return int(text) if text else None
 
 
 def read_eps(text):

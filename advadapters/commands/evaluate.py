@@ -65,7 +65,6 @@ from fractions import Fraction
 
 from advadapters import config as configs
 from advadapters.commands import cascades
-from advadapters.commands.cascades import read_number
 from advadapters.errors import UsageError, pick
 
 FLAGS = {
@@ -114,13 +113,15 @@ def main(argv):
     from advadapters.commands import evaluating, runs, workdir
     from advadapters.evaluation import shifts, tables
 
-    images, signs = (read_number(key, flags[key]) for key in ("statistics", "signs"))
+    images, signs = (
+        configs.read_number(key, flags[key]) for key in ("statistics", "signs")
+    )
     opened = runs.open_trained(
         flags["workdir"], overrides, images=bool(images) or not others
     )
     run = opened.run
     cases = read_cases(run, flags) or run.evaluation.cases
-    examples = read_number("examples", flags["examples"])
+    examples = configs.read_number("examples", flags["examples"])
     test = evaluating.sample(run.data.test, examples)
     if flags["names"]:
         test = evaluating.named(run.data.test, flags["names"])

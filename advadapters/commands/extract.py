@@ -61,7 +61,7 @@ def soup(opened, config, flags):
     """(config of a network with one domain, variables -> its variables)."""
     from advadapters import defaults, networks, trees
     from advadapters.commands import evaluating
-    from advadapters.commands.evaluate import read_mixtures, read_number
+    from advadapters.commands.evaluate import read_mixtures
     from advadapters.training import state as states
 
     run = opened.run
@@ -71,7 +71,7 @@ def soup(opened, config, flags):
     if len(mixtures) != 1:
         raise UsageError(f"--mixture must be one mixture, got {flags['mixture']!r}")
     cases = [networks.mixture_case(run.domains, mixtures[0])]
-    images = read_number("statistics", flags["statistics"])
+    images = configs.read_number("statistics", flags["statistics"])
 
     def make(variables, like):
         (case,) = evaluating.settle_statistics(opened, variables, cases, images)

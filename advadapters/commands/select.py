@@ -45,11 +45,11 @@ def main(argv):
     _, flags = configs.parse(argv, FLAGS, with_config=False)
     from etils import epath
 
-    from advadapters.commands import changes, evaluate, workdir
+    from advadapters.commands import changes, workdir
     from advadapters.evaluation import choosing
 
     folders = [epath.Path(name).expanduser() for name in flags["workdir"].split(",")]
-    draws = evaluate.read_number("draws", flags["draws"]) or 1
+    draws = configs.read_number("draws", flags["draws"]) or 1
     for folder in folders if overrides else ():
         config = workdir.read_config(folder)
         changes.find(folder, config, configs.override(config, overrides))

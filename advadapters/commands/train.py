@@ -42,10 +42,9 @@ def main(argv):
     clock = [time.monotonic()]
     config, flags = configs.parse(argv, {"workdir": None, "profile": ""})
     import advadapters.commands.runs as runs
-    from advadapters.commands.cascades import read_number
     from advadapters.training.loop import Diverged
 
-    profile = read_number("profile", flags["profile"])
+    profile = configs.read_number("profile", flags["profile"])
     clock.append(time.monotonic())
     run = runs.open_run(config.to_dict(), flags["workdir"], configs.given(argv))
     clock.append(time.monotonic())

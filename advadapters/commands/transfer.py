@@ -56,7 +56,7 @@ def main(argv):
         )
     suites = {name: pick(run.evaluation.suites, name, "suite") for name in asked}
     numbers = {key: flags[key] for key in ("examples", "statistics")}
-    examples, images = (evaluate.read_number(*item) for item in numbers.items())
+    examples, images = (configs.read_number(*item) for item in numbers.items())
     test = evaluating.sample(run.data.test, examples)
     variables, step = runs.restore_variables(opened, flags["step"])
     cases = evaluating.settle_statistics(opened, variables, cases, images)
