@@ -214,6 +214,17 @@ def corner(tree, like):
     return jax.tree.map(cut, tree, like)
 
 
+def each(function, stacked):
+    """A function's results [S, ...] for each of the trees that are stacked as [S, ...].
+
+    One alone is called without a mapped axis, which compilers do not always see through.
+    """
+    if len(jax.tree.leaves(stacked)[0]) == 1:
+        alone = function(jax.tree.map(lambda leaf: leaf[0], stacked))
+        return jax.tree.map(lambda leaf: leaf[None], alone)
+    return jax.vmap(function)(stacked)
+
+
 def count(tree):
     """The number of parameters, an int."""
     return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(tree))

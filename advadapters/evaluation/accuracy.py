@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from advadapters import mesh as meshes
-from advadapters import rng
+from advadapters import rng, trees
 from advadapters.data.augment import to_float
 from advadapters.evaluation import fitting, passes
 from advadapters.intervals import wilson
@@ -98,7 +98,7 @@ def make_predictor(network, attack, *, seed, mesh, groups=None, combine="mean"):
             said = jnp.where(whole, classes(moved), NO_IMAGE)
             return jnp.where(found == labels, said, found)
 
-        return fitting.each(one, knobs).astype(jnp.int32)
+        return trees.each(one, knobs).astype(jnp.int32)
 
     # By hand, for the reason given in training.step: every device has its own rows.
     local = jax.shard_map(

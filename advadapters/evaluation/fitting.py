@@ -169,14 +169,6 @@ def compiled(function, soups, rows, mesh, arguments):
     return Program(call, soups, rows, paper, once, memory)
 
 
-def each(function, knobs):
-    """A function of one knob on every one of [S, ...]; one alone needs no mapped axis."""
-    if len(jax.tree.leaves(knobs)[0]) == 1:
-        alone = function(jax.tree.map(lambda leaf: leaf[0], knobs))
-        return jax.tree.map(lambda leaf: leaf[None], alone)
-    return jax.vmap(function)(knobs)
-
-
 def stack(knobs):
     """[Knob] -> Knob of [S, ...], numpy."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *knobs)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from advadapters import losses, rng
+from advadapters import losses, rng, trees
 from advadapters import mesh as meshes
 from advadapters.data.augment import to_float
 from advadapters.evaluation import accuracy, fitting, passes
@@ -68,7 +68,7 @@ def make_judge(network, *, mesh):
             right = ~losses.misclassified(logits, labels)
             return right, ~jnp.isfinite(logits).all(axis=1)
 
-        return fitting.each(one, knobs)
+        return trees.each(one, knobs)
 
     return over_rows(judge, mesh, P(None, "data"))
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters import losses
+from advadapters import losses, trees
 from advadapters.soups.mixtures import check
 
 
@@ -19,7 +19,7 @@ def entropy(logits, labels):
     return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
-def make_scorer(apply, at, ingredients, *, at_once=8, batch=128, measure=right):
+def make_scorer(apply, at, ingredients, *, at_once=None, batch=128, measure=right):
     """score: (mixtures [S, K], images, labels [N], mask [N] or None) -> table [S, N].
 
     at: (ingredients, weights [K]) -> plain, `trees.mix` for K whole networks stacked in one
@@ -28,24 +28,29 @@ def make_scorer(apply, at, ingredients, *, at_once=8, batch=128, measure=right):
     none raise ValueError, see `check`.
 
     Compiled once: `at_once` soups on `batch` images a call, padded where there are fewer.
-    That many soups are mixed on the device at once.
+    That many soups are mixed on the device at once. None stands for 8, and for 1 on CPUs,
+    where products with weights mapped over cost several times as much.
     """
+    if at_once is None:
+        at_once = 1 if jax.default_backend() == "cpu" else 8
 
     @jax.jit
-    def block(ingredients, weights, images, labels):
-        soup = lambda w: measure(apply(at(ingredients, w), images), labels)  # noqa: E731
-        return jax.vmap(soup)(weights)
+    def mixed(ingredients, weights):
+        return trees.each(lambda w: at(ingredients, w), weights)
+
+    @jax.jit
+    def block(plains, images, labels):
+        return trees.each(lambda plain: measure(apply(plain, images), labels), plains)
 
     def score(mixtures, images, labels, mask=None):
         mixtures = np.array([check(mixture) for mixture in mixtures], np.float32)
         images, labels = np.asarray(images), np.asarray(labels)
-        groups = list(padded(at_once, mixtures))
-        columns = [
-            [block(ingredients, *group, *part) for group in groups]
-            for part in padded(batch, images, labels)
-        ]
-        table = np.concatenate([np.concatenate(column) for column in columns], axis=1)
-        table = table[: len(mixtures), : len(images)]
+        rows = []
+        for group in padded(at_once, mixtures):
+            plains = mixed(ingredients, *group)
+            parts = [block(plains, *part) for part in padded(batch, images, labels)]
+            rows.append(np.concatenate(parts, axis=1))
+        table = np.concatenate(rows)[: len(mixtures), : len(images)]
         return table if mask is None else np.where(mask, table, table.dtype.type(0))
 
     return score

@@ -55,6 +55,8 @@ def test_table_is_that_of_each_soup_alone(kitchen):
         by_hand = np.where(mask, -np.sum(p * np.log(p), axis=1), 0)
         np.testing.assert_allclose(entropy, by_hand, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(masked, table & mask)
+    best = soups.make_scorer(NET.apply, trees.mix, stacked)
+    np.testing.assert_array_equal(table, best(mixtures, images, labels))
     assert table.dtype == bool and 0 < table.mean() < 1
     # Other numbers of mixtures and images: nothing is compiled again.
     score(mixtures[:1], images[:9], labels[:9])

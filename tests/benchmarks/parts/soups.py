@@ -105,7 +105,7 @@ def whole(setting, clock, rows):
     ingredients = jax.jit(soups.stack)([plain] * mixed)
     images, labels = np.float32(batch["images"]) / 255, np.asarray(batch["labels"])
     apply = run.network.evaluate
-    score = soups.make_scorer(apply, trees.mix, ingredients, at_once=evaluated, batch=count)
+    score = soups.make_scorer(apply, trees.mix, ingredients, batch=count)
     draw = np.random.default_rng(0).dirichlet(np.ones(mixed), evaluated)
     alone = jax.jit(functools.partial(once, apply, None))
     there = jnp.asarray(images)
