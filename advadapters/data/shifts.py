@@ -148,7 +148,7 @@ def load(name, data_dir="", channels=3, skip_corrupt=False):
     Raises UsageError where it is not there, with the command that prepares it.
     """
     kind, colon, path = name.partition(":")
-    if kind in sources.SOURCES and kind != "tfds" and (colon or kind == "digits"):
+    if kind in sources.SOURCES and kind != "tfds" and (colon or kind in sources.INSIDE):
         return of_source(name, channels, skip_corrupt)
     entry = SHIFTS.get(name, Entry(path if kind == "tfds" else name, ""))
     try:

@@ -146,10 +146,15 @@ def hold_out(split, fraction):
     return Subset(split, np.sort(order[held:])), Subset(split, np.sort(order[:held]))
 
 
+def need_no_path(kind, path):
+    """Raises UsageError where a source that has its images inside is given a path."""
+    if path:
+        raise UsageError(f"source {kind!r} takes no path, got {path!r}: leave it away")
+
+
 def digits(path, options):
     """scikit-learn's 1,797 handwritten digits 8x8 (UCI test part); 360 are the test set."""
-    if path:
-        raise UsageError(f"source 'digits' takes no path, got {path!r}")
+    need_no_path("digits", path)
     # Its file alone: importing scikit-learn takes a second.
     (folder,) = importlib.util.find_spec("sklearn").submodule_search_locations
     file = os.path.join(folder, "datasets", "data", "digits.csv.gz")
@@ -158,6 +163,19 @@ def digits(path, options):
     whole = ArraySplit(images, rows[:, -1].astype(np.int32))
     train, test = hold_out(whole, 360 / len(whole))
     return Source(train, test, 10)
+
+
+FASHION = (
+    "T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
+    "ankle boot",
+)  # fmt: skip
+
+
+def fashion(path, options):
+    """3,000 training and 2,000 test images of Fashion-MNIST 28x28, inside this package."""
+    need_no_path("fashion", path)
+    file = pathlib.Path(__file__).parent / "fashion" / "images.npz"
+    return npz(file, options)._replace(classes=len(FASHION), names=FASHION)
 
 
 def folder(path, options):
@@ -418,6 +436,7 @@ def blank(path, options):
 
 SOURCES = {
     "digits": digits,
+    "fashion": fashion,
     "folder": folder,
     "tar": tar,
     "npz": npz,
@@ -430,6 +449,7 @@ SOURCES = {
 # The test set alone: (path, options) -> TestSet. Of others the whole source is opened.
 TESTED = {"folder": folder_test, "tar": tar_test, "npz": npz_test, "idx": idx_test}
 NAMED = ("folder", "tar", "tfds")  # whose test split has a name
+INSIDE = ("digits", "fashion")  # that take no path
 
 
 def load(spec, *, channels=3, skip_corrupt=False, data_dir="", test_split=""):

@@ -1,6 +1,7 @@
 """Every source on real files, and what each says when the files are wrong."""
 
 import gzip
+import hashlib
 import io
 import zlib
 
@@ -49,6 +50,33 @@ def test_digits_are_all_there_and_split_once():
             levels = np.round(known.images[number] * (255 / 16))
             np.testing.assert_array_equal(image[..., 0], levels)
             assert label == known.target[number]
+
+
+# SHA-256 of the first 3,000 training and 2,000 test images, and of their labels, in the
+# IDX files that the authors distribute.
+FASHION = {
+    "train": (
+        "3bbcd710c35b580a44d480a6769c75a674d77ed30db75c69438666facc24f185",
+        "8d5624275930e1f01c8609f30473cc1367d8318d753a8d5c71f20b95b439681a",
+    ),
+    "test": (
+        "09bbac78738f0229a68f7ca74e62665d7fb34f45ea7a3509ab5c4a202c1370de",
+        "a86243d2b2400909bc0a82f5fd5c9df83bf827852a1543e3dc70af890035a9d4",
+    ),
+}
+
+
+def test_fashion_is_what_its_authors_distribute():
+    source = sources.load("fashion", channels=1)
+    sources.check(source, classes=10, channels=1)
+    for split, hashes in FASHION.items():
+        images, labels = getattr(source, split)
+        assert labels.dtype == np.uint8 and images.dtype == np.uint8
+        both = images.tobytes(), labels.tobytes()
+        assert tuple(hashlib.sha256(data).hexdigest() for data in both) == hashes
+    assert source.names[source.test[0][1]] == "ankle boot"
+    with pytest.raises(UsageError, match="'fashion' takes no path, got 'x'"):
+        sources.load("fashion:x")
 
 
 def test_folder(tmp_path):
@@ -176,7 +204,7 @@ def test_tfds_from_array_records_without_tensorflow(tmp_path):
         ("idx:/no", "`apt-get install dataset-fashion-mnist`"),
         ("tfds:no_such_data_set", "no_such_data_set"),
         ("tfds:mnist", "`tfds build mnist --file_format=array_record --data_dir=/"),
-        ("disk:x", "unknown data source 'disk'; there are: digits, folder"),
+        ("disk:x", "unknown data source 'disk'; there are: digits, fashion, folder"),
         ("digits:x", "takes no path"),
         ("tfds:", "cannot read TFDS"),
         ("tfds:cifar10/foo", "cannot read TFDS"),
