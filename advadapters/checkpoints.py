@@ -1,9 +1,12 @@
 """Checkpoints: the only file that knows Orbax."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
@@ -18,8 +21,6 @@ class Checkpoints:
 
     def __init__(self, folder, *, keep=2, best=False, read_only=False):
         self.folder, self.scored = folder, best
-        if jax.process_count() == 1:
-            write_whole_arrays()
         policies = [checkpoint_managers.LatestN(keep)]
         if best:
             policies.append(
@@ -29,15 +30,16 @@ class Checkpoints:
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        self.manager = ocp.CheckpointManager(
-            folder,
-            options=ocp.CheckpointManagerOptions(
+        with unwarned():
+            if jax.process_count() == 1:
+                write_whole_arrays()
+            options = ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 best_fn=score_of if best else None,
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
-            ),
-        )
+            )
+            self.manager = ocp.CheckpointManager(folder, options=options)
 
     def __enter__(self):
         return self
@@ -100,6 +102,17 @@ class Checkpoints:
         places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places)
         return copy(state)
+
+
+@contextlib.contextmanager
+def unwarned():
+    """Keeps back Orbax's warnings, which are about what it was asked for."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(min(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def write_whole_arrays():

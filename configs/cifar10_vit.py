@@ -13,7 +13,7 @@ Cost: an accelerator's hours for 100 epochs (not run here). Expected: not measur
 """
 
 from advadapters import defaults
-from advadapters.config import variant
+from advadapters.configs import variant
 
 EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
 

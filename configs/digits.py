@@ -7,11 +7,11 @@ Paper: Rebuffi, Croce and Gowal, "Revisiting adapters with adversarial training"
 Command: advadapters train --config=configs/digits.py --workdir=runs/digits
 Variants: cotrain (default), nominal, adversarial, four (clean, Linf, L2, L1 tokens),
   advprop, pyramid, trades, mart, awp, eat, fgsm_rs, n_fgsm: see `defaults.METHODS`.
-Cost: 3 minutes on 2 CPU cores. Expected: the table in README.md (measured there).
+Cost: 3 minutes on 2 CPU cores. Expected: the table in docs/results.md.
 """
 
 from advadapters import defaults
-from advadapters.config import variant
+from advadapters.configs import variant
 
 EPS = {"linf": 0.12, "l2": 0.7, "l1": 2.5}
 

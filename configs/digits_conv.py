@@ -13,11 +13,11 @@ Variants: cotrain (default, the same as batch_dual_affine), batch_shared (pooled
   layer_shared, layer_dual, group_shared, group_dual; and with batch norm the methods
   nominal, adversarial, four, advprop, pyramid, trades, mart, awp, eat, fgsm_rs, n_fgsm
   (see `defaults.METHODS`), each view with its own batch statistics.
-Cost: a minute on 2 CPU cores. Expected: the table in README.md (measured there).
+Cost: a minute on 2 CPU cores. Expected: the table in docs/results.md.
 """
 
 from advadapters import defaults
-from advadapters.config import variant
+from advadapters.configs import variant
 
 EPS = {"linf": 0.12, "l2": 0.7, "l1": 2.5}
 # norm, adapters, statistics

@@ -13,11 +13,11 @@ Variants: lnlora (default), lora (the same without the layer norm), lora_qv (que
   cotrain (co-training of a clean and an adversarial LNLoRA on the one frozen backbone,
   the head shared and trained; evaluates the soups between and beyond them), nominal
   (the network to start from).
-Cost: a minute on 2 CPU cores. Expected: the table in README.md (measured there).
+Cost: a minute on 2 CPU cores. Expected: the table in docs/results.md.
 """
 
 from advadapters import defaults
-from advadapters.config import variant
+from advadapters.configs import variant
 
 EPS = 0.12
 VARIANTS = (*defaults.FINE_TUNING, "cotrain", "nominal")

@@ -12,11 +12,11 @@ Variants: oat (default), oats (widths 0.5, 0.75, 1), oat_single (one set of norm
   fixed_10, fixed_20, fixed_30, fixed_40, fixed_100 (a network of its own for one lambda,
   in percent: the baseline), vit (FiLM on the layer norms of a ViT: ours), vit_tokens (no
   FiLM: lambda mixes two class tokens: ours).
-Cost: 2 minutes on 2 CPU cores, oats 4. Expected: the table in README.md (measured there).
+Cost: 2 minutes on 2 CPU cores, oats 4. Expected: the table in docs/results.md.
 """
 
 from advadapters import defaults
-from advadapters.config import variant
+from advadapters.configs import variant
 
 EPS = 0.12
 FIXED = {f"fixed_{100 * lam:g}": lam for lam in defaults.LAMBDAS}

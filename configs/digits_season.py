@@ -13,7 +13,7 @@ Cost: over half an hour on 2 busy CPU cores, most of it attacks on 35 soups. Exp
 """
 
 from advadapters import defaults
-from advadapters.config import variant
+from advadapters.configs import variant
 
 EPS = {"linf": 0.12, "l2": 0.7, "l1": 2.5}
 VARIANTS = (*EPS, "nominal")

@@ -11,12 +11,12 @@ Command: advadapters train --config=configs/digits_twins.py:pretrain
 Variants: twins_at (default), twins_trades, at, trades (the baselines: every statistic
   moves), trades_kl (ours: its attack climbs KL, as in TRADES' paper), pretrain
   (adversarial training on Fashion-MNIST, an IDX folder).
-Cost: pretrain 10 minutes on 2 CPU cores, the others 2. Expected: the table in README.md
-  (measured there).
+Cost: pretrain 10 minutes on 2 CPU cores, the others 2. Expected: the table in
+  docs/results.md.
 """
 
 from advadapters import defaults
-from advadapters.config import variant
+from advadapters.configs import variant
 
 EPS = 0.12
 METHODS = {

@@ -15,7 +15,7 @@ Cost: two minutes on 2 CPU cores. Expected: the table in README.md (measured the
 """
 
 from advadapters import defaults
-from advadapters.config import variant
+from advadapters.configs import variant
 
 # The radii that the field uses on MNIST-like images are larger; at Linf 0.1 small
 # networks already lose every image without adversarial training.

@@ -17,11 +17,11 @@ Data: the four IDX files of Debian's package dataset-fashion-mnist (default), or
 Variants: linf (default, the first network), l2, l1, nominal (a quarter of its epochs, from
   runs/season/linf), tokens (clean, linf, l2 and l1 tokens).
 Cost: about 20 minutes on a CPU core each, half of it attacks on test images. Expected:
-  the tables in README.md (measured there).
+  the tables in docs/results.md.
 """
 
 from advadapters import defaults
-from advadapters.config import variant
+from advadapters.configs import variant
 
 EPS = {"linf": 0.1, "l2": 1.5, "l1": 5.0}
 VARIANTS = (*EPS, "nominal", "tokens")

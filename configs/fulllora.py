@@ -37,7 +37,7 @@ Cost: 22 forward passes' FLOPs per image (20 in PGD-10, 2 trained), counted on p
 """
 
 from advadapters import defaults
-from advadapters.config import variant
+from advadapters.configs import variant
 
 EPS, STEP = 8 / 255, 2 / 255
 # source, classes, image size, patch

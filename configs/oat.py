@@ -22,7 +22,7 @@ Cost: made for an accelerator. Expected: not measured here.
 """
 
 from advadapters import defaults
-from advadapters.config import variant
+from advadapters.configs import variant
 
 # source, model, size, side, padding, share of the training images held out
 DATA = {

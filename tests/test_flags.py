@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from advadapters import config
+from advadapters import configs
 from advadapters.errors import UsageError
 
 DIGITS = "--config=" + str(pathlib.Path(__file__).parents[1] / "configs" / "digits.py")
@@ -13,7 +13,7 @@ ATTACK = '{"name": "pgd", "norm": "linf"}'
 
 def read(*argv):
     """The config with these overrides, as a dict."""
-    return config.parse([DIGITS, *argv], {})[0].to_dict()
+    return configs.parse([DIGITS, *argv], {})[0].to_dict()
 
 
 def test_mixtures_are_set_by_domain():

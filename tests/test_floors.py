@@ -6,13 +6,13 @@ import pathlib
 PACKAGE = pathlib.Path(__file__).parents[1] / "advadapters"
 FLOORS = [
     {"errors", "intervals", "trees", "rng", "mesh", "defaults"},
-    {"balls", "losses", "config", "convolutions", "costs", "hlo", "hosts", "precision"},
+    {"balls", "losses", "configs", "convolutions", "costs", "hlo", "hosts", "precision"},
     {"models", "adapters", "attacks", "data", "soups", "profiles"},
     {"networks"},
     {"training", "evaluation", "checkpoints", "interop"},
     {"builders"},
     {"commands"},
-    {"__main__"},
+    {"__main__", "front"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

@@ -15,7 +15,7 @@ from models import small
 from advadapters import defaults, networks
 from advadapters.attacks import cascade, suites
 from advadapters.builders.views import read_attacks
-from advadapters.config import Section
+from advadapters.configs import Section
 from advadapters.data import corruptions, randaugment
 from advadapters.evaluation import accuracy, statistics
 from advadapters.models.added import Added

@@ -8,7 +8,7 @@ import jax
 from advadapters import builders
 from advadapters import mesh as meshes
 from advadapters.commands import runs
-from advadapters.config import override
+from advadapters.configs import override
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 

@@ -47,8 +47,8 @@ PLUS = (
     "fab-t",
 )
 # In the order of images broken per forward pass, each attack on what those before it left,
-# on the networks of tests/benchmarks/fast_suite.py, which prints that order; the README
-# has what it finds and costs beside "standard". No part works without gradients.
+# on the networks of tests/benchmarks/fast_suite.py, which prints that order. What it finds
+# and costs beside "standard" is in docs/autoattack.md. No part works without gradients.
 FAST = (
     ("pma-rival", dict(steps=20)),
     ("pma-own", dict(steps=100)),

@@ -1,6 +1,6 @@
 """config.loss and its section -> a training method: views, oat or twins."""
 
-from advadapters.config import Section
+from advadapters.configs import Section
 from advadapters.errors import UsageError, pick
 from advadapters.training import oat, twins
 

@@ -14,7 +14,7 @@ from advadapters.builders.data import Data, need_divisible, read_data
 from advadapters.builders.model import check_patterns, read_exact, read_model
 from advadapters.builders.optimizer import read_drops, read_optimizer
 from advadapters.builders.views import read_attacks, read_tricks, read_views
-from advadapters.config import Section
+from advadapters.configs import Section
 from advadapters.data import pipeline
 from advadapters.errors import UsageError, pick
 from advadapters.evaluation import suites

@@ -5,7 +5,7 @@ import inspect
 
 from advadapters import losses, soups
 from advadapters.attacks import ATTACKS, checks, contract
-from advadapters.config import Section
+from advadapters.configs import Section
 from advadapters.errors import UsageError, pick
 from advadapters.training import views
 

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from advadapters import config as configs
-from advadapters import hosts
+from advadapters import configs, hosts
 from advadapters.errors import UsageError, pick
 
 VERSIONS = {

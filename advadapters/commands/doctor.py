@@ -28,7 +28,7 @@ import statistics
 import tempfile
 import time
 
-from advadapters import config as configs
+from advadapters import configs
 from advadapters.errors import UsageError
 
 FLAGS = {

@@ -30,7 +30,7 @@ import os
 import re
 import time
 
-from advadapters import config as configs
+from advadapters import configs
 from advadapters.commands import dryevaluation
 from advadapters.commands.dryevaluation import number, table
 from advadapters.errors import UsageError, check_word, pick

@@ -63,7 +63,7 @@ import os
 import shlex
 from fractions import Fraction
 
-from advadapters import config as configs
+from advadapters import configs
 from advadapters.commands import cascades
 from advadapters.errors import UsageError, pick
 

@@ -176,17 +176,18 @@ def first_images(run, split, count):
     return images.astype(np.float32) / np.float32(255), labels
 
 
-def rows(opened, variables, cases, found, step, compared=(), about=None):
+def rows(opened, variables, cases, found, step, compared=(), about=None, attacked=None):
     """Result rows of {suite: Table}; what is summed up of several follows them.
 
     compared: what `signs` found, for the rows of attacks. about: {suite: further fields of
-    its rows}.
+    its rows}. attacked: names of the suites that are attacks, None for the config's.
     """
     compared = compared or [{}] * len(cases)
     costs = costs_of(opened, variables, cases)
     seed, settings = {"seed": opened.run.seed}, settings_of(opened, found)
     told = [case.told | seed | cost for case, cost in zip(cases, costs, strict=True)]
-    attacked, listed = {*opened.run.evaluation.suites, "union"}, []
+    attacked = {*(attacked or opened.run.evaluation.suites), "union"}
+    listed = []
     for suite, table in found.items():
         warn_of_strange(table, cases, suite)
         fields = {"settings": settings[suite]} if suite in settings else {}

@@ -19,7 +19,7 @@ NEW. Nothing is trained, and no image is read but for --statistics.
 import json
 import os
 
-from advadapters import config as configs
+from advadapters import configs
 from advadapters.errors import UsageError
 
 FLAGS = {"workdir": None, "output": None, "step": "latest"} | dict.fromkeys(

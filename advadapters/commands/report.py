@@ -27,7 +27,7 @@ import json
 
 import numpy as np
 
-from advadapters import config as configs
+from advadapters import configs
 from advadapters.errors import UsageError, pick
 
 MOST = 5  # suites that are told by class

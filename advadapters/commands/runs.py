@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from advadapters import builders, checkpoints, hosts, trees
-from advadapters import config as configs
+from advadapters import builders, checkpoints, configs, hosts, trees
 from advadapters import mesh as meshes
 from advadapters.adapters import files
 from advadapters.commands import changes, evaluating, profiling, starting, workdir

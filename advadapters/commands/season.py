@@ -23,8 +23,7 @@ import json
 import os
 import pathlib
 
-from advadapters import config as configs
-from advadapters import hosts
+from advadapters import configs, hosts
 from advadapters.commands import evaluate
 from advadapters.errors import UsageError
 

@@ -32,7 +32,7 @@ import json
 
 import numpy as np
 
-from advadapters import config as configs
+from advadapters import configs
 from advadapters.errors import UsageError, pick
 
 LABELS = (10, 50, 100, 500, 1000)

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 
-from advadapters import config as configs
+from advadapters import configs
 from advadapters.errors import UsageError
 
 FLAGS = {"ingredients": None, "output": None}

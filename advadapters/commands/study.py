@@ -21,7 +21,7 @@ import json
 import os
 import re
 
-from advadapters import config as configs
+from advadapters import configs
 from advadapters.errors import UsageError
 
 FLAGS = {"workdir": None, "adapters": "", "variants": "", "seeds": "3"}

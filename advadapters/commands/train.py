@@ -34,7 +34,7 @@ ends the run after a step, with a checkpoint, and exit code 143.
 import sys
 import time
 
-from advadapters import config as configs
+from advadapters import configs
 
 
 def main(argv):

@@ -19,7 +19,7 @@ import itertools
 import json
 import time
 
-from advadapters import config as configs
+from advadapters import configs
 from advadapters.errors import UsageError, pick
 
 FLAGS = {

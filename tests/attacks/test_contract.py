@@ -15,7 +15,7 @@ from advadapters.attacks.fab import run_fab
 from advadapters.attacks.suites import run_multitargeted
 from advadapters.balls import BALLS
 from advadapters.builders.views import read_attacks
-from advadapters.config import Section
+from advadapters.configs import Section
 from advadapters.errors import UsageError
 
 EPS = {"linf": 0.1, "l2": 0.5, "l1": 2.0}

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from advadapters import builders, networks
-from advadapters import config as configs
+from advadapters import builders, configs, networks
 from advadapters import mesh as meshes
 from advadapters.attacks.pgd import pgd
 from advadapters.commands import asking, evaluating, runs, transfer

@@ -12,7 +12,7 @@ import pytest
 
 from advadapters.__main__ import main
 from advadapters.commands import runs, workdir
-from advadapters.config import parse
+from advadapters.configs import parse
 from advadapters.errors import UsageError
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"

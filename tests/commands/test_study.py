@@ -67,8 +67,7 @@ def test_a_study_trains_every_case_and_seed(studied, capsys):
 
 
 def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
-    from advadapters import builders, trees
-    from advadapters import config as configs
+    from advadapters import builders, configs, trees
     from advadapters.commands import runs, starting, workdir
 
     folder = studied[0] / "norms+head-seed0"

@@ -13,7 +13,7 @@ import tiny
 from advadapters import mesh as meshes
 from advadapters.attacks.pgd import pgd
 from advadapters.builders.views import read_tricks
-from advadapters.config import Section
+from advadapters.configs import Section
 from advadapters.models import layers, vit
 from advadapters.training import state, step, tricks, views
 

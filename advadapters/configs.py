@@ -7,6 +7,7 @@ nobody reads. This module is light: `--help` and bad flags need no jax.
 
 import ast
 import contextlib
+import difflib
 import math
 import pathlib
 import re
@@ -16,6 +17,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from advadapters.errors import UsageError, check_word
+
+# The config files that come with the package: in it, or in a checkout beside it.
+HERE = pathlib.Path(__file__).parent
+FOLDERS = (HERE / "config_files", HERE.parent / "configs")
 
 FRACTION = re.compile(r"(--config\.\S+=)(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)$")
 # Sections whose keys are free names, so that flags may bring new ones: of numbers, and of
@@ -62,6 +67,7 @@ def parse(argv, names, with_config=True):
     free, rest = take_free(argv) if with_config else ([], argv)
     arguments = ["advadapters", *map(fraction, rest)]
     if with_config:
+        arguments = [with_file(argument) for argument in arguments]
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
         need_file(arguments)
     for name, default in names.items():
@@ -164,13 +170,34 @@ def put(config, path, name, text):
     parent[path[-1]] = ConfigDict(value, allow_dotted_keys=True)
 
 
+def packaged():
+    """{name: path} of the config files that come with the package."""
+    folder = next((folder for folder in FOLDERS if folder.is_dir()), None)
+    files = sorted(folder.rglob("*.py")) if folder else []
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+
+
+def with_file(argument):
+    """--config=digits:nominal with the packaged file of that name, if it is no path."""
+    flag, equals, value = argument.partition("=")
+    name, colon, variant_ = value.partition(":")
+    if flag.lstrip("-") != "config" or pathlib.Path(name).exists():
+        return argument
+    path = packaged().get(name)
+    return f"{flag}={path}{colon}{variant_}" if path else argument
+
+
 def need_file(arguments):
     """Raises UsageError if the file of --config=FILE[:VARIANT] is not there."""
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.lstrip("-").partition("=")
         path = (value if equals else following).partition(":")[0]
         if name == "config" and not pathlib.Path(path).is_file():
-            raise UsageError(f"no config file {path!r}")
+            near = difflib.get_close_matches(path, packaged(), 3, 0.4) or list(packaged())
+            raise UsageError(
+                f"no config file {path!r}; give a path, or a name that comes with the "
+                f"package, like {', '.join(near[:3])}"
+            )
 
 
 def reason(error):

@@ -1,0 +1,314 @@
+"""The front door from Python: a trained run, its networks, and what people do with them.
+
+    import advadapters as aa
+
+    run = aa.load("runs/fashion")
+    soup = run.soup(clean=0.3, linf=0.7)
+    soup.predict(images)
+
+Everything here is exported from `advadapters` itself. Opening a run needs neither its
+images nor the machine that it was trained on.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from advadapters import attacks as suites
+from advadapters import builders, configs, defaults, losses, networks, soups
+from advadapters.attacks import checks
+from advadapters.builders.views import read_attacks
+from advadapters.commands import evaluating, runs, workdir
+from advadapters.data.sources import ArraySplit
+from advadapters.errors import UsageError
+from advadapters.evaluation import tables
+
+BATCH = 256  # images that a Classifier looks at in one call of its program
+
+
+class Classifier:
+    """One ordinary network: images in, logits out.
+
+    Images are [B, H, W, C], uint8 or floats in [0, 1], of the size that the network was
+    trained for; with one channel [B, H, W] will do. Normalisation is inside.
+
+    Attributes:
+      params: the parameters, nested dicts of arrays as flax takes them.
+      batch_stats: running statistics of batch norm; {} where there are none.
+      classes: names of the classes, or their numbers as text.
+      shape: (H, W, C) of an image.
+      name: what tables call this network, such as "0.3 clean + 0.7 linf".
+      logits_fn: pure function of float images, for attacks and under `jax.jit`.
+    """
+
+    def __init__(self, evaluate, plain, *, shape, classes, name):
+        self.shape, self.classes, self.name = tuple(shape), tuple(classes), name
+        self.params = plain.get("params", {})
+        self.batch_stats = plain.get("batch_stats", {})
+        self.logits_fn = jax.tree_util.Partial(evaluate, plain)
+        self._jitted = jax.jit(lambda logits_fn, images: logits_fn(images))
+
+    def __repr__(self):
+        side, classes = "x".join(map(str, self.shape)), len(self.classes)
+        return f"Classifier({self.name!r}, images {side}, {classes} classes)"
+
+    def __call__(self, images) -> jax.Array:
+        """Logits float32 [B, L]. Raises UsageError for images of another kind or size."""
+        images = self._read(images)
+        return jnp.concatenate(
+            [self._logits(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+        )
+
+    def predict(self, images) -> np.ndarray:
+        """The number of the likeliest class of each image, int [B]."""
+        return np.asarray(jnp.argmax(self(images), axis=-1))
+
+    def accuracy(self, images, labels) -> float:
+        """The share of images whose label wins; labels are whole numbers [B]."""
+        images, labels = checks.inputs(self._read(images), labels)
+        checks.check_classes(labels, len(self.classes))
+        return float(np.mean(~losses.misclassified(self(images), labels)))
+
+    def _logits(self, images):
+        # A last part of another size would be compiled anew.
+        short = 0 if len(images) == BATCH else -len(images) % 8
+        padded = np.concatenate([images, np.repeat(images[:1], short, axis=0)])
+        return self._jitted(self.logits_fn, checks.to_float(padded))[: len(images)]
+
+    def _read(self, images):
+        images = np.asarray(images)
+        if images.ndim == 3 and self.shape[2] == 1:
+            images = images[..., None]
+        if np.issubdtype(images.dtype, np.floating):
+            images = images.astype(np.float32)
+        checks.check_images(images)
+        if images.shape[1:] != self.shape:
+            raise UsageError(
+                f"images must be [B, {', '.join(map(str, self.shape))}] for this network, "
+                f"got {list(images.shape)}: resize them"
+            )
+        return images
+
+
+class Run(NamedTuple):
+    """A trained run, see `load`."""
+
+    opened: Any
+    variables: Any
+    step: int
+
+    def __repr__(self):
+        domains = ", ".join(self.domains)
+        return f"Run({self.path!r}, step {self.step}, domains {domains})"
+
+    @property
+    def path(self) -> str:
+        """The folder of the run."""
+        return str(self.opened.folder)
+
+    @property
+    def config(self) -> dict:
+        """The config that it was trained with, plain values."""
+        return self.opened.config
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains, which soups weigh."""
+        return tuple(self.opened.run.domains)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, or their numbers as text where they have none."""
+        names = (workdir.read_data(self.path) or {}).get("classes")
+        return tuple(names or map(str, range(self.config["model"]["classes"])))
+
+    def soup(self, weights: Mapping[str, float] | None = None, /, **more) -> Classifier:
+        """The network at these weights of the domains, which must sum to 1.
+
+        >>> run.soup(clean=0.3, linf=0.7)  # doctest: +SKIP
+        Classifier('0.3 clean + 0.7 linf', images 28x28x1, 10 classes)
+
+        Domains that are left out weigh nothing; weights below 0 or above 1 extrapolate.
+        Raises UsageError for unknown domains and other sums.
+        """
+        if self.opened.run.film:
+            raise UsageError("this run goes by lambda: take run.at(0.2), not a soup")
+        return self._classifier(self._case({**(weights or {}), **more}))
+
+    def mode(self, domain: str) -> Classifier:
+        """The network of one domain alone."""
+        return self.soup({domain: 1.0})
+
+    def at(self, lam: float, width: float = 1.0) -> Classifier:
+        """The network at a lambda (and width) of a run that is conditioned on it."""
+        method = self.opened.run.method
+        if not self.opened.run.film and "lambdas" not in getattr(method, "_fields", ()):
+            raise UsageError("this run is not conditioned on lambda: take run.soup(...)")
+        asked = {"lambda": [float(lam)], "width": [float(width)]}
+        read = builders.methods.read_knobs
+        return self._classifier(read(method, self.opened.run.film, asked)[0])
+
+    def evaluate(
+        self,
+        images,
+        labels,
+        *,
+        soups: Sequence[Mapping[str, float] | Sequence[float]] | None = None,
+        attacks: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> list[dict]:
+        """Accuracy of soups on these images, clean and under attacks -> result rows.
+
+        Args:
+          images: uint8 [B, H, W, C], or floats that are whole multiples of 1/255.
+          labels: whole numbers [B].
+          soups: weights of the domains, dicts or sequences in their order, such as
+            `line(11)`; None for those of the run's config.
+          attacks: {name: settings}, such as {"pgd20": pgd("linf", 0.1, steps=20)}; None for
+            the suites of the run's config, {} for clean images only.
+
+        Each row says which network it is of ("mixture"), the suite, accuracy ("value") with
+        its 95% interval ("low", "high"), and counts. `table` and `plot_tradeoff` take them.
+        """
+        opened = self.opened
+        cases = opened.run.evaluation.cases
+        if soups is not None:
+            cases = [self._case(weights) for weights in soups]
+        images, labels = checks.inputs(as_bytes(images), labels)
+        checks.check_classes(labels, self.config["model"]["classes"])
+        found = opened.run.evaluation.suites
+        if attacks is not None:
+            sections = {
+                name: configs.Section(f"attacks.{name}", dict(settings))
+                for name, settings in attacks.items()
+            }
+            found = read_attacks(sections, images.shape[1:])
+        split = ArraySplit(images, labels)
+        asked = evaluating.evaluate(opened, self.variables, split, cases, found)
+        return evaluating.rows(
+            opened, self.variables, cases, asked, self.step, attacked=found
+        )
+
+    def _case(self, weights):
+        names = self.domains
+        if not isinstance(weights, Mapping):
+            if len(weights) != len(names):
+                raise UsageError(
+                    f"soup {tuple(weights)}: one weight for each of {', '.join(names)}"
+                )
+            weights = dict(zip(names, weights, strict=True))
+        try:
+            return networks.mixture_case(names, soups.weights_of(weights, names))
+        except ValueError as error:
+            raise UsageError(f"soup {weights}: {error}") from None
+
+    def _classifier(self, case):
+        run, data = self.opened.run, self.opened.run.data
+        network = run.networks[case.network]
+        plain = jax.jit(network.at)(self.variables, case.knob)
+        shape = (data.image_size, data.image_size, data.channels)
+        name = tables.name_of(case.told)
+        return Classifier(
+            network.evaluate, plain, shape=shape, classes=self.classes, name=name
+        )
+
+
+def as_bytes(images):
+    """Images as uint8; raises UsageError for floats between the 256 levels."""
+    images = np.asarray(images)
+    if not np.issubdtype(images.dtype, np.floating):
+        return images
+    levels = np.round(np.float64(images) * 255)
+    if not (np.abs(np.float64(images) * 255 - levels) < 1e-3).all():
+        raise UsageError(
+            "evaluate takes uint8 images, or floats that are whole multiples of 1/255: "
+            "round them, or call a Classifier and `autoattack`, which take any in [0, 1]"
+        )
+    return levels.clip(0, 255).astype(np.uint8)
+
+
+def load(path: str | os.PathLike, step: str | int = "latest") -> Run:
+    """A trained run from its folder; step: "latest", "best" or the number of a checkpoint.
+
+    Reads the averaged parameters, and no image. Raises UsageError where there is no run.
+    """
+    opened = runs.open_trained(os.fspath(path), images=False)
+    return Run(opened, *runs.restore_variables(opened, str(step)))
+
+
+def config(name: str, **changes) -> dict:
+    """A config as plain values: of a file, or by name of one that comes with the package.
+
+    >>> config("digits:nominal", epochs=5)["epochs"]
+    5.0
+
+    changes: values of keys; of inner keys by dots, `**{"optimizer.base_lr": 1e-3}`. Raises
+    UsageError for a name, key or type that does not exist.
+    """
+    flags = [f"--config.{key}={value}" for key, value in changes.items()]
+    made, _ = configs.parse([f"--config={name}", *flags], {})
+    return made.to_dict()
+
+
+def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> Run:
+    """Trains (or resumes) a config in a folder, as `advadapters train` does -> the run."""
+    runs.train(runs.open_run(dict(config), os.fspath(workdir)))
+    return load(workdir)
+
+
+def autoattack(network, images, labels, *, norm, eps, seed=0, **settings):
+    """AutoAttack on a Classifier or any `logits_fn` -> `Report`.
+
+    As `advadapters.attacks.autoattack`, whose settings it takes, but for the seed in place
+    of the key.
+    """
+    logits_fn = network.logits_fn if isinstance(network, Classifier) else network
+    read = network._read if isinstance(network, Classifier) else np.asarray
+    key = jax.random.key(seed)
+    return suites.autoattack(
+        logits_fn, read(images), labels, key, norm=norm, eps=eps, **settings
+    )
+
+
+def line(count: int, low: float = 0.0, high: float = 1.0) -> list[tuple[float, float]]:
+    """`count` soups of two domains, from the first alone to the second alone.
+
+    low, high: weights of the second domain at the ends; others than 0 and 1 extrapolate.
+
+    >>> line(3)
+    [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)]
+    """
+    if count < 2:
+        raise UsageError(f"a line has 2 soups at least, got {count}")
+    steps = np.linspace(low, high, count).round(9).tolist()
+    return [(round(1 - weight, 9), weight) for weight in steps]
+
+
+def pgd(norm: str, eps: float, steps: int = 20, **settings) -> dict:
+    """Settings of PGD for `Run.evaluate`; it keeps the best iterate."""
+    return defaults.evaluation_pgd(norm, float(eps), steps) | settings
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Result rows as a Markdown table, percent with 95% intervals."""
+    return tables.markdown(rows)
+
+
+def plot_tradeoff(rows: Sequence[Mapping[str, Any]], suite: str = "", ax=None):
+    """Robust against clean accuracy of result rows, with intervals -> matplotlib's axes.
+
+    suite: of the robust accuracy; the first there is if "". ax: axes to draw on.
+    """
+    robust = [row["suite"] for row in rows if row["suite"] != "clean"]
+    if not robust or (suite and suite not in robust):
+        known = ", ".join(dict.fromkeys(robust)) or "those on clean images only"
+        raise UsageError(f"no rows of {suite or 'an attack'}; there are: {known}")
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        ax = plt.figure(figsize=(5.5, 4.5), layout="constrained").subplots()
+    tables.draw_against(ax, tables.by_network(rows), suite or robust[0], "C0")
+    return ax

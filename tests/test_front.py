@@ -1,0 +1,177 @@
+"""What `import advadapters` offers, on a run whose training images are gone."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import advadapters as aa
+from advadapters.commands import runs
+
+NAMES = ("a", "b", "c")
+SMALL = {
+    "model.size": "16x1x32x2",
+    "model.classes": 3,
+    "evaluation.batch_size": 16,
+    "data.image_size": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def data():
+    """(images uint8 [24, 8, 8, 1], labels)."""
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (24, 8, 8, 1)).astype(np.uint8)
+    return images, draw.integers(3, size=24)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """A run with two class tokens far from each other."""
+    folder = tmp_path_factory.mktemp("front")
+    file = folder / "data.npz"
+    images, labels = data
+    np.savez(file, train_images=images, train_labels=labels, test_images=images,
+             test_labels=labels)  # fmt: skip
+    config = aa.config("digits:cotrain", **SMALL, **{"data.source": f"npz:{file}"})
+
+    def apart(like):
+        leaves, structure = jax.tree.flatten(like)
+        keys = jax.random.split(jax.random.key(0), len(leaves))
+        drawn = [
+            jax.random.normal(key, leaf.shape).astype(leaf.dtype)
+            for key, leaf in zip(keys, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(structure, drawn)
+
+    runs.write_run(config, folder / "run", jax.jit(apart))
+    file.unlink()
+    return aa.load(folder / "run")
+
+
+def test_importing_is_light():
+    code = """
+import sys
+import advadapters as aa
+assert not {"jax", "numpy", "flax"} & set(sys.modules), "import advadapters"
+aa.soups, aa.trees
+heavy = {"flax", "orbax", "optax", "grain", "tensorflow", "cv2", "matplotlib"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+assert all(hasattr(aa, name) for name in aa.__all__)
+assert set(aa.__all__) <= set(dir(aa))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_run_says_what_it_is(run):
+    assert run.domains == ("clean", "linf")
+    assert run.classes == ("0", "1", "2")
+    assert run.config["model"]["size"] == "16x1x32x2"
+    assert run.step == run.opened.run.steps and run.path in repr(run)
+
+
+def test_a_soup_is_the_ordinary_network_of_its_weights(run, data):
+    images, labels = data
+    soup = run.soup(clean=0.25, linf=0.75)
+    plain = aa.trees.plain(run.variables, (0.25, 0.75))
+    jax.tree.map(np.testing.assert_array_equal, soup.params, plain["params"])
+    evaluate = jax.jit(run.opened.run.network.evaluate)
+    logits = evaluate(plain, images.astype(np.float32) / np.float32(255))
+    found = soup(images)
+    np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-5)
+    right = np.argmax(logits, axis=1)
+    for given in (images, images[..., 0], images / 255, np.float32(images) / 255):
+        np.testing.assert_array_equal(soup.predict(given), right)
+        assert soup.accuracy(given, labels) == pytest.approx(np.mean(right == labels))
+    np.testing.assert_allclose(soup(images[:3]), found[:3], rtol=1e-5, atol=1e-5)
+    many = np.tile(images, (11, 1, 1, 1))  # 264: more than one call
+    np.testing.assert_array_equal(soup.predict(many), np.tile(right, 11))
+    assert "0.25 clean + 0.75 linf" in repr(soup) and "8x8x1" in repr(soup)
+
+
+def test_modes_differ_and_are_the_ends_of_the_line(run, data):
+    images, _ = data
+    first, last = (run.soup(dict(zip(run.domains, w, strict=True))) for w in
+                   (aa.line(5)[0], aa.line(5)[-1]))  # fmt: skip
+    np.testing.assert_array_equal(first(images), run.mode("clean")(images))
+    np.testing.assert_array_equal(last(images), run.mode("linf")(images))
+    assert np.abs(first(images) - last(images)).max() > 0.1
+
+
+def test_evaluation_counts_what_the_classifiers_say(run, data):
+    images, labels = data
+    attack = aa.pgd("linf", 0.3, steps=2)
+    rows = run.evaluate(images, labels, soups=aa.line(3), attacks={"pgd2": attack})
+    clean = [row["value"] for row in rows if row["suite"] == "clean"]
+    soups = [run.soup(dict(zip(run.domains, w, strict=True))) for w in aa.line(3)]
+    assert clean == pytest.approx([soup.accuracy(images, labels) for soup in soups])
+    attacked = [row for row in rows if row["suite"] == "pgd2"]
+    assert all(row["metric"] == "robust_accuracy" for row in attacked)
+    assert sum(row["value"] for row in attacked) < sum(clean)
+    again = run.evaluate(images / 255, labels, soups=[{"linf": 1}], attacks={})
+    assert [row["value"] for row in again] == clean[-1:]
+    assert "| clean mode | " in aa.table(rows)
+    axes = aa.plot_tradeoff(rows)
+    assert len(axes.lines[0].get_xdata()) == 3
+    with pytest.raises(aa.UsageError, match="no rows of pgd9; there are: pgd2"):
+        aa.plot_tradeoff(rows, "pgd9")
+
+
+def test_autoattack_takes_a_classifier(run, data):
+    images, labels = data
+    soup = run.mode("clean")
+    settings = dict(norm="linf", eps=0.1, version=("square",), queries=5, quiet=True)
+    report = aa.autoattack(soup, images, labels, **settings)
+    assert report.clean_accuracy == pytest.approx(soup.accuracy(images, labels))
+    by_hand = aa.attacks.autoattack(
+        soup.logits_fn, images, labels, jax.random.key(0), **settings
+    )
+    assert report.robust_accuracy == by_hand.robust_accuracy
+
+
+BAD = {
+    "sum": (lambda run, x, y: run.soup(clean=0.5), "weights must sum to 1, got 0.5, 0"),
+    "domain": (lambda run, x, y: run.soup(cln=1), "unknown domain 'cln'; there are: clean"),
+    "length": (
+        lambda run, x, y: run.evaluate(x, y, soups=[(1,)]),
+        "one weight for each of clean, linf",
+    ),
+    "lambda": (lambda run, x, y: run.at(0.2), "not conditioned on lambda: take run.soup"),
+    "size": (lambda run, x, y: run.mode("linf")(x[:, 1:]), "must be .B, 8, 8, 1. for this"),
+    "range": (lambda run, x, y: run.mode("linf")(x * 1.0), "divide by 255"),
+    "labels": (lambda run, x, y: run.mode("linf").accuracy(x, y + 9), "labels run from 9"),
+    "levels": (lambda run, x, y: run.evaluate(x / 256, y), "whole multiples of 1/255"),
+    "attack": (
+        lambda run, x, y: run.evaluate(x, y, attacks={"a": {"name": "pdg"}}),
+        "attacks.a.name",
+    ),
+    "line": (lambda run, x, y: aa.line(1), "2 soups at least, got 1"),
+    "config": (lambda run, x, y: aa.config("digitz"), "no config file 'digitz'.* digits"),
+    "key": (lambda run, x, y: aa.config("digits", epohs=1), "epochs"),
+    "run": (lambda run, x, y: aa.load("nowhere"), "nowhere holds no run"),
+    "step": (lambda run, x, y: aa.load(run.path, 7), "no checkpoint '7'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(case, run, data):
+    call, message = BAD[case]
+    with pytest.raises(aa.UsageError, match=message) as caught:
+        call(run, *data)
+    assert "\n" not in str(caught.value)
+
+
+def test_configs_come_by_name_with_values_changed():
+    config = aa.config("digits:nominal", epochs=5, **{"optimizer.base_lr": 1e-3})
+    assert (config["epochs"], config["optimizer"]["base_lr"]) == (5.0, 1e-3)
+    assert config["domains"] == ("clean",)
+
+
+def test_training_from_python(tmp_path):
+    flags = {"model.size": "8x1x16x1", "evaluation.suites": "{}", "model.patch": 4}
+    config = aa.config("digits:nominal", epochs=0.1, **flags)
+    run = aa.train(config, tmp_path / "run")
+    assert (run.domains, run.step) == (("clean",), 1)
+    assert (tmp_path / "run" / "results.json").exists()
