@@ -128,11 +128,3 @@ def write_whole_arrays():
 def score_of(metrics):
     """What the best checkpoint has most of."""
     return metrics["score"]
-
-
-def abstract(state, sharding):
-    """Shapes and types of a state (or of a function's result), placed by `sharding`."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        state,
-    )

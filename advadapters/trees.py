@@ -12,7 +12,8 @@ weights are a soup, and `jax.vmap` over stacked weights runs many at once. Runni
 statistics of batch norm are two such branches under "stats", which no gradient trains;
 "frozen", if there is one, holds parameters that none trains either.
 
-Trees here are nested dicts with string keys; a path joins the keys with "/".
+Trees that are split and merged are nested dicts with string keys; a path joins the keys
+with "/". What stacks and mixes takes any pytree: lists, tuples, FrozenDicts, NNX states.
 Only numpy and jax are imported, so that soups run in a bare notebook.
 """
 
@@ -56,6 +57,28 @@ def unflatten(flat):
             raise ValueError(f"path {path!r} is there twice")
         node[name] = value
     return tree
+
+
+def named(tree):
+    """{path: leaf} of any pytree, whose paths join keys, fields and positions with "/".
+
+    Raises ValueError where two leaves have one path, as in {"a/b": x, "a": {"b": y}}.
+
+    >>> named({"blocks": [1, 2], "head": (3,)})
+    {'blocks/0': 1, 'blocks/1': 2, 'head/0': 3}
+    """
+    found = {}
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        if path in found:
+            raise ValueError(f"two leaves have the path {path!r}")
+        found[path] = leaf
+    return found
+
+
+def renamed(tree, flat):
+    """A tree of the same structure, with the leaves of {path: leaf}, see `named`."""
+    return jax.tree.structure(tree).unflatten([flat[path] for path in named(tree)])
 
 
 def matches(pattern, path):
@@ -107,11 +130,6 @@ def merge(first, second):
 def stack(trees):
     """[tree, ...] of equal structure -> one tree, every leaf with a leading axis [K]."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def unstack(tree):
-    """The inverse of `stack`: a list of K trees."""
-    return [take(tree, k) for k in range(domains(tree))]
 
 
 def take(tree, k):
@@ -168,13 +186,13 @@ def low_rank(paths):
 
 
 def blend(adapters, weights):
-    """`mix` for parameters: of LoRAs, it is the products that are mixed.
+    """Like `mix`, but of a LoRA the update A @ B is mixed, not A and B separately.
 
-    sum_k w_k (x A_k) B_k is no product of mixed A and mixed B. The components of all
+    sum_k w_k (x A_k) B_k is no product of a mixed A and a mixed B. The components of all
     domains are kept side by side instead: a [K, M, D, r] becomes [K M, D, r], and
     b [K, M, r, F] becomes [K M, r, F] times the weights.
     """
-    flat = flatten(adapters)
+    flat = named(adapters)
     loras = low_rank(flat)
     weights = jnp.asarray(weights, jnp.float32)
 
@@ -186,7 +204,7 @@ def blend(adapters, weights):
             leaf = leaf * weights.reshape(-1, *[1] * (leaf.ndim - 1)).astype(leaf.dtype)
         return leaf.reshape(-1, *leaf.shape[2:])
 
-    return unflatten({path: joined(path, leaf) for path, leaf in flat.items()})
+    return renamed(adapters, {path: joined(path, leaf) for path, leaf in flat.items()})
 
 
 def plain(variables, weights):

@@ -13,6 +13,13 @@ def state(value):
     return {"a": jnp.full((4, 2), value, jnp.float32), "b": {"step": jnp.int32(value)}}
 
 
+def abstract(place):
+    """Shapes and types of such a state, and where it is to be."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state(0)
+    )
+
+
 def test_the_newest_and_the_best_are_kept(tmp_path, one_device):
     place = meshes.replicated(one_device)
     with checkpoints.Checkpoints(tmp_path, keep=2, best=True) as saved:
@@ -21,7 +28,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path, one_device):
         saved.manager.wait_until_finished()
         assert saved.steps() == [2, 4, 5]
         assert (saved.latest(), saved.best()) == (5, 2)
-        found = saved.restore(checkpoints.abstract(state(0), place), 2)
+        found = saved.restore(abstract(place), 2)
     chex.assert_trees_all_equal(found, state(2))
 
 
@@ -40,6 +47,6 @@ def test_a_state_moves_to_another_mesh(tmp_path, mesh, one_device):
     for target in (one_device, mesh):
         place = meshes.replicated(target)
         with checkpoints.Checkpoints(tmp_path) as saved:
-            found = saved.restore(checkpoints.abstract(state(0), place), 1)
+            found = saved.restore(abstract(place), 1)
         assert found["a"].sharding.device_set == set(target.devices.flat)
         np.testing.assert_array_equal(found["a"], state(7)["a"])

@@ -13,11 +13,15 @@ from advadapters.soups.mixtures import check
 
 
 def stack(ingredients, names=None):
-    """K trees -> one tree with leaves [K, ...], of which `trees.mix` makes soups.
+    """K pytrees -> one pytree with leaves [K, ...], of which `trees.mix` makes soups.
 
     Raises ValueError where they are not the same kind of network. names: for the message.
+
+    >>> soup = trees.mix(stack([(1.0, [2.0]), (3.0, [4.0])]), (0.5, 0.5))
+    >>> [float(leaf) for leaf in (soup[0], soup[1][0])]
+    [2.0, 3.0]
     """
-    agree([trees.flatten(tree) for tree in ingredients], names)
+    agree([trees.named(tree) for tree in ingredients], names)
     return trees.stack(ingredients)
 
 
@@ -37,8 +41,8 @@ def agree(flat, names=None):
 
 
 def write_leaves(folder, tree):
-    """Writes a tree as a folder of .npy files; bfloat16, which .npy lacks, as float32."""
-    for path, leaf in trees.flatten(tree).items():
+    """Writes a pytree as a folder of .npy files; bfloat16, which .npy lacks, as float32."""
+    for path, leaf in trees.named(tree).items():
         leaf = np.asarray(leaf)
         file = pathlib.Path(folder, path + ".npy")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +100,7 @@ def mix_by_path(adapters, weights):
     is their product that is mixed.
     """
     weights = {pattern: check(w) for pattern, w in weights.items()}
-    flat = trees.flatten(adapters)
+    flat = trees.named(adapters)
     first = {
         path: next((p for p in weights if trees.matches(p, path)), None) for path in flat
     }
@@ -112,5 +116,5 @@ def mix_by_path(adapters, weights):
     mixed = {}
     for pattern, w in weights.items():
         part = {path: leaf for path, leaf in flat.items() if first[path] == pattern}
-        mixed |= trees.flatten(trees.blend(trees.unflatten(part), w))
-    return trees.unflatten({path: mixed[path] for path in flat})
+        mixed |= trees.named(trees.blend(trees.unflatten(part), w))
+    return trees.renamed(adapters, mixed)

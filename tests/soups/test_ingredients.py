@@ -1,10 +1,13 @@
 """Soups of networks in memory, in files and by layer; the algebra of mixing."""
 
 import chex
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from flax.core import FrozenDict
 
 from advadapters import soups, trees
 
@@ -206,3 +209,58 @@ def test_weights_by_path_mix_the_products_of_loras():
     np.testing.assert_allclose(update, by_hand, atol=1e-6)
     with pytest.raises(ValueError, match="fc1_lora/b must have the same weights"):
         soups.mix_by_path(stacked, {".*/a": [0.3, 0.7], ".*": [1, 0]})
+
+
+@flax.struct.dataclass
+class Pair:
+    """A user's own node."""
+
+    first: np.ndarray
+    second: np.ndarray
+
+
+def nnx_state(seed):
+    """The parameters of a network of flax's newer kind."""
+    return nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(seed)))
+
+
+TREES = {
+    "tuples and lists": lambda leaves: (leaves[0], [leaves[1], {"c": leaves[2]}]),
+    "flat": lambda leaves: {"a/b/kernel": leaves[0], "a/c": leaves[1], "d": leaves[2]},
+    "frozen": lambda leaves: FrozenDict({"a": {"b": leaves[0]}, "c": leaves[1]}),
+    "dataclass": lambda leaves: Pair(leaves[0], (leaves[1], leaves[2])),
+    "one leaf": lambda leaves: leaves[0],
+}
+
+
+@pytest.mark.parametrize("kind", TREES)
+def test_any_pytree_can_be_mixed(kind, tmp_path):
+    draw = np.random.default_rng(0)
+    leaves = [[draw.normal(size=n).astype(np.float32) for n in (3, 2, 4)] for _ in "ab"]
+    first, second = map(TREES[kind], leaves)
+    stacked = soups.stack([first, second])
+    half = jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, first, second)
+    for soup in (
+        trees.mix(stacked, (0.5, 0.5)),
+        trees.blend(stacked, (0.5, 0.5)),
+        soups.mix_by_path(stacked, {".*": (0.5, 0.5)}),
+    ):
+        assert jax.tree.structure(soup) == jax.tree.structure(first)
+        chex.assert_trees_all_close(soup, half, atol=1e-7)
+    if kind != "one leaf":  # which has no name for a file
+        for name, tree in (("a", first), ("b", second)):
+            soups.write_leaves(tmp_path / name, tree)
+        mixed = soups.mix_files([tmp_path / "a", tmp_path / "b"], (0.5, 0.5))
+        chex.assert_trees_all_close(trees.named(mixed), trees.named(half), atol=1e-7)
+
+
+def test_states_of_nnx_can_be_mixed():
+    first, second = nnx_state(0), nnx_state(1)
+    soup = trees.mix(soups.stack([first, second]), (0.5, 0.5))
+    half = jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, first, second)
+    chex.assert_trees_all_close(soup, half, atol=1e-7)
+
+
+def test_paths_that_are_there_twice_are_refused():
+    with pytest.raises(ValueError, match="two leaves have the path 'a/b'"):
+        soups.stack([{"a/b": np.ones(1), "a": {"b": np.ones(1)}}] * 2)
