@@ -9,8 +9,11 @@ import ast
 import contextlib
 import difflib
 import math
+import os
 import pathlib
 import re
+import sys
+import traceback
 from fractions import Fraction
 
 from absl import flags
@@ -68,15 +71,23 @@ def parse(argv, names, with_config=True):
     arguments = ["advadapters", *map(fraction, rest)]
     if with_config:
         arguments = [with_file(argument) for argument in arguments]
+        # ml-collections loads all files as one module, which keeps what the last one set.
+        sys.modules.pop("config_config", None)
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
         need_file(arguments)
     for name, default in names.items():
         flags.DEFINE_string(name, default, "", flag_values=values)
-    read_flags(values, arguments)
+    with bad_file(arguments):
+        read_flags(values, arguments)
     for name in ("config", *names) if with_config else names:
         if values[name].value is None:
             raise UsageError(f"--{name}=... is missing")
     config = values["config"].value if with_config else None
+    if with_config and not isinstance(config, ConfigDict):
+        raise UsageError(
+            "get_config must return a ConfigDict, such as advadapters.defaults.config() "
+            f"makes, got {type(config).__name__}"
+        )
     put_free(config, free)
     return config, {name: values[name].value for name in names}
 
@@ -187,12 +198,49 @@ def with_file(argument):
     return f"{flag}={path}{colon}{variant_}" if path else argument
 
 
-def need_file(arguments):
-    """Raises UsageError if the file of --config=FILE[:VARIANT] is not there."""
+def files(arguments):
+    """The files of --config=FILE[:VARIANT]."""
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.lstrip("-").partition("=")
-        path = (value if equals else following).partition(":")[0]
-        if name == "config" and not pathlib.Path(path).is_file():
+        if name == "config":
+            yield (value if equals else following).partition(":")[0]
+
+
+@contextlib.contextmanager
+def bad_file(arguments):
+    """Makes a UsageError, with file and line, of what goes wrong in a config file."""
+    try:
+        yield
+    except Exception as error:
+        chain = chain_of(error)
+        if any(isinstance(link, UsageError) for link in chain[1:]):
+            raise  # what it says is ours, like that of an unknown variant
+        for path in files(arguments):
+            if line := line_of(chain, path):
+                raise UsageError(line) from None
+            if "no attribute 'get_config'" in str(error):
+                raise UsageError(f"{path} defines no get_config(variant)") from None
+            if "parsing config file" in str(error):
+                raise UsageError(f"{path}: {reason(chain[-1])}") from None
+        raise
+
+
+def line_of(chain, path):
+    """ "FILE, line 3: NameError: ..." if one of the exceptions is of the file, or ""."""
+    for link in reversed(chain):
+        number = getattr(link, "lineno", None) if isinstance(link, SyntaxError) else None
+        for frame in traceback.extract_tb(link.__traceback__):
+            if os.path.abspath(frame.filename) == os.path.abspath(path):
+                number = number or frame.lineno
+        if number:
+            return f"{path}, line {number}: {type(link).__name__}: {reason(link)}"
+    return ""
+
+
+def need_file(arguments):
+    """Raises UsageError if the file of --config=FILE[:VARIANT] is not there."""
+    for path in files(arguments):
+        if not pathlib.Path(path).is_file():
             near = difflib.get_close_matches(path, packaged(), 3, 0.4) or list(packaged())
             raise UsageError(
                 f"no config file {path!r}; give a path, or a name that comes with the "
@@ -200,12 +248,17 @@ def need_file(arguments):
             )
 
 
-def reason(error):
-    """One line of an exception: our own word if we raised it first, else its first line."""
+def chain_of(error):
+    """The exception and all that it came from, the first cause last."""
     chain = [error]
     while (below := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(below)
-    ours = [str(link) for link in chain if isinstance(link, UsageError)]
+    return chain
+
+
+def reason(error):
+    """One line of an exception: our own word if we raised it first, else its first line."""
+    ours = [str(link) for link in chain_of(error) if isinstance(link, UsageError)]
     text = ours[-1] if ours else error
     while isinstance(text, BaseException):  # ml-collections wraps one in another
         text = text.args[0] if text.args else type(text).__name__

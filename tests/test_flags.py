@@ -60,3 +60,37 @@ def test_mistakes_are_one_line(argument, told):
     with pytest.raises(UsageError) as error:
         read(f"--config.{argument}")
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+BROKEN = {
+    "syntax": (
+        "def get_config(name=''):\n    return (\n",
+        "line 2: SyntaxError: '.' was never",
+    ),
+    "import": ("import not_there\n", "line 1: ModuleNotFoundError: No module named 'not_t"),
+    "name": (
+        "def get_config(name=''):\n    return x\n",
+        "line 2: NameError: name 'x' is not",
+    ),
+    "type": (
+        "from advadapters import defaults\ndef get_config(name=''):\n"
+        "    c = defaults.config()\n    c.epochs = 'ten'\n    return c\n",
+        "line 4: TypeError: .*'epochs'.* ten is of original type <class 'str'>",
+    ),
+    "default": ("def get_config(name):\n    return 1\n", "a.py: .*missing 1 required pos"),
+    "nothing": ("x = 1\n", r"a.py defines no get_config\(variant\)"),
+    "dict": (
+        "def get_config(name=''):\n    return {}\n",
+        "get_config must return a ConfigDict, .* got dict",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_wrong_in_a_config_file_is_said_with_its_line(case, tmp_path):
+    text, message = BROKEN[case]
+    file = tmp_path / "a.py"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        configs.parse([f"--config={file}"], {})
+    assert "\n" not in str(caught.value)

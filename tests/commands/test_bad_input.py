@@ -390,7 +390,7 @@ CASES = {
     "seed": ([DIGITS, "--config.seed=4294967296"], "seed must be at most 4294967295"),
     "adam": ([DIGITS, "--config.optimizer.b2=1.0"], "b2 must be below 1"),
     "std zero": ([DIGITS, "--config.model.std=(0.0,)"], "config.model.std must be above 0"),
-    "config that is no Python": (["--config=README.md"], "bad config"),
+    "config that is no Python": (["--config=README.md"], "README.md, line "),
     "sincos width": (
         [DIGITS, "--config.model.size=6x1x8x1", "--config.model.positions=sincos"],
         "divisible by 4",
