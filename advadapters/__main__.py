@@ -21,6 +21,7 @@ VERBS = {
     "report": "tables and pictures of finished runs, beside the papers' numbers",
     "extract": "one network out of a run, as a run of its own",
     "dryrun": "compile the training step for devices that need not be there",
+    "config": "the whole config that a file makes, explained; or all that there are",
     "doctor": "versions, devices, a write test, and how fast images come",
     "study": "train one config with different adapters or methods, and compare",
 }
