@@ -214,7 +214,7 @@ VIT_LAYERS = ("class_token|pos_embed|patch_embed/.*", "blocks_([0-9]+)/.*")
 
 
 def pgd(norm, eps, steps, **more):
-    """Settings of one PGD attack, every key: see `advadapters.attacks.pgd.pgd`."""
+    """Settings of one PGD attack of training, every key: see `attacks.pgd.pgd`."""
     settings = dict(
         name="pgd",
         norm=norm,
@@ -227,6 +227,7 @@ def pgd(norm, eps, steps, **more):
         target="",
         keep="last",
         optimizer="steepest",  # or "adam"
+        eps_warmup=0.0,  # epochs over which radius and steps grow from 0; 0: they do not
     )
     return settings | more
 
@@ -238,7 +239,8 @@ def evaluation_pgd(norm, eps, steps, loss="cross_entropy"):
     instead of 23%); on networks with large logits it saturates, and the margin, or
     AutoAttack, is the better judge.
     """
-    return pgd(norm, eps, steps, loss=loss, keep="best")
+    settings = pgd(norm, eps, steps, loss=loss, keep="best")
+    return {name: value for name, value in settings.items() if name != "eps_warmup"}
 
 
 def view(domain, weight, attack="", losses=None, **more):
@@ -342,7 +344,7 @@ def pyramid(first, attacks, alpha, beta):
     """
     settings = dict(
         name="pyramid", norm="linf", eps=attacks[first]["eps"] / 2, steps=5,
-        step_size=0.0, target="random", loss="cross_entropy",
+        step_size=0.0, target="random", loss="cross_entropy", eps_warmup=0.0,
     )  # fmt: skip
     return plain_views(
         clean=view("all", 1.0),
@@ -408,7 +410,8 @@ def fgsm_rs(first, attacks, alpha, beta):
 
 def n_fgsm(first, attacks, alpha, beta):
     """One step from noise of twice eps, not clipped (de Jorge et al. 2022)."""
-    attack = dict(name="n_fgsm", norm=first, eps=attacks[first]["eps"], noise=2.0)
+    eps = attacks[first]["eps"]
+    attack = dict(name="n_fgsm", norm=first, eps=eps, noise=2.0, eps_warmup=0.0)
     return single_step(first, attacks, attack)
 
 

@@ -10,8 +10,10 @@ from advadapters.attacks.apgd import apgd
 from advadapters.attacks.fab import fab
 from advadapters.attacks.malt import malt
 from advadapters.attacks.n_fgsm import n_fgsm
+from advadapters.attacks.pgd import own_step_size as pgd_step_size
 from advadapters.attacks.pgd import pgd
 from advadapters.attacks.pma import pma
+from advadapters.attacks.pyramid import own_step_size as pyramid_step_size
 from advadapters.attacks.pyramid import pyramid
 from advadapters.attacks.report import Report, merge
 from advadapters.attacks.square import square
@@ -27,5 +29,7 @@ ATTACKS = {
     "pyramid": pyramid,
     "n_fgsm": n_fgsm,
 }
+# Of those that have a step_size: settings -> the step size, which 0 leaves to the attack.
+STEP_SIZES = {"pgd": pgd_step_size, "pyramid": pyramid_step_size}
 
-__all__ = ["ATTACKS", "Report", "autoattack", "merge", "sweep"]
+__all__ = ["ATTACKS", "STEP_SIZES", "Report", "autoattack", "merge", "sweep"]

@@ -7,13 +7,23 @@ import jax.numpy as jnp
 import optax
 
 from advadapters import losses, rng, trees
+from advadapters.attacks import checks
 from advadapters.attacks.contract import ascent, checked, rows_where
 from advadapters.balls import BALLS
+
+ADAM_RATE = 0.1
 
 
 def step_size_rule(eps, steps):
     """2.5 eps / steps (Madry et al. 2018), but never more than eps."""
     return min(2.5 / steps, 1.0) * eps
+
+
+def own_step_size(*, eps, steps, step_size=0.0, optimizer="steepest", **_):
+    """The step size of these settings of `pgd`; a traced one is taken as it is."""
+    if not checks.concrete(step_size) or step_size:
+        return step_size
+    return ADAM_RATE if optimizer == "adam" else step_size_rule(eps, steps)
 
 
 def spread(step, steps, size):
@@ -54,9 +64,9 @@ def pgd(
       key: one key, or one per example [B]: then an image's result does not depend
         on the batch that it is in.
       norm: a name in BALLS.
-      eps: radius in pixel units of [0, 1].
+      eps: radius in pixel units of [0, 1]; may be traced.
       steps: gradient steps per start.
-      step_size: in the ball's norm; 0 asks for `step_size_rule`.
+      step_size: in the ball's norm; 0 asks for `step_size_rule`. A traced one does not.
       random_start: start uniformly in the ball (projected on the box) or at the image.
       restarts: independent starts; with more than one the best result is kept.
       loss: a name in LOSSES, climbed.
@@ -77,7 +87,10 @@ def pgd(
     keys = rng.per_example(key, images.shape[0])
     keep_best = keep == "best" or restarts > 1
     images = jax.lax.stop_gradient(images)
-    move, moments = mover(ball, optimizer, images, eps, steps, step_size)
+    step_size = own_step_size(
+        eps=eps, steps=steps, step_size=step_size, optimizer=optimizer
+    )
+    move, moments = mover(ball, optimizer, images, steps, step_size)
     if targets is None:
         goal, sign = choose_goal(logits_fn, images, labels, keys, target)
         function = lambda logits: sign * losses.LOSSES[loss](logits, goal)  # noqa: E731
@@ -117,7 +130,7 @@ def pgd(
     return jax.lax.stop_gradient(points)
 
 
-def mover(ball, optimizer, images, eps, steps, step_size):
+def mover(ball, optimizer, images, steps, step_size):
     """(move, memory): move(points, slope, step, memory) -> (points, memory)."""
     if optimizer == "adam":
         adam = optax.scale_by_adam()
@@ -129,7 +142,6 @@ def mover(ball, optimizer, images, eps, steps, step_size):
             return points + adam_rate(step, steps, step_size) * direction, memory
 
         return move, adam.init(images)
-    step_size = step_size or step_size_rule(eps, steps)
 
     def move(points, slope, step, memory):
         count = spread(step, steps, images[0].size)
@@ -139,13 +151,13 @@ def mover(ball, optimizer, images, eps, steps, step_size):
     return move, ()
 
 
-def adam_rate(step, steps, step_size=0.0):
-    """0.1, a tenth of it from half-way, a hundredth from three quarters.
+def adam_rate(step, steps, step_size=ADAM_RATE):
+    """0.1, or step_size, a tenth of it from half-way, a hundredth from three quarters.
 
     The evaluation attack of Gowal et al.'s public code: 40 steps, margin loss, drops
     after 20 and 30.
     """
-    rates = jnp.array([1.0, 0.1, 0.01], jnp.float32) * (step_size or 0.1)
+    rates = jnp.array([1.0, 0.1, 0.01], jnp.float32) * step_size
     return rates[jnp.int32(step >= steps // 2) + jnp.int32(step >= 3 * steps // 4)]
 
 

@@ -4,11 +4,17 @@ import jax
 import jax.numpy as jnp
 
 from advadapters import losses, rng
+from advadapters.attacks import checks
 from advadapters.attacks.contract import ascent, checked
 from advadapters.attacks.pgd import choose_goal
 
 SIZES = (7, 14, 0)  # 0 is the size of the images
 MULTIPLIERS = (20.0, 10.0, 1.0)
+
+
+def own_step_size(*, eps, step_size=0.0, **_):
+    """The step size of these settings of `pyramid`; a traced one is taken as it is."""
+    return step_size if not checks.concrete(step_size) or step_size else eps / 6
 
 
 @checked
@@ -36,7 +42,7 @@ def pyramid(
     images = jax.lax.stop_gradient(images)
     keys = rng.per_example(key, images.shape[0])
     goal, sign = choose_goal(logits_fn, images, labels, keys, target)
-    step_size = step_size or eps / 6
+    step_size = own_step_size(eps=eps, step_size=step_size)
     batch, height, width, channels = images.shape
     sides = [(s, s) if 0 < s < min(height, width) else (height, width) for s in SIZES]
     levels = [jnp.zeros((batch, *side, channels), images.dtype) for side in sides]

@@ -13,7 +13,13 @@ from advadapters.builders import methods
 from advadapters.builders.data import Data, need_divisible, read_data
 from advadapters.builders.model import check_patterns, read_exact, read_model
 from advadapters.builders.optimizer import read_drops, read_optimizer
-from advadapters.builders.views import read_attacks, read_tricks, read_views
+from advadapters.builders.views import (
+    need_trained,
+    read_attacks,
+    read_growing,
+    read_tricks,
+    read_views,
+)
 from advadapters.configs import Section
 from advadapters.data import pipeline
 from advadapters.errors import UsageError, pick
@@ -114,7 +120,8 @@ def build(config, mesh, source=None):
         network = widths.make()
         parameters = read_parameters(c, network, chosen, config["model"])
         rows = batch_size // (mesh.size * accumulate)
-        method = read_method(c, widths, network, parameters | {"rows": rows}, epoch)
+        known = parameters | {"rows": rows}
+        method = read_method(c, widths, network, known, epochs, epoch)
         domains = method.domains()
         with evaluated:
             evaluation = read_evaluation(evaluated, method, mesh, exact, widths.shape)
@@ -192,11 +199,15 @@ def check_run(run, scanned):
         )
 
 
-def read_method(c, widths, network, parameters, epoch):
-    """config.loss and what belongs to it -> a training method."""
+def read_method(c, widths, network, parameters, epochs, epoch):
+    """config.loss and what belongs to it -> a training method.
+
+    epochs: of the training; epoch: steps in one.
+    """
     kind = c.choice("loss", ("views", *methods.READ))
     domains = c.take("domains", tuple, of=str)
-    attacks = read_attacks(c.sections("attacks"), widths.shape)
+    grow = functools.partial(read_growing, epochs=epochs, epoch=epoch)
+    attacks = read_attacks(c.sections("attacks"), widths.shape, grow)
     perturbation = c.take("weight_perturbation", float, low=0.0, high=1.0)
     seen = c.sections("views")
     if kind == "views":
@@ -206,10 +217,12 @@ def read_method(c, widths, network, parameters, epoch):
             )
         read = functools.partial(read_tricks, network=network, epoch=epoch)
         seen = read_views(seen, domains, attacks, read)
+        need_trained(attacks, [attack for view in seen for attack in view.attacks])
         return views.Views(domains, seen, not parameters["separate"], perturbation)
     if domains:
         raise UsageError(f"config.loss={kind!r} names its domains itself: set domains=()")
     method = methods.read(kind, c.take(kind, dict), attacks, widths.film, views=seen)
+    need_trained(attacks, [method.attack])
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     methods.check(method, shapes, parameters | {"perturbation": perturbation})
     return method

@@ -7,7 +7,7 @@ from advadapters import losses, soups
 from advadapters.attacks import ATTACKS, checks, contract
 from advadapters.configs import Section
 from advadapters.errors import UsageError, pick
-from advadapters.training import views
+from advadapters.training import radius, views
 
 MODES = ("eval", "train")
 
@@ -21,13 +21,54 @@ SETTINGS = (
 )
 
 
-def read_attacks(sections, shape):
-    """{name: settings} -> {name: Attack} of images of this shape [H, W, C]."""
-    found = {}
+def read_attacks(sections, shape, read=None):
+    """{name: settings} -> {name: Attack} of images of this shape [H, W, C].
+
+    read: (section, attack) -> the attack with what training alone makes of it; by default
+    it attacks in evaluation, as it is.
+    """
+    found, read = {}, read or read_fixed
     for name, c in sections.items():
         with c:
-            found[name] = read_attack(c, shape)
+            found[name] = read(c, read_attack(c, shape))
     return found
+
+
+def read_fixed(c, attack):
+    """An attack of evaluation: its radius never grows, though 0.0 epochs may be said."""
+    if "eps_warmup" in c.left and (warmup := c.take("eps_warmup", float, low=0.0)):
+        raise UsageError(
+            f"{c.name}.eps_warmup={warmup:g}: radii grow in training alone, so set it in "
+            "config.attacks, and 0.0 here"
+        )
+    return attack
+
+
+def read_growing(c, attack, epochs, epoch):
+    """An attack of training, whose radius may grow over its first epochs.
+
+    epochs: of the whole training; epoch: steps in one.
+    """
+    warmup = c.take("eps_warmup", float, low=0.0)
+    if warmup > epochs:
+        raise UsageError(
+            f"{c.name}.eps_warmup={warmup:g} epochs, but training ends after config.epochs="
+            f"{epochs:g}, before the radius is eps: set at most {epochs:g}, or 0.0"
+        )
+    return radius.Growing(attack, warmup, epoch) if warmup else attack
+
+
+def need_trained(attacks, trained):
+    """Raises UsageError for an attack of config.attacks that is to grow for nothing.
+
+    trained: the attacks that training makes images by.
+    """
+    for name, attack in attacks.items():
+        if isinstance(attack, radius.Growing) and not any(a is attack for a in trained):
+            raise UsageError(
+                f"config.attacks.{name}.eps_warmup={attack.epochs:g}, but nothing is "
+                f"trained under {name!r}, and alarms have their full radius: set 0.0"
+            )
 
 
 def read_attack(c, shape):
@@ -99,7 +140,7 @@ def read_view(name, c, domains, attacks, names):
     chosen = tuple(pick(attacks, part, f"{c.name}.attack") for part in drawn)
     if against == "predictions":
         for part, attack in zip(drawn, chosen, strict=True):
-            check_start(f"{c.name}.attack {part!r}", attack)
+            check_start(f"{c.name}.attack {part!r}", radius.full(attack))
     if not drawn and (alarm or against != "labels"):
         raise UsageError(
             f"{c.name} has no attack, but attack_against={against!r} and alarm={alarm!r}: "
@@ -114,7 +155,7 @@ def read_view(name, c, domains, attacks, names):
         against=against,
         losses=terms,
         reference=read_reference(c, terms, name, names),
-        alarm=pick(attacks, alarm, f"{c.name}.alarm") if alarm else None,
+        alarm=radius.full(pick(attacks, alarm, f"{c.name}.alarm")) if alarm else None,
     )
 
 
@@ -160,7 +201,8 @@ def read_tricks(c, attacks, network, epoch):
             f"{c.name} has attack_tricks={chosen!r} and attack_warmup={warmup:g} epochs: "
             "tricks are on during the warm-up, so set both, or () and 0.0"
         )
-    able = ["vary" in inspect.signature(one.func).parameters for one in attacks]
+    attacks = [radius.full(attack).func for attack in attacks]
+    able = ["vary" in inspect.signature(attack).parameters for attack in attacks]
     if chosen and not (able and all(able)):
         raise UsageError(
             f"{c.name}.attack_tricks={chosen!r} change the steps of pgd, and "

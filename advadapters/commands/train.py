@@ -27,8 +27,10 @@ beyond them, and writes to DIR:
                   three steps of the call are left out: one compiles, two fill queues
 
 Any value of the config can be overridden: --config.optimizer.base_lr=1e-3; numbers
-may be fractions: --config.attacks.linf.eps=8/255. Exit code 2 means bad input. SIGTERM
-ends the run after a step, with a checkpoint, and exit code 143.
+may be fractions: --config.attacks.linf.eps=8/255. --config.attacks.linf.eps_warmup=5.0
+lets that radius grow from 0 over the first 5 epochs of training, in any training method.
+Exit code 2 means bad input. SIGTERM ends the run after a step, with a checkpoint, and exit
+code 143.
 """
 
 import sys

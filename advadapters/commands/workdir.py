@@ -137,6 +137,12 @@ def read_config(path):
         for key in ("model", "data", "evaluation", "start")
         if isinstance(config.get(key), dict)
     }
+    if isinstance(config.get("attacks"), dict):  # of runs from before radii could grow
+        fixed, attacks = {"eps_warmup": 0.0}, config["attacks"]
+        filled["attacks"] = {
+            name: fixed | attack if isinstance(attack, dict) else attack
+            for name, attack in attacks.items()
+        }
     return config | filled
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from advadapters import losses, rng
 from advadapters import networks as nets
 from advadapters.soups import one_hot
+from advadapters.training import radius
 from advadapters.training.method import Check
 
 
@@ -81,7 +82,7 @@ class OAT(NamedTuple):
             for lam in self.lambdas
             for kind, share, attacks in (
                 ("clean", 1 - lam, ()),
-                ("attacked", lam, (self.attack,)),
+                ("attacked", lam, (radius.full(self.attack),)),
             )
         ]
 
@@ -92,7 +93,8 @@ class OAT(NamedTuple):
         how = "mixing the domains' adapters" if self.mixed else f"by FiLM, {sets}"
         return [
             f"lambda of {told}, {100 * self.zeros:.0f}% are 0; {how}; attacks in eval mode "
-            "(no drop path, fixed statistics) where lambda is above 0",
+            "(no drop path, fixed statistics) where lambda is above 0"
+            + radius.told([self.attack]),
             "widths: " + ", ".join(f"{width:g}" for width in self.widths),
         ]
 
@@ -175,7 +177,8 @@ class Pass(NamedTuple):
         logits_fn = self.logits_fn(seen, rest)
         with jax.named_scope("attack"):
             images = self.batch["images"][rest]
-            attacked = self.method.attack(logits_fn, images, labels, keys)
+            attack = radius.at(self.method.attack, self.batch)
+            attacked = attack(logits_fn, images, labels, keys)
         logits, stats = self.forward(stats, self.method.dual, attacked, rest, "attacked")
         adversarial = losses.cross_entropy(logits, labels)
         weighted = (1 - self.lam) * losses.cross_entropy(clean, self.batch["labels"])

@@ -15,6 +15,7 @@ import optax
 
 from advadapters import losses, rng
 from advadapters import networks as nets
+from advadapters.training import radius
 from advadapters.training import state as states
 from advadapters.training.method import Check
 from advadapters.training.oat import accuracy, written
@@ -58,7 +59,7 @@ class TWINS(NamedTuple):
         case = nets.mixture_case(DOMAINS, (0.0, 1.0))
         return [
             Check("clean", 0.0, case),
-            Check("attacked", 1.0, case, (self.attack,)),
+            Check("attacked", 1.0, case, (radius.full(self.attack),)),
         ]
 
     def describe(self):
@@ -67,7 +68,7 @@ class TWINS(NamedTuple):
         return [
             f"{kind}: frozen wing with weight {self.weight:g} on one half of the batch, "
             "adaptive wing on the other; attacks the adaptive wing in eval mode (no drop "
-            "path, fixed statistics)"
+            f"path, fixed statistics){radius.told([self.attack])}"
         ]
 
 
@@ -122,7 +123,7 @@ def attack(network, method, variables, batch, key):
     """Images [B, H, W, C] attacked through the adaptive wing."""
     plain = jax.lax.stop_gradient(plain_of(network, method, variables, ADAPTIVE))
     keys = rng.by_index(rng.fold(key, "attack", "start"), batch["index"])
-    return method.attack(
+    return radius.at(method.attack, batch)(
         lambda images: network.apply(plain, images), batch["images"], batch["labels"], keys
     )
 

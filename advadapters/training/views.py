@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from advadapters import losses, rng, trees
 from advadapters.networks import mixture_case
+from advadapters.training import radius, tricks
 from advadapters.training import state as states
-from advadapters.training import tricks
 from advadapters.training.method import Check
 
 ERROR_DECAY = 0.9  # of the running robust errors by which attacks are drawn
@@ -27,7 +27,8 @@ class View(NamedTuple):
     mixture: weights [K]. weight: of the view in the loss; a view of weight 0 still takes
       part in the batch statistics, as what it is a reference for needs.
     attacks: none, one, or several of which each batch draws one, with probabilities
-      proportional to their running robust errors (E-AT, Croce and Hein 2022).
+      proportional to their running robust errors (E-AT, Croce and Hein 2022). Those whose
+      radius grows (`radius.Growing`) need "step" in the batch.
     train_mode: whether the attack sees training behaviour (drop path, statistics of
       the batch) instead of evaluation behaviour. It sees the view's own mixture.
     against: "labels", or "predictions": the attack climbs the loss of the network's own
@@ -86,7 +87,7 @@ class Views(NamedTuple):
                 view.name,
                 view.weight,
                 mixture_case(self.names, view.mixture),
-                view.attacks,
+                tuple(map(radius.full, view.attacks)),
                 view.alarm,
             )
             for view in self.views
@@ -174,7 +175,7 @@ def show(network, view, variables, batch, key):
         )
     runs = [
         lambda images, run=run: run(logits_fn, images, labels, keys, **settings)
-        for run in view.attacks
+        for run in (radius.at(attack, batch) for attack in view.attacks)
     ]
     if len(runs) == 1:
         return runs[0](batch["images"]), 0
@@ -285,6 +286,7 @@ def describe(view, domains):
         faded = f", with {names} fading out over the first {view.warmup:.0f} steps"
     target = (
         f"attacks its own mixture in {mode} against the {view.against}{drawn}{faded}"
+        f"{radius.told(view.attacks)}"
         if view.attacks
         else "no attack"
     )

@@ -217,6 +217,27 @@ CASES = {
         ],
         "config.views.linf.attack is another",
     ),
+    "a radius that shrinks": (
+        [DIGITS, "--config.attacks.linf.eps_warmup=-1.0"],
+        "config.attacks.linf.eps_warmup must be at least 0.0, got -1.0",
+    ),
+    "a radius that grows for longer than training": (
+        [DIGITS, "--config.attacks.linf.eps_warmup=61.0"],
+        "config.attacks.linf.eps_warmup=61 epochs, but training ends after config.epochs=6",
+    ),
+    "a radius that grows in nobody's training": (
+        [DIGITS + ":n_fgsm", "--config.attacks.alarm.eps_warmup=1.0"],
+        "config.attacks.alarm.eps_warmup=1, but nothing is trained under 'alarm'",
+    ),
+    "a radius that grows in evaluation": (
+        [
+            DIGITS,
+            "--config.evaluation.suites.mine="
+            "{'name': 'pma', 'norm': 'l2', 'eps': 0.1, 'steps': 2, 'restarts': 1, "
+            "'eps_warmup': 2.0}",
+        ],
+        "config.evaluation.suites.mine.eps_warmup=2: radii grow in training alone",
+    ),
     "tricks without a warm-up": (
         [DIGITS, "--config.views.linf.attack_tricks=('ard',)"],
         "attack_tricks=('ard',) and attack_warmup=0 epochs: tricks are on",

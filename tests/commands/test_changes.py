@@ -69,6 +69,14 @@ def copied(finished, tmp_path):
     return data, folder
 
 
+def test_attacks_of_older_runs_have_a_fixed_radius(tmp_path):
+    config = parse([f"--config={CONFIGS}/digits.py"], {})[0].to_dict()
+    older = {name: dict(attack) for name, attack in config["attacks"].items()}
+    assert older["linf"].pop("eps_warmup") == 0.0
+    (tmp_path / "config.json").write_text(json.dumps(config | {"attacks": older}))
+    assert workdir.read_config(tmp_path) == workdir.plain(config)
+
+
 def refused(capsys, *arguments):
     """The one line with which a command refuses."""
     capsys.readouterr()

@@ -1,0 +1,62 @@
+"""Radii that grow over the first epochs of training, linearly from 0.
+
+Large radii "impede the escape from suboptimal random initialization" (Liu et al., NeurIPS
+2020, arXiv:2006.08403), and a fixed one spoils robust fine-tuning of networks that are not
+robust (Ngnawe et al. 2025, arXiv:2509.23325). Growing from 0 in a line is what Qin et al.
+(2019, arXiv:1907.02610) do over 15 epochs, say Pang et al. (ICLR 2021, arXiv:2010.00467),
+whose code has it too; on CIFAR-10 at 8/255 they call its effect insignificant. Steps grow
+with the radius, as in Liu et al.'s code; in Pang et al.'s they stay. Schedules along a
+cosine or in cycles (Liu et al.) are not here.
+"""
+
+import functools
+from typing import NamedTuple
+
+from advadapters.attacks import STEP_SIZES
+from advadapters.training import tricks
+
+
+class Growing(NamedTuple):
+    """An attack of training whose radius grows.
+
+    attack: the attack at its full radius, a `functools.partial` with its settings.
+    epochs: over which it grows. epoch: steps in one.
+    """
+
+    attack: functools.partial
+    epochs: float
+    epoch: float
+
+
+def full(attack):
+    """The attack at its full radius, as held-out images see it, whatever the step."""
+    return attack.attack if isinstance(attack, Growing) else attack
+
+
+def at(attack, batch):
+    """The attack at the step that a batch is of: "step" int [B], the same in all rows.
+
+    At step s of a warm-up of W steps, radius and step size are min(s / W, 1) times the full
+    ones (traced float32 []), so that their ratio stays. A step size of 0 asks for that part
+    of what it asks for at the full radius; what is no length, like the noise of n_fgsm in
+    units of the radius, stays. What does not grow is returned as it is.
+    """
+    if not isinstance(attack, Growing):
+        return attack
+    attack, epochs, epoch = attack
+    lengths = {"eps": attack.keywords["eps"]}
+    if own := STEP_SIZES.get(attack.func.__name__):
+        lengths["step_size"] = own(**attack.keywords)
+    share = tricks.keep(batch["step"][0], epochs * epoch)
+    scaled = {name: share * length for name, length in lengths.items()}
+    return functools.partial(attack, **scaled)
+
+
+def told(attacks):
+    """ ", radius grows from 0 to 0.1 over the first 5 epochs", for those that do."""
+    grown = [one for one in attacks if isinstance(one, Growing)]
+    return "".join(
+        f", {'' if len(attacks) == 1 else one.attack.keywords['norm'] + ' '}radius grows "
+        f"from 0 to {one.attack.keywords['eps']:g} over the first {one.epochs:g} epochs"
+        for one in grown
+    )
