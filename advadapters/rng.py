@@ -55,6 +55,16 @@ def typed(key):
     raise ValueError(f"key must be a random key like jax.random.key(0), got {told}")
 
 
+def by_image(batch, name):
+    """Keys [B] for what `name` draws for each image of a batch of the pipeline.
+
+    They depend on its "seed" and "index" [B], the seed and the image's number, alone.
+    """
+    return jax.vmap(lambda seed, index: fold(jax.random.key(seed), name, index))(
+        batch["seed"], batch["index"]
+    )
+
+
 def by_index(key, indices):
     """Keys [B] of the examples with these numbers [B]."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)

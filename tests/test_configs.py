@@ -1,5 +1,6 @@
 """Every config and variant is built, and takes one shrunken step on random images."""
 
+import functools
 import importlib.util
 import pathlib
 import re
@@ -96,11 +97,12 @@ def test_one_step(path, variant, tmp_path, mesh):
     state = make() if runs else jax.eval_shape(make)
     (batch,) = builders.train_batches(run, 0)
     train_step, batch = builders.train_step(run, mesh), meshes.global_batch(mesh, batch)
+    seed = np.uint32(0)
     if not runs:
-        new, metrics = jax.eval_shape(train_step, state, batch)
+        new, metrics = jax.eval_shape(train_step, state, batch, seed)
         chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
     else:
-        state, metrics = train_step(state, batch)
+        state, metrics = train_step(state, batch, seed)
         assert state.step == 1 and metrics["nonfinite"] == 0
         assert all(np.isfinite(value) for value in jax.device_get(metrics).values())
     if isinstance(run.method, views.Views):
@@ -116,8 +118,23 @@ def test_tricks_of_attacks_on_transformers(variant, tmp_path, mesh):
     run = builders.build(config, mesh)
     state = jax.eval_shape(lambda: builders.initial_state(run))
     batch = next(iter(builders.train_batches(run, 0)))
-    new, _ = jax.eval_shape(builders.train_step(run, mesh), state, batch)
+    new, _ = jax.eval_shape(builders.train_step(run, mesh), state, batch, np.uint32(0))
     chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+
+
+def test_programs_do_not_depend_on_the_seed(tmp_path, mesh):
+    """What is compiled for one seed of a study serves the others."""
+    config, texts = shrink(config_of("digits", "nominal"), tmp_path), []
+    for seed in (0, 2**32 - 1):
+        run, given = builders.build(config | {"seed": seed}, mesh), np.uint32(seed)
+        arguments = builders.abstract_state(run, mesh), builders.abstract_batch(run, mesh)
+        first = jax.jit(functools.partial(builders.initial_state, run))
+        lowered = (
+            builders.train_step(run, mesh).lower(*arguments, given),
+            first.lower(None, given),
+        )
+        texts.append([program.as_text() for program in lowered])
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -103,10 +103,10 @@ def test_attacks_in_evaluation(norm, one_device):
     settings = defaults.evaluation_pgd(norm, 0.1, 3, loss="margin")
     attack = read_attacks({"pgd": Section("pgd", settings)}, (8, 8, 1))["pgd"]
     net = net._replace(at=lambda variables, knob: variables)
-    predictor = accuracy.make_predictor(net, attack, seed=0, mesh=one_device)
+    predictor = accuracy.make_predictor(net, attack, mesh=one_device)
     knobs = networks.Knob(jax.ShapeDtypeStruct((2, 2), jnp.float32))
     batch = {"images": jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.uint8)}
-    batch |= {"labels": LABELS, "index": LABELS}
+    batch |= {"labels": LABELS, "index": LABELS, "seed": LABELS}
     assert not rounded(lowered(predictor, plain, knobs, batch))
 
 

@@ -302,13 +302,15 @@ def read_evaluation(c, method, mesh, exact, shape):
     )
 
 
-def initial_state(run, plain=None):
+def initial_state(run, plain=None, seed=None):
     """The state before the first step (call it under jit to place it).
 
-    plain: {"params", "batch_stats"} to start from; drawn from the seed if None.
+    plain: {"params", "batch_stats"} to start from; drawn from the seed if None. seed: the
+    run's if None; an argument so that what is compiled for one serves all.
     """
     if plain is None:
-        plain = run.network.init(jax.random.fold_in(jax.random.key(run.seed), 0))
+        seed = run.seed if seed is None else seed
+        plain = run.network.init(jax.random.fold_in(jax.random.key(seed), 0))
     variables = state.branches(
         plain,
         run.patterns,
@@ -354,13 +356,12 @@ def abstract_batch(run, mesh):
 
 
 def train_step(run, mesh):
-    """The jitted training step of a run."""
+    """The jitted training step of a run, whatever its seed; see `step.make_step`."""
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run, mesh))
     return step.make_step(
         run.method.loss(run.networks, "data"),
         run.data.augment,
         run.tx,
-        seed=run.seed,
         ema_decay=run.ema_decay,
         accumulate=run.accumulate,
         mesh=mesh,
@@ -393,6 +394,7 @@ def eval_batches(run, split, whole=False):
         crop_ratio=run.data.crop_ratio,
         interpolation=run.data.interpolation,
         batch_size=run.evaluation.batch_size,
+        seed=run.seed,
         process=(0, 1) if whole else (jax.process_index(), jax.process_count()),
         threads=run.data.threads,
         workers=run.data.workers,

@@ -30,7 +30,7 @@ def predictor_of(opened, attack, network):
     run, made = opened.run, opened.made
     if (attack, network) not in made:
         made[attack, network] = accuracy.make_predictor(
-            run.networks[network], attack, seed=run.seed, mesh=opened.mesh
+            run.networks[network], attack, mesh=opened.mesh
         )
     return made[attack, network]
 

@@ -16,6 +16,8 @@ COLUMNS = (
 
 def measure(name, run, mesh, chip):
     """[row]: everything that is known of each suite, on the networks of each width."""
+    import jax
+
     from advadapters import builders
     from advadapters.commands import asking, evaluating, runs
     from advadapters.evaluation import fitting
@@ -32,9 +34,9 @@ def measure(name, run, mesh, chip):
         del questions["clean"]
     # CPUs that stand for another chip take as many as it would.
     most = evaluation.at_once if chip else fitting.most(mesh, evaluation.at_once)
-    programs = asking.programs_of(
-        opened, variables, questions, builders.abstract_batch(run, mesh), most
-    )
+    batch = builders.abstract_batch(run, mesh)
+    batch["seed"] = jax.ShapeDtypeStruct(batch["index"].shape, "uint32")
+    programs = asking.programs_of(opened, variables, questions, batch, most)
     images, rows = len(run.data.test), []
     for part, program in zip(asking.by_network(questions), programs, strict=True):
         suite, network, cases = part

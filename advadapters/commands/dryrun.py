@@ -147,11 +147,13 @@ def build(name, config, chip=""):
 
 def measure(name, run, mesh, chip):
     """A row: everything that is known of one combination."""
+    import numpy as np
+
     from advadapters import builders, costs, hlo
 
     started = time.monotonic()
-    batch = builders.abstract_batch(run, mesh)
-    traced = builders.train_step(run, mesh).trace(builders.abstract_state(run, mesh), batch)
+    arguments = builders.abstract_state(run, mesh), builders.abstract_batch(run, mesh)
+    traced = builders.train_step(run, mesh).trace(*arguments, np.uint32(run.seed))
     row = {
         "topology": name,
         "devices": mesh.size,

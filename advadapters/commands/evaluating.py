@@ -94,7 +94,7 @@ def corrupted(opened, variables, split, cases, names, severities):
     """
     questions = questions_of(opened, cases, {})
     for name, severity in itertools.product(names, severities):
-        move = shifts.make_corrupt(name, severity, seed=opened.run.seed, mesh=opened.mesh)
+        move = shifts.make_corrupt(name, severity, mesh=opened.mesh)
         suite = shifts.suite_of(name, severity)
         questions[suite] = questions["clean"]._replace(move=move)
     return ask(opened, variables, split, questions)
@@ -124,7 +124,6 @@ def shifted(opened, variables, cases, names, *, data_dir, combine, examples):
                 opened.made[key] = accuracy.make_predictor(
                     run.networks[network],
                     None,
-                    seed=run.seed,
                     mesh=opened.mesh,
                     groups=shift.groups,
                     combine=combine,

@@ -33,13 +33,13 @@ class Profiled:
         self.step_fn, self.steps, self.folder = step_fn, steps, os.fspath(folder)
         self.program, self.calls, self.started = None, 0, None
 
-    def __call__(self, state, batch):
+    def __call__(self, state, *others):
         if self.program is None:  # compiled here, since its text tells what is what
-            self.program = self.step_fn.lower(state, batch).compile()
+            self.program = self.step_fn.lower(state, *others).compile()
         self.calls += 1
         if self.calls == BEFORE + 1 and hosts.first():
             self.start(state)
-        found = self.program(state, batch)
+        found = self.program(state, *others)
         if self.calls == BEFORE + self.steps and hosts.first():
             self.stop(found)
         return found

@@ -8,6 +8,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 
 from advadapters import builders, checkpoints, configs, hosts, trees
@@ -128,7 +129,7 @@ def first_state(opened):
         print(first.told)
     make = functools.partial(builders.initial_state, run)
     jitted = jax.jit(make, out_shardings=places, compiler_options=starting.run_once())
-    return jitted(first.plain)
+    return jitted(first.plain, np.uint32(run.seed))
 
 
 def averaged(opened, state):
@@ -204,6 +205,7 @@ def train_steps(opened, saved, state, start, clock, profile):
     step_fn = builders.train_step(run, mesh)
     if profile:
         step_fn = profiling.Profiled(step_fn, profile, opened.folder / "profile")
+    step_fn = say_when_started(step_fn, clock)
 
     def write(step, metrics):
         metrics = describe_speed(run, step, metrics)
@@ -219,7 +221,7 @@ def train_steps(opened, saved, state, start, clock, profile):
     with contextlib.closing(log), hosts.sigterm() as leave:
         state = loop.run(
             state,
-            say_when_started(step_fn, clock),
+            lambda state, batch: step_fn(state, batch, np.uint32(run.seed)),
             builders.train_batches(run, start),
             start=start,
             stop=run.steps,
@@ -243,8 +245,8 @@ def say_when_started(step_fn, clock):
     """
     left = list(clock)
 
-    def step(state, batch):
-        found = step_fn(state, batch)
+    def step(*arguments):
+        found = step_fn(*arguments)
         if left:
             jax.block_until_ready(found)
             begun, imported, opened = left

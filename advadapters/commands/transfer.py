@@ -85,12 +85,9 @@ def matrices(opened, variables, split, cases, suites):
     first = next(batches)
     network, knobs = run.networks[cases[0].network], [case.knob for case in cases]
     wanted = [
-        fitting.Wanted(
-            transfer.make_attacker(network, attack, seed=run.seed, mesh=mesh),
-            knobs, 1, first,
-        )
+        fitting.Wanted(transfer.make_attacker(network, attack, mesh=mesh), knobs, 1, first)
         for attack in suites.values()
-    ]  # fmt: skip
+    ]
     shown = {"images": first["images"].astype(np.float32), "labels": first["labels"]}
     judge, most = transfer.make_judge(network, mesh=mesh), run.evaluation.at_once
     wanted.append(fitting.Wanted(judge, knobs, fitting.most(mesh, most), shown))

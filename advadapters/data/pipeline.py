@@ -159,6 +159,7 @@ def eval_batches(
     size,
     crop_ratio,
     batch_size,
+    seed=0,
     interpolation="area",
     process=(0, 1),
     threads=2,
@@ -166,8 +167,9 @@ def eval_batches(
 ):
     """Iterates once over a split in order: every batch full, padding masked.
 
-    Adds "mask" bool [b] (False for padding and for corrupt images that may be
-    skipped) to the batch of `train_batches`; index is the number of the example.
+    Adds to the batch of `train_batches` "mask" bool [b] (False for padding and for corrupt
+    images that may be skipped), and the seed, in every row, of what is drawn for the images
+    ("seed" uint32 [b]); index is the number of the example.
     """
     first, rows = host_rows(batch_size, process)
 
@@ -190,7 +192,8 @@ def eval_batches(
         stacked = stack_examples([e or filler for e in found])
         mask = np.array([e is not None for e in found])
         index = np.arange(base, base + rows, dtype=np.int32)
-        return stacked | {"mask": mask, "index": index}
+        seeds = np.full(rows, seed, np.uint32)
+        return stacked | {"mask": mask, "index": index, "seed": seeds}
 
     count = -(-len(split) // batch_size)
     return prefetched(range(count), batch, workers)

@@ -66,18 +66,18 @@ def grouped(logits, groups, combine):
     return total - np.log(count) if combine == "mean" else total
 
 
-def make_predictor(network, attack, *, seed, mesh, groups=None, combine="mean"):
+def make_predictor(network, attack, *, mesh, groups=None, combine="mean"):
     """jit: (variables, knobs [S, ...], batch) -> predictions int32 [S, B], see `Table`.
 
     Each soup is attacked through itself. An attack that gives back an image that is not
-    finite has found nothing, the clean image counts. Random numbers depend on the seed
-    and the number of the image, not on batches or devices. groups, combine: predictions
-    are of groups of classes, see `grouped`.
+    finite has found nothing, the clean image counts. Random numbers depend on the batch's
+    seed and the number of the image, not on other rows or devices. groups, combine:
+    predictions are of groups of classes, see `grouped`.
     """
 
     def predict(variables, knobs, batch):
         images, labels = to_float(batch["images"]), batch["labels"]
-        keys = rng.by_index(rng.fold(jax.random.key(seed), "evaluation"), batch["index"])
+        keys = rng.by_image(batch, "evaluation")
 
         def one(knob):
             plain = network.at(variables, knob)

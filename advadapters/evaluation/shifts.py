@@ -33,23 +33,23 @@ ALEXNET = {
 }
 
 
-def make_corrupt(name, severity, *, seed, mesh):
+def make_corrupt(name, severity, *, mesh):
     """A function: batch of uint8 images on the devices -> the same, corrupted.
 
-    What is drawn depends on the seed, the corruption, the severity and the image's number.
+    What is drawn depends on the batch's seed, the corruption, the severity and the image's
+    number.
     """
 
-    def local(images, index):
-        keys = rng.by_index(rng.fold(jax.random.key(seed), "corruption"), index)
-        moved = corrupt(to_float(images), keys, name=name, severity=severity)
-        return jnp.round(255 * moved).astype(images.dtype)
+    def local(batch):
+        images, keys = to_float(batch["images"]), rng.by_image(batch, "corruption")
+        moved = corrupt(images, keys, name=name, severity=severity)
+        return jnp.round(255 * moved).astype(batch["images"].dtype)
 
     rows = P("data")
-    moved = jax.shard_map(
-        local, mesh=mesh, in_specs=(rows, rows), out_specs=rows, check_vma=False
+    moved = jax.jit(
+        jax.shard_map(local, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
     )
-    moved = jax.jit(moved)
-    return lambda batch: batch | {"images": moved(batch["images"], batch["index"])}
+    return lambda batch: batch | {"images": moved(batch)}
 
 
 def suite_of(name, severity):

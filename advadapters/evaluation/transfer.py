@@ -35,7 +35,7 @@ class Counts(NamedTuple):
     not_attacked: Any
 
 
-def make_attacker(network, attack, *, seed, mesh):
+def make_attacker(network, attack, *, mesh):
     """jit: (variables, knobs [1, ...], batch) -> (images [B, H, W, C], kept bool [B]).
 
     Attacks through one network. kept: where the attack gave back what is not finite; then
@@ -44,7 +44,7 @@ def make_attacker(network, attack, *, seed, mesh):
 
     def attacked(variables, knobs, batch):
         images, labels = to_float(batch["images"]), batch["labels"]
-        keys = rng.by_index(rng.fold(jax.random.key(seed), "evaluation"), batch["index"])
+        keys = rng.by_image(batch, "evaluation")
         plain = network.at(variables, jax.tree.map(lambda leaf: leaf[0], knobs))
         logits_fn = lambda images: network.evaluate(plain, images)  # noqa: E731
         moved = attack(logits_fn, images, labels, keys)

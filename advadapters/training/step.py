@@ -11,14 +11,15 @@ from advadapters.training import optim
 from advadapters.training import state as states
 
 
-def make_step(loss, augment, tx, *, seed, ema_decay, accumulate, mesh, places=None):
-    """jit: (state, batch of uint8 [B, ...]) -> (state, metrics); the state is donated.
+def make_step(loss, augment, tx, *, ema_decay, accumulate, mesh, places=None):
+    """jit: (state, batch of uint8 [B, ...], seed) -> (state, metrics); donates the state.
 
     loss: (variables, batch, key) -> (float32 [], (new stats, metrics)); it runs on each
     device's rows alone, the mesh's axis "data" being bound there.
 
     All randomness comes from (seed, state.step), so that a resumed run goes on as
-    if it had not stopped. With accumulate > 1 the batch is worked off in that many
+    if it had not stopped. seed: uint32 [], an argument so that what is compiled for one
+    serves all. With accumulate > 1 the batch is worked off in that many
     parts one after the other, and the mean gradient makes one update. In the loss's
     batch, "step" int32 [B] holds state.step in every row.
 
@@ -37,7 +38,7 @@ def make_step(loss, augment, tx, *, seed, ema_decay, accumulate, mesh, places=No
     own = everywhere if places is None else states.trained(places.variables)
     gradients = over_devices(accumulated(differentiated(loss), accumulate), mesh, own)
 
-    def step(state, batch):
+    def step(state, batch, seed):
         key = rng.fold(jax.random.key(seed), "train", state.step)
         with jax.named_scope("augment"):
             batch = augment(batch, rng.fold(key, "augment"))
@@ -72,7 +73,7 @@ def make_step(loss, augment, tx, *, seed, ema_decay, accumulate, mesh, places=No
 
     return jax.jit(
         step,
-        in_shardings=(kept, rows),
+        in_shardings=(kept, rows, everywhere),
         out_shardings=(kept, everywhere),
         donate_argnums=0,
     )

@@ -96,11 +96,12 @@ def ours(size, method, side, batch, pgd):
             "index": np.arange(batch, dtype=np.int32),
         },
     )
-    compiled = builders.train_step(run, mesh).lower(state, placed).compile()
+    seed = np.uint32(0)
+    compiled = builders.train_step(run, mesh).lower(state, placed, seed).compile()
     held = [state]
 
     def once():
-        held[0], metrics = compiled(held[0], placed)
+        held[0], metrics = compiled(held[0], placed, seed)
         jax.block_until_ready((held[0], metrics))
 
     return once

@@ -31,6 +31,7 @@ from advadapters.models.added import Added
 from advadapters.networks import make_network
 from advadapters.training import optim, state, step, views
 
+SEED = np.uint32(0)
 OPTIONS = {
     "memory": "digits:10,vit_b16_224:0,vit_b16_224:10",
     "time": "digits:0,digits:10,vit_ti_32:0,vit_ti_32:2",
@@ -109,7 +110,7 @@ def training(shape, method, rank, attacked):
     seen = [views.View("all", (1.0,), 1.0, (attack,) if attacked else ())]
     mesh = meshes.make(jax.devices()[:1])
     function = step.make_step(
-        views.views_loss(net, seen, axis="data"), augment, tx, seed=0, ema_decay=0.99,
+        views.views_loss(net, seen, axis="data"), augment, tx, ema_decay=0.99,
         accumulate=1, mesh=mesh,
     )  # fmt: skip
 
@@ -146,7 +147,7 @@ def memory(shape, attacked, _):
         )
         # How the machine code is optimized does not change the buffers.
         quick = {"xla_backend_optimization_level": 0}
-        told = function.lower(placed, batch).compile(quick).memory_analysis()
+        told = function.lower(placed, batch, SEED).compile(quick).memory_analysis()
         peak = told.argument_size_in_bytes + told.temp_size_in_bytes
         peak += told.output_size_in_bytes - told.alias_size_in_bytes
         parameters = trees.count({k: first.variables[k] for k in ("shared", "frozen")})
@@ -177,7 +178,7 @@ def times(shape, attacked, rounds):
         function, create, mesh = training(shape, method, rank, attacked)
         batch = batch_of(shape, mesh)
         first = jax.jit(create, out_shardings=meshes.replicated(mesh))()
-        current, metrics = function(first, batch)
+        current, metrics = function(first, batch, SEED)
         jax.block_until_ready(metrics)
         running[title(method, rank)] = [function, current, batch]
     seconds = {name: {"wall": [], "cpu": []} for name in running}
@@ -185,7 +186,7 @@ def times(shape, attacked, rounds):
         for name in sorted(running, key=lambda name: hash((turn, name))):
             function, current, batch = running[name]
             wall, cpu = time.perf_counter(), time.process_time()
-            current, metrics = function(current, batch)
+            current, metrics = function(current, batch, SEED)
             jax.block_until_ready((current, metrics))
             seconds[name]["wall"].append(time.perf_counter() - wall)
             seconds[name]["cpu"].append(time.process_time() - cpu)

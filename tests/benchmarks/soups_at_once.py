@@ -30,7 +30,7 @@ ATTACK = functools.partial(pgd, norm="linf", eps=0.1, steps=5, keep="best")
 
 def forms(network, attack, variables, knobs, batch, mesh):
     """{name: function that evaluates all soups}, compiled."""
-    predictor = accuracy.make_predictor(network, attack, seed=0, mesh=mesh)
+    predictor = accuracy.make_predictor(network, attack, mesh=mesh)
     stacked, singles = fitting.stack(knobs), [fitting.stack([knob]) for knob in knobs]
 
     @jax.jit
@@ -90,6 +90,7 @@ def main():
             "images": rng.integers(0, 256, shape).astype(np.uint8),
             "labels": rng.integers(10, size=asked.images).astype(np.int32),
             "index": np.arange(asked.images, dtype=np.int32),
+            "seed": np.zeros(asked.images, np.uint32),
         }
         batch = meshes.global_batch(mesh, batch)
         for attack in (None, ATTACK):

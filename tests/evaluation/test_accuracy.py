@@ -53,7 +53,7 @@ def table_of(mesh, attack, at_once, batch_size=8, net=NET, mixtures=MIXTURES, ro
     batches = list(
         pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=batch_size)
     )
-    predictor = accuracy.make_predictor(net, attack, seed=0, mesh=mesh)
+    predictor = accuracy.make_predictor(net, attack, mesh=mesh)
     (program,) = fitting.programs(
         [fitting.Wanted(predictor, knobs, at_once, batches[0])],
         variables, mesh=mesh, rows=rows or batch_size // mesh.size, room=2**40, made={},
@@ -179,7 +179,7 @@ def test_classes_count_as_their_groups(mesh):
     np.testing.assert_allclose(most, [[0.3, 0, 0.2], [0.05, 0, 0.3]], atol=1e-6)
     split, variables = setup()
     keep = np.array([0, -1, 2, 3, -1])
-    predictor = accuracy.make_predictor(NET, None, seed=0, mesh=mesh, groups=keep)
+    predictor = accuracy.make_predictor(NET, None, mesh=mesh, groups=keep)
     batches = pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=24)
     found = predictor(variables, networks.Knob(np.array([[0.5, 0.5]])), next(batches))
     logits = say(trees.plain(variables, (0.5, 0.5)), split.images / np.float32(255))

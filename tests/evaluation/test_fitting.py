@@ -12,7 +12,7 @@ from advadapters.training import state
 
 NET = tiny.network()
 KNOBS = [networks.Knob(np.array(m, np.float32)) for m in np.eye(5)[:, :2]]
-BATCH = tiny.raw_batch(8)
+BATCH = tiny.raw_batch(8) | {"seed": np.zeros(8, np.uint32)}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def asked():
     from advadapters import mesh as meshes
 
     mesh = meshes.make(jax.devices()[:1])
-    predictor = accuracy.make_predictor(NET, None, seed=0, mesh=mesh)
+    predictor = accuracy.make_predictor(NET, None, mesh=mesh)
     variables = state.branches(tiny.plain(NET), ("class_token", "norm/.*"), 2)
     return predictor, variables, mesh
 
@@ -63,7 +63,7 @@ def test_all_programs_take_the_same_images(asked, made):
     def costly(logits_fn, images, labels, key):
         return images + jax.nn.relu(images[..., None] * np.zeros(2000)).sum(-1)
 
-    other = accuracy.make_predictor(NET, costly, seed=0, mesh=mesh)
+    other = accuracy.make_predictor(NET, costly, mesh=mesh)
     (alone,) = fitted(asked, made, 2**40)
     few, large = fitted(asked, made, alone.memory["peak"], other)
     assert few.rows == large.rows

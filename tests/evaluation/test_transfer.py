@@ -41,7 +41,7 @@ def counts_of(mesh, network, attack, cases, split, variables, *, batch_size, at_
         pipeline.eval_batches(split, size=8, crop_ratio=1.0, batch_size=batch_size)
     )
     knobs, first = [case.knob for case in cases], batches[0]
-    attacker = transfer.make_attacker(network, attack, seed=0, mesh=mesh)
+    attacker = transfer.make_attacker(network, attack, mesh=mesh)
     shown = {"images": first["images"].astype(np.float32), "labels": first["labels"]}
     judge = transfer.make_judge(network, mesh=mesh)
     programs = fitting.programs(

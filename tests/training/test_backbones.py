@@ -22,6 +22,7 @@ OWN = {"vit": ("class_token", "pos_embed", "patch_embed")}
 CASES = [
     (name, adapter) for name in MODELS for adapter in (*COMMON, *OWN.get(name, ("stem",)))
 ]
+SEED = np.uint32(3)
 SGD = optax.apply_if_finite(optax.sgd(0.1), 5)
 
 
@@ -104,7 +105,7 @@ def make(mesh, name, adapter, *, separate=False, seen=SEEN, tx=SGD, accumulate=1
     )  # fmt: skip
     loss = views.views_loss(network(name, **fields), seen, pooled=not separate, axis="data")
     function = step.make_step(
-        loss, augment, tx, seed=3, ema_decay=0.9, accumulate=accumulate, mesh=mesh
+        loss, augment, tx, ema_decay=0.9, accumulate=accumulate, mesh=mesh
     )
     first = state.create(variables(name, adapter, separate, **fields), tx)
     first = jax.tree.map(jnp.copy, first)  # the step donates what others still use
@@ -116,7 +117,7 @@ def run(mesh, name, adapter, steps=2, **settings):
     function, current = make(mesh, name, adapter, **settings)
     for i in range(steps):
         batch = meshes.global_batch(mesh, tiny.raw_batch(16, seed=i))
-        current, _ = function(current, batch)
+        current, _ = function(current, batch, SEED)
     return jax.device_get(current.variables)
 
 
@@ -218,12 +219,12 @@ def test_statistics_run_through_the_parts_of_a_batch(one_device):
     raw = tiny.raw_batch(16)
     function, whole = make(one_device, "resnet", "norms", accumulate=2, **settings)
     batch = meshes.global_batch(one_device, raw)
-    program = hlo.computations(function.lower(whole, batch).compile().as_text())
-    whole, _ = function(whole, batch)
+    program = hlo.computations(function.lower(whole, batch, SEED).compile().as_text())
+    whole, _ = function(whole, batch, SEED)
     function, halves = make(one_device, "resnet", "norms", **settings)
     for part in (0, 1):
         half = {name: rows[part::2] for name, rows in raw.items()}
-        halves, _ = function(halves, meshes.global_batch(one_device, half))
+        halves, _ = function(halves, meshes.global_batch(one_device, half), SEED)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
         whole.variables["stats"], halves.variables["stats"],
@@ -238,7 +239,9 @@ def test_statistics_are_averaged_and_survive_a_bad_batch(one_device):
 
     function, current = make(one_device, "resnet", "norms", separate=True)
     before = jax.device_get(current.variables["stats"])
-    current, _ = function(current, meshes.global_batch(one_device, tiny.raw_batch(16)))
+    current, _ = function(
+        current, meshes.global_batch(one_device, tiny.raw_batch(16)), SEED
+    )
     after = jax.device_get(current.variables["stats"])
     # The average's first decay is 1 / 10.
     for name in ("mean", "var"):
@@ -250,7 +253,7 @@ def test_statistics_are_averaged_and_survive_a_bad_batch(one_device):
     seen = [SEEN[0], SEEN[1]._replace(attacks=(bad,))]
     function, current = make(one_device, "resnet", "norms", separate=True, seen=seen)
     current, metrics = function(
-        current, meshes.global_batch(one_device, tiny.raw_batch(16))
+        current, meshes.global_batch(one_device, tiny.raw_batch(16)), SEED
     )
     assert metrics["nonfinite"] == 1
     found = jax.device_get(current.variables["stats"])
@@ -268,7 +271,7 @@ def test_frozen_parameters_stay_bitwise_and_cost_no_memory(one_device):
     assert "frozen" not in current.ema
     for i in range(3):
         batch = meshes.global_batch(one_device, tiny.raw_batch(16, seed=i))
-        current, _ = function(current, batch)
+        current, _ = function(current, batch, SEED)
     jax.tree.map(
         np.testing.assert_array_equal, jax.device_get(current.variables["frozen"]),
         jax.device_get(tree["frozen"]),
@@ -290,7 +293,7 @@ def test_a_conv_net_on_a_mesh_costs_what_it_should(mesh, one_device):
     def flops(mesh):
         function, current = make(mesh, "resnet", "norms", **fields)
         batch = meshes.global_batch(mesh, tiny.raw_batch(64))
-        return function.lower(current, batch).compile().cost_analysis()["flops"]
+        return function.lower(current, batch, SEED).compile().cost_analysis()["flops"]
 
     net, plain = network("resnet", **fields), plain_network("resnet", **fields)
     forward = jax.jit(net.apply).lower(plain, small.images(64)).compile()
@@ -315,11 +318,11 @@ def test_evaluation_counts_by_device(mesh, one_device):
     from advadapters.evaluation import accuracy
 
     tree = variables("resnet", "norms", separate=True)
-    batch = tiny.raw_batch(64) | {"mask": np.ones(64, bool)}
+    batch = tiny.raw_batch(64) | {"seed": np.zeros(64, np.uint32)}
     mixtures = networks.Knob(jnp.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]))
 
     def count(mesh):
-        predictor = accuracy.make_predictor(network("resnet"), attack, seed=0, mesh=mesh)
+        predictor = accuracy.make_predictor(network("resnet"), attack, mesh=mesh)
         placed = meshes.global_batch(mesh, batch)
         compiled = predictor.lower(tree, mixtures, placed).compile()
         return predictor(tree, mixtures, placed), compiled.cost_analysis()["flops"]

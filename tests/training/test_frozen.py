@@ -47,11 +47,9 @@ def step_flops(added, trained, attacks, mesh):
         return state.create(state.branches(plain, (), 1, trained=trained), tx)
 
     loss = views.views_loss(net, [views.View("all", (1.0,), 1.0, attacks)], axis="data")
-    function = step.make_step(
-        loss, augment, tx, seed=0, ema_decay=0.9, accumulate=1, mesh=mesh
-    )
+    function = step.make_step(loss, augment, tx, ema_decay=0.9, accumulate=1, mesh=mesh)
     batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, tiny.raw_batch(BATCH)))
-    compiled = function.lower(jax.eval_shape(create), batch).compile()
+    compiled = function.lower(jax.eval_shape(create), batch, np.uint32(0)).compile()
     return compiled.cost_analysis()["flops"]
 
 

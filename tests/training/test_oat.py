@@ -424,10 +424,10 @@ def train(devices, accumulate=1):
             5, flip_horizontal=False, pad=0, mixup_alpha=0.0, cutmix_alpha=0.0,
             label_smoothing=0.0, mix_probability=1.0,
         ),
-        tx, seed=0, ema_decay=0.9, accumulate=accumulate, mesh=mesh,
+        tx, ema_decay=0.9, accumulate=accumulate, mesh=mesh,
     )  # fmt: skip
     now = jax.device_put(state.create(variables(net), tx), meshes.replicated(mesh))
-    now, _ = run(now, meshes.global_batch(mesh, tiny.raw_batch(16)))
+    now, _ = run(now, meshes.global_batch(mesh, tiny.raw_batch(16)), np.uint32(0))
     return now.variables
 
 

@@ -23,6 +23,7 @@ SEEN = [
     views.View("clean", (1.0, 0.0), 0.5),
     views.View("linf", (0.0, 1.0), 0.5, (attack,)),
 ]
+SEED = np.uint32(3)
 TX = optim.make(
     optim.adam(0.9, 0.95),
     learning_rate=optim.schedule(peak=1e-2, steps=20, warmup_steps=2),
@@ -47,7 +48,7 @@ def make(mesh, *, accumulate=1, tx=TX, mixing=0.0, seen=SEEN, net=None, ema=0.9)
 
     loss = views.views_loss(net, seen, axis="data")
     function = step.make_step(
-        loss, augment, tx, seed=3, ema_decay=ema, accumulate=accumulate, mesh=mesh
+        loss, augment, tx, ema_decay=ema, accumulate=accumulate, mesh=mesh
     )
     first = state.branches(tiny.plain(net), ("class_token",), 2)
     return function, jax.device_put(state.create(first, tx), meshes.replicated(mesh))
@@ -59,7 +60,7 @@ def run(mesh, steps=3, **settings):
     seen = []
     for i in range(steps):
         batch = meshes.global_batch(mesh, tiny.raw_batch(16, seed=i))
-        current, metrics = function(current, batch)
+        current, metrics = function(current, batch, SEED)
         seen.append(float(metrics["loss"]))
     return current, seen
 
@@ -81,7 +82,7 @@ def test_each_device_does_its_share_of_the_work(mesh, one_device):
     def flops(mesh):
         function, current = make(mesh, **WHOLE)
         batch = meshes.global_batch(mesh, tiny.raw_batch(16))
-        return function.lower(current, batch).compile().cost_analysis()["flops"]
+        return function.lower(current, batch, SEED).compile().cost_analysis()["flops"]
 
     # The optimizer's work is the same on all; at this size it is not nothing.
     assert flops(mesh) < 1.5 * flops(one_device) / 8
@@ -113,7 +114,8 @@ def test_one_trace_and_a_donated_state(mesh):
     function, current = make(mesh)
     for i in range(3):
         old = (current.variables, current.ema, current.optimizer.inner_state)
-        current, _ = function(current, meshes.global_batch(mesh, tiny.raw_batch(16, i)))
+        batch = meshes.global_batch(mesh, tiny.raw_batch(16, i))
+        current, _ = function(current, batch, np.uint32(i))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
     assert function._cache_size() == 1
 
@@ -127,7 +129,7 @@ def test_nonfinite_updates_are_skipped_and_counted(one_device):
     before = jax.device_get(current.variables)
     for i in range(3):
         batch = meshes.global_batch(one_device, tiny.raw_batch(16))
-        current, metrics = function(current, batch)
+        current, metrics = function(current, batch, SEED)
         assert metrics["nonfinite"] == i + 1
     chex.assert_trees_all_equal(jax.device_get(current.variables), before)
     chex.assert_tree_all_finite(current.ema)
@@ -142,7 +144,7 @@ def test_norms_of_gradient_and_weights(accumulate, one_device):
     before = jax.device_get(state.trained(current.variables))
     assert trees.count(before["adapters"]) == 2 * 16
     batch = meshes.global_batch(one_device, tiny.raw_batch(16))
-    current, metrics = function(current, batch)
+    current, metrics = function(current, batch, SEED)
     after = jax.device_get(state.trained(current.variables))
 
     def norm(tree):
@@ -172,7 +174,7 @@ def test_no_decay_is_no_averaging(one_device):
     function, current = make(one_device, tx=SGD, ema=0.0)
     for i in range(2):  # the second is given what the first returned, to be overwritten
         batch = meshes.global_batch(one_device, tiny.raw_batch(16, seed=i))
-        current, _ = function(current, batch)
+        current, _ = function(current, batch, SEED)
     chex.assert_trees_all_equal(current.ema, state.moving(current.variables))
     chex.assert_trees_all_equal(state.averaged(current), current.variables)
 

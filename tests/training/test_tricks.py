@@ -189,11 +189,11 @@ class Whole(NamedTuple):
 def test_the_step_is_in_the_batch(mesh, accumulate):
     tx = optax.apply_if_finite(optax.sgd(0.1), 5)
     run = step.make_step(
-        Whole(), lambda batch, key: dict(batch), tx, seed=0, ema_decay=0.9,
+        Whole(), lambda batch, key: dict(batch), tx, ema_decay=0.9,
         accumulate=accumulate, mesh=mesh,
     )  # fmt: skip
     current = jax.device_put(state.create(linear(), tx), meshes.replicated(mesh))
     for number in range(3):
         batch = meshes.global_batch(mesh, tiny.raw_batch(16))
-        current, metrics = run(current, batch)
+        current, metrics = run(current, batch, np.uint32(0))
         assert metrics["now"] == number

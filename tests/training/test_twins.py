@@ -149,13 +149,13 @@ def train(devices, steps=2, name="resnet", method=METHOD, accumulate=1, **fields
             5, flip_horizontal=False, pad=0, mixup_alpha=0.0, cutmix_alpha=0.0,
             label_smoothing=0.0,
         ),
-        tx, seed=0, ema_decay=0.9, accumulate=accumulate, mesh=mesh,
+        tx, ema_decay=0.9, accumulate=accumulate, mesh=mesh,
     )  # fmt: skip
     before = jax.tree.map(np.array, tree)
     now = jax.device_put(state.create(tree, tx), meshes.replicated(mesh))
     for number in range(steps):
         batch = meshes.global_batch(mesh, tiny.raw_batch(16, seed=number))
-        now, metrics = run(now, batch)
+        now, metrics = run(now, batch, np.uint32(0))
     return before, now, metrics
 
 

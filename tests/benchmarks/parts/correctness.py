@@ -179,6 +179,7 @@ def grid(setting, clock, rows):
         "images": np.uint8(images * 255),
         "labels": labels,
         "index": np.arange(len(labels)),
+        "seed": np.zeros(len(labels), np.uint32),
     }
 
     def logits(variables, knobs, images):
@@ -186,7 +187,7 @@ def grid(setting, clock, rows):
         return jax.vmap(one)(knobs)
 
     def classes(device):
-        predict = accuracy.make_predictor(run.network, None, seed=0, mesh=here(device))
+        predict = accuracy.make_predictor(run.network, None, mesh=here(device))
         return np.asarray(predict(*settings.place((variables, knobs, batch), device)))
 
     found, right = both(setting, logits, variables, knobs, images)
@@ -209,7 +210,8 @@ def stepped(size, device, dtype, sharding="replicated"):
             lambda leaf: leaf.sharding, builders.abstract_state(run, mesh)
         )
         batch = meshes.global_batch(mesh, settings.batch_of(shape, count))
-        state, metrics = builders.train_step(run, mesh)(meshes.put(start, places), batch)
+        arguments = meshes.put(start, places), batch, np.uint32(0)
+        state, metrics = builders.train_step(run, mesh)(*arguments)
     gradients = optax.tree_utils.tree_get(state.optimizer, "mu")
     return jax.tree.map(np.asarray, (gradients, metrics["loss"]))
 

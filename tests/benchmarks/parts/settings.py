@@ -117,6 +117,7 @@ def batch_of(shape, count, classes=1000):
         "images": draw.integers(0, 256, sides, np.uint8),
         "labels": draw.integers(classes, size=count).astype(np.int32),
         "index": np.arange(count, dtype=np.int32),
+        "seed": np.zeros(count, np.uint32),
     }
 
 

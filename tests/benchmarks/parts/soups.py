@@ -71,7 +71,7 @@ def adapters(attack, setting, clock, rows):
     weights = np.linspace(0, 1, evaluated, dtype=np.float32)
     knobs = networks.Knob(np.stack([weights, 1 - weights], axis=1))
     predict = functools.partial(
-        accuracy.make_predictor, run.network, seed=0, mesh=meshes.make([setting.device])
+        accuracy.make_predictor, run.network, mesh=meshes.make([setting.device])
     )
     call = predict(attack)
     plain = jax.jit(run.network.at)(variables, networks.Knob(jnp.array([0.5, 0.5])))
