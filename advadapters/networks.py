@@ -122,6 +122,7 @@ def make_network(
         model.clone(stats_axes=axes) for axes in (("data",), ("views", "data"))
     )
 
+    @jax.jit  # so that it is traced once, however often its shapes are asked for
     def init(key):
         lam = {"lam": 0.0} if model.film else {}
         # As evaluation computes, which every platform can.

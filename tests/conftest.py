@@ -1,8 +1,8 @@
 """Eight fake devices for every test: one device is the special case, not the rule.
 
-Programs are compiled without optimization and, where XLA still has them, by its older
-emitters (seen: 60 to 95% of the time): the shapes are tiny, and compiling is what the
-tests spend their time on. What one test has compiled is kept for the others of the same
+Programs are compiled without optimization, in one piece, and, where XLA still has them, by
+its older emitters (seen: 60 to 95% of the time): the shapes are tiny, and compiling is what
+the tests spend their time on. What one test has compiled is kept for the others of the same
 session, in this process, its neighbours and the commands that they start.
 """
 
@@ -23,8 +23,13 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 
-if metadata.version("jaxlib").startswith("0.10."):  # later ones know no such flag
+# Two workers have two cores: numpy's threads would spin while they wait for each other
+# (seen: 0.5 CPU seconds for a QR of 128 x 128 instead of 0.002).
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+if metadata.version("jaxlib").startswith("0.10."):  # later ones may not know them
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"
 
 # Tracing makes objects by the million and most of them stay: looking for cycles among them
 # as often as Python does costs 5% of the time.

@@ -81,7 +81,8 @@ def read_model(c, data, classes, exact, platform):
     )
     shape = (data.image_size, data.image_size, data.channels)
     widths = Widths(model, shape, exact)
-    check_targets(model, widths.make())
+    if model.added:
+        check_targets(model, widths.make())
     return widths
 
 

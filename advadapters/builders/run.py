@@ -142,7 +142,7 @@ def build(config, mesh, source=None):
                 checkpoint=c.take("checkpoint_every", int, low=1),
             ),
             network=network,
-            networks=make_networks(widths, method),
+            networks=make_networks(widths, network, method),
             film=widths.film,
             data=data,
             method=method,
@@ -228,9 +228,13 @@ def read_method(c, widths, network, parameters, epochs, epoch):
     return method
 
 
-def make_networks(widths, method):
-    """{width: Network} for all widths of the method, and the ensemble of its modes."""
-    made = {width: widths.make(width) for width in getattr(method, "widths", (1.0,))}
+def make_networks(widths, network, method):
+    """{width: Network} for all widths of the method, and the ensemble of its modes.
+
+    network: the one of the full width.
+    """
+    narrow = getattr(method, "widths", (1.0,))[:-1]
+    made = {width: widths.make(width) for width in narrow} | {1.0: network}
     several = len(method.domains()) > 1 and len(made) == 1
     return made | ({ENSEMBLE: ensemble(made[1.0])} if several else {})
 

@@ -5,6 +5,7 @@ the weight of the adversarial loss, and so sets the trade-off at test time. What
 here of the published code was read there.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -33,6 +34,7 @@ class Film(NamedTuple):
     center: float
 
 
+@functools.cache  # as flax asks for it in every pass that it traces
 def encoding_matrix(film):
     """float32 [lambdas, size]: the first rows of the encoding's matrix."""
     unit = np.eye(film.size)
