@@ -35,26 +35,32 @@ if metadata.version("jaxlib").startswith("0.10."):  # later ones may not know th
 # as often as Python does costs 5% of the time.
 gc.set_threshold(200_000, 50, 50)
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from advadapters import mesh as meshes  # noqa: E402
+# The others are imported where they are needed: xdist's first process runs no test.
 
 
 @pytest.fixture
 def mesh():
     """All eight devices."""
+    from advadapters import mesh as meshes
+
     return meshes.make()
 
 
 @pytest.fixture
 def one_device():
     """A mesh of one device."""
+    import jax
+
+    from advadapters import mesh as meshes
+
     return meshes.make(jax.devices()[:1])
 
 
 @pytest.fixture
 def rng():
     """numpy's generator, seeded."""
+    import numpy as np
+
     return np.random.default_rng(0)

@@ -38,6 +38,7 @@ def tried(path):
         "imagenet_vit_b16": ("alpha_",),
         "oat": ("cifar10_averaged",),
         "twins": ("cifar10_averaged", "cifar10_trades_kl", "cifar100"),
+        "digits_oat": ("fixed_20", "fixed_30", "fixed_40"),
         "digits_twins": ("trades_kl",),
     }
     left_out = alike.get(path.stem, ())

@@ -49,6 +49,11 @@ def setup(size=8):
     return jax.jit(logits_fn), data["images"], data["labels"]
 
 
+def compiled(attack, logits_fn, **settings):
+    """jit: (images, labels, key) -> images."""
+    return jax.jit(functools.partial(attack, logits_fn, **settings))
+
+
 @pytest.mark.parametrize("attack, norm", CASES)
 def test_contract(attack, norm):
     logits_fn, images, labels = setup()
@@ -75,17 +80,20 @@ def test_contract(attack, norm):
     before = losses.margin(logits_fn(images), labels)
     after = losses.margin(logits_fn(found), labels)
     assert (after >= before - 1e-5).all() and (after > before + 1e-3).any()
-    _, tangent = jax.jvp(
-        lambda x: attacked(x, labels, jax.random.key(0)), (images,), (images,)
-    )
-    assert not tangent.any()
+
+    @jax.jit  # of the tangent alone, which is known to be zero when it is compiled
+    def tangent(images):
+        alone = lambda x: run(x, labels, jax.random.key(0))  # noqa: E731
+        return jax.jvp(alone, (images,), (images,))[1]
+
+    assert not tangent(images).any()
 
 
 @pytest.mark.parametrize("norm", balls.BALLS)
 def test_result_does_not_depend_on_the_batch(norm):
     logits_fn, images, labels = setup()
     keys = jax.random.split(jax.random.key(0), 8)
-    run = functools.partial(pgd, logits_fn, norm=norm, eps=EPS[norm], steps=3)
+    run = compiled(pgd, logits_fn, norm=norm, eps=EPS[norm], steps=3)
     whole = run(images, labels, keys)
     part = run(images[3:5], labels[3:5], keys[3:5])
     np.testing.assert_allclose(part, whole[3:5], atol=1e-5)
@@ -126,18 +134,11 @@ def test_linear_model_reaches_the_optimum(norm, inner, rng):
     logits_fn, slope = linear(shape[1:], rng)
     low, high = (0.4, 0.6) if inner else (-0.5, 1.5)
     images = np.clip(rng.uniform(low, high, shape), 0, 1).astype(np.float32)
-    found = pgd(
-        logits_fn,
-        jnp.asarray(images),
-        jnp.zeros(4, int),
-        jax.random.key(0),
-        norm=norm,
-        eps=eps,
-        steps=200,
-        step_size=eps / 20,
-        loss="margin",
+    run = compiled(
+        pgd, logits_fn, norm=norm, eps=eps, steps=200, step_size=eps / 20, loss="margin",
         keep="best",
-    )
+    )  # fmt: skip
+    found = run(images, jnp.zeros(4, int), jax.random.key(0))
     gain = ((np.asarray(found) - images).reshape(4, -1) * slope).sum(1)
     best = [best_gain(norm, slope, image.ravel(), eps) for image in images]
     np.testing.assert_allclose(gain, best, rtol=2e-3 if norm != "l1" else 2e-2)
@@ -161,10 +162,8 @@ def test_apgd_reaches_the_linear_optimum(norm, rng):
     shape, eps = (4, 16, 16, 3), {"linf": 0.1, "l2": 0.3, "l1": 3.0}[norm]
     slope = rng.normal(size=int(np.prod(shape[1:]))).astype(np.float32)
     images = np.clip(rng.uniform(-0.5, 1.5, shape), 0, 1).astype(np.float32)
-    found = ATTACKS["apgd"](
-        never_broken(slope), jnp.asarray(images), jnp.zeros(4, int), jax.random.key(0),
-        norm=norm, eps=eps, loss="margin",
-    )  # fmt: skip
+    run = compiled(ATTACKS["apgd"], never_broken(slope), norm=norm, eps=eps, loss="margin")
+    found = run(images, jnp.zeros(4, int), jax.random.key(0))
     gain = ((np.asarray(found) - images).reshape(4, -1) * slope).sum(1)
     best = [best_gain(norm, slope, image.ravel(), eps) for image in images]
     # L1 steps never get smaller than a tenth of eps, as in the original.
@@ -230,10 +229,10 @@ def test_square_comes_near_the_linear_optimum(rng):
     """Linf: stripes and squares of +-eps; a random search must get most of the gain."""
     slope = np.repeat(rng.normal(size=(1, 8, 1)), 8, axis=0).ravel().astype(np.float32)
     images = np.full((4, 8, 8, 1), 0.5, np.float32)
-    found = ATTACKS["square"](
-        never_broken(slope), jnp.asarray(images), jnp.zeros(4, int), jax.random.key(0),
-        norm="linf", eps=0.1, queries=1000,
-    )  # fmt: skip
+    run = compiled(
+        ATTACKS["square"], never_broken(slope), norm="linf", eps=0.1, queries=1000
+    )
+    found = run(images, jnp.zeros(4, int), jax.random.key(0))
     gain = ((np.asarray(found) - images).reshape(4, -1) * slope).sum(1)
     assert (gain > 0.9 * 0.1 * np.abs(slope).sum()).all()
 
@@ -244,10 +243,8 @@ def test_every_attack_is_in_the_contract_test():
 
 def test_fgsm_is_one_step_from_zero():
     logits_fn, images, labels = setup()
-    found = pgd(
-        logits_fn, images, labels, jax.random.key(0),
-        norm="linf", eps=0.1, steps=1, random_start=False,
-    )  # fmt: skip
+    run = compiled(pgd, logits_fn, norm="linf", eps=0.1, steps=1, random_start=False)
+    found = run(images, labels, jax.random.key(0))
     slope = jax.grad(lambda x: losses.cross_entropy(logits_fn(x), labels).sum())(images)
     expected = jnp.clip(images + 0.1 * jnp.sign(slope), 0, 1)
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -262,10 +259,8 @@ def test_more_restarts_never_hurt_and_best_beats_last():
     logits_fn, images, labels = setup(32)
 
     def margins(**settings):
-        found = pgd(
-            logits_fn, images, labels, jax.random.key(0),
-            norm="linf", eps=0.1, steps=3, loss="margin", **settings,
-        )  # fmt: skip
+        settings |= dict(norm="linf", eps=0.1, steps=3, loss="margin")
+        found = compiled(pgd, logits_fn, **settings)(images, labels, jax.random.key(0))
         return np.asarray(losses.margin(logits_fn(found), labels))
 
     last, best = margins(keep="last"), margins(keep="best")
@@ -277,10 +272,8 @@ def test_more_restarts_never_hurt_and_best_beats_last():
 @pytest.mark.parametrize("target", ["random", "least_likely"])
 def test_targeted_attacks_raise_the_target(target):
     logits_fn, images, labels = setup(32)
-    found = pgd(
-        logits_fn, images, labels, jax.random.key(0),
-        norm="linf", eps=0.2, steps=10, target=target,
-    )  # fmt: skip
+    run = compiled(pgd, logits_fn, norm="linf", eps=0.2, steps=10, target=target)
+    found = run(images, labels, jax.random.key(0))
     before, after = logits_fn(images), logits_fn(found)
     if target == "least_likely":
         others = jnp.where(jnp.arange(5) == labels[:, None], jnp.inf, before)
@@ -311,7 +304,8 @@ def test_random_targets_are_uniform_over_the_other_classes():
 def test_soft_labels_attack_their_mixture():
     logits_fn, images, labels = setup()
     soft = 0.7 * jax.nn.one_hot(labels, 5) + 0.3 * jax.nn.one_hot((labels + 1) % 5, 5)
-    found = pgd(logits_fn, images, soft, jax.random.key(0), norm="linf", eps=0.05, steps=5)
+    run = compiled(pgd, logits_fn, norm="linf", eps=0.05, steps=5)
+    found = run(images, soft, jax.random.key(0))
     gain = losses.cross_entropy(logits_fn(found), soft) - losses.cross_entropy(
         logits_fn(images), soft
     )
@@ -337,10 +331,11 @@ def test_adam_and_margin_find_what_the_steepest_steps_find():
     labels = jnp.argmax(logits_fn(images), axis=1)
     broken = {}
     for optimizer in ("steepest", "adam"):
-        found = pgd(
-            logits_fn, images, labels, jax.random.key(0), norm="linf", eps=0.05,
-            steps=40, loss="margin", keep="best", optimizer=optimizer,
+        run = compiled(
+            pgd, logits_fn, norm="linf", eps=0.05, steps=40, loss="margin", keep="best",
+            optimizer=optimizer,
         )  # fmt: skip
+        found = run(images, labels, jax.random.key(0))
         assert jnp.abs(found - images).max() <= 0.05 + 1e-6
         broken[optimizer] = int((jnp.argmax(logits_fn(found), axis=1) != labels).sum())
     assert abs(broken["adam"] - broken["steepest"]) <= 2 and broken["adam"] > 5
@@ -351,10 +346,11 @@ def test_adam_and_margin_find_what_the_steepest_steps_find():
 def test_given_targets_are_what_is_climbed():
     logits_fn, images, labels = setup(16)
     targets = (labels + 2) % 5
-    found = pgd(
-        logits_fn, images, labels, jax.random.key(0), norm="l2", eps=1.0, steps=10,
-        loss="logit_difference", targets=targets, keep="best",
+    run = compiled(
+        pgd, logits_fn, norm="l2", eps=1.0, steps=10, loss="logit_difference",
+        targets=targets, keep="best",
     )  # fmt: skip
+    found = run(images, labels, jax.random.key(0))
     gain = losses.logit_difference(logits_fn(found), labels, targets)
     assert (gain > losses.logit_difference(logits_fn(images), labels, targets)).all()
 
@@ -363,10 +359,9 @@ def test_pyramid_of_one_coarse_step_is_the_sum_of_its_levels():
     """One step: every level is +-step in each cell, times its multiplier, enlarged."""
     logits_fn, images, labels = setup(4)
     images = 0.4 + 0.2 * images
-    moved = ATTACKS["pyramid"](
-        logits_fn, images, labels, jax.random.key(0),
-        eps=0.006, steps=1, step_size=0.001, target="",
-    )  # fmt: skip
+    settings = dict(eps=0.006, steps=1, step_size=0.001, target="")
+    run = compiled(ATTACKS["pyramid"], logits_fn, **settings)
+    moved = run(images, labels, jax.random.key(0))
     # 8x8 images: a level of 7, and 14 is more than the image, so two of full size.
     assert jnp.abs(moved - images).max() <= 0.001 * 31 + 1e-6
     assert jnp.abs(moved - images).min() >= 0.001 * (20 - 11) - 1e-6
