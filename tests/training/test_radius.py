@@ -217,7 +217,7 @@ def test_a_resumed_run_goes_on_at_the_radius_it_left(mesh):
     loss = make(radius.Growing(partial(), 0.1, 40)).loss({1.0: net}, "data")
     run = step.make_step(
         loss, lambda batch, key: batch | {"images": batch["images"] / jnp.float32(255)}, tx,
-        seed=0, ema_decay=0.9, accumulate=1, mesh=mesh,
+        ema_decay=0.9, accumulate=1, mesh=mesh,
     )  # fmt: skip
 
     def train(current, start):
@@ -226,7 +226,7 @@ def test_a_resumed_run_goes_on_at_the_radius_it_left(mesh):
             seen[now] = jax.tree.map(np.array, current)
             put = jax.device_put(seen[now], meshes.replicated(mesh))
             batch = meshes.global_batch(mesh, tiny.raw_batch(16, seed=now))
-            current, seen["metrics", now] = run(put, batch)
+            current, seen["metrics", now] = run(put, batch, np.uint32(0))
         return seen
 
     whole = train(jax.tree.map(jnp.array, state.create(tree, tx)), 0)
