@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters import networks
+from advadapters import networks, trees
 from advadapters.models import vit
 
 
@@ -28,21 +28,27 @@ def plain(net, seed=0):
 
 @functools.cache
 def drawn(net, seed):
-    """What `plain` returns, as numpy; made once, and outside of any trace."""
+    """What `plain` returns, as numpy."""
+    return filled(jax.eval_shape(net.init, jax.random.key(0)), seed)
 
-    def draw(key, noise):
-        made = net.init(key)
-        leaves, structure = jax.tree.flatten(made["params"])
-        keys = jax.random.split(noise, len(leaves))
-        noisy = [
-            leaf + 0.1 * jax.random.normal(key, leaf.shape)
-            for leaf, key in zip(leaves, keys, strict=True)
-        ]
-        return made | {"params": jax.tree.unflatten(structure, noisy)}
 
-    with jax.ensure_compile_time_eval():
-        made = jax.jit(draw)(jax.random.key(seed), jax.random.key(seed + 1))
-        return jax.tree.map(np.asarray, made)
+def filled(shapes, seed):
+    """Random numbers for a tree of shapes, about as large as a network starts with.
+
+    By numpy: a program that draws each leaf takes a second to compile.
+    """
+    draw = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        if path.endswith("var"):
+            return draw.uniform(0.5, 1.5, leaf.shape)
+        noise = draw.normal(size=leaf.shape)
+        if path.endswith("kernel"):
+            return noise / np.sqrt(np.prod(leaf.shape[:-1]))
+        return path.endswith("scale") + 0.1 * noise
+
+    flat = trees.flatten(shapes)
+    return trees.unflatten({path: np.float32(fill(path, x)) for path, x in flat.items()})
 
 
 def relatives(net, count, spread=0.1):

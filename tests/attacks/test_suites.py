@@ -170,7 +170,7 @@ def test_results_do_not_depend_on_batches_or_devices(mesh):
     version = ("apgd-t", "fab-t", "square")
     first, second, third = (
         run(version=version, **change)
-        for change in (dict(batch_size=20), dict(batch_size=7), dict(mesh=mesh))
+        for change in (dict(), dict(batch_size=7), dict(mesh=mesh))
     )
     for other in (second, third):
         assert first.stages == other.stages
@@ -422,7 +422,7 @@ def test_a_gradient_of_nan_at_one_pixel_hides_nothing():
     found = [
         autoattack(
             function, images, labels, jax.random.key(0), norm="l2", eps=0.2,
-            version=("apgd-ce", "fab", "fab-t"),
+            version=("apgd-ce", "fab"),
         )
         for function in (spoiled, twin)
     ]  # fmt: skip
@@ -701,12 +701,12 @@ from advadapters.attacks import autoattack
 assert jax.numpy.ones(1).dtype == "float64"
 images, labels = test_suites.data(8)
 network = test_suites.network()
-few = ("apgd-dlr", "fab-random", "square")
+few = ("fab-random", "square")  # APGD's other losses come below
 for norm, version in dict(linf=few, l2=("apgd-t", "fab-t", "multitargeted")).items():
     report = autoattack(
         network, images, labels, jax.random.key(0), norm=norm, eps=1e-4, version=version,
         **test_suites.short(version))
-    assert report.images.dtype == "float32" and len(report.stages) == 4
+    assert report.images.dtype == "float32" and len(report.stages) == 1 + len(version)
     print(norm, report.robust_accuracy)
 noisy = lambda x, key: network(x) + 0.01 * jax.random.normal(key)
 autoattack(noisy, images, labels, jax.random.key(0), norm="l1", eps=0.1, version="rand",

@@ -50,7 +50,7 @@ def theirs(images, name, severity):
 
 @pytest.mark.parametrize("name", EXACT)
 def test_what_draws_nothing_is_equal(name):
-    for side, severities in ((32, corruptions.SEVERITIES), (224, (1, 5))):
+    for side, severities in ((32, (1, 3, 5)), (224, (1, 5))):
         for severity in severities:
             found = ours(photographs(side), name, severity)
             expected = theirs(photographs(side), name, severity)
@@ -122,7 +122,7 @@ def test_more_severe_is_further_away():
             continue  # other kinds of change, not more of one
         drawn = name in RANDOM
         clean = photographs(32, COPIES if drawn else 1)
-        severities = (3, 5) if drawn else corruptions.SEVERITIES
+        severities = (3, 5) if drawn else (1, 3, 5)
         changes = [np.abs(ours(clean, name, s) - clean).mean() for s in severities]
         assert name == "pixelate" or changes == sorted(changes), name
         assert changes[-1] > 1.05 * changes[0], name

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny
 
-from advadapters import trees
 from advadapters.models import MODELS, READ_SIZE
 
 SIZES = {
@@ -32,20 +32,7 @@ def shapes(model, side=8, **arguments):
 
 def variables(model, seed=0):
     """{"params", "batch_stats" if there are any}, no leaf of which hides anything."""
-    draw = np.random.default_rng(seed)
-
-    def fill(path, leaf):
-        if path.endswith("var"):
-            return draw.uniform(0.5, 1.5, leaf.shape)
-        noise = draw.normal(size=leaf.shape)
-        if path.endswith("kernel"):
-            return noise / np.sqrt(np.prod(leaf.shape[:-1]))
-        return path.endswith("scale") + 0.1 * noise
-
-    flat = trees.flatten(shapes(model))
-    return trees.unflatten(
-        {path: jnp.asarray(fill(path, leaf), jnp.float32) for path, leaf in flat.items()}
-    )
+    return jax.tree.map(jnp.asarray, tiny.filled(shapes(model), seed))
 
 
 def images(count=8, seed=0):

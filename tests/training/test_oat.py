@@ -25,6 +25,7 @@ METHOD = oat.OAT(LAMBDAS, 0.25, ATTACK, dual=True)
 NORMS = (r"(.*/)?(\w+_)?norm\d?/.*",)
 
 
+@functools.cache
 def network(name="preact_resnet", size="4x1", narrow=False, **fields):
     """A small conditioned network."""
     model = small.model(name, size, film=FILM, **fields)
@@ -33,22 +34,9 @@ def network(name="preact_resnet", size="4x1", narrow=False, **fields):
 
 def plain(net, seed=0):
     """All leaves random, but for the encoding."""
-    made = jax.jit(net.init)(jax.random.key(seed))
-    draw = np.random.default_rng(seed)
-
-    def fill(path, leaf):
-        if path.endswith("var"):
-            return draw.uniform(0.5, 1.5, leaf.shape)
-        if path.endswith("matrix"):
-            return leaf
-        return leaf + 0.1 * draw.normal(size=leaf.shape)
-
-    flat = {path: jnp.float32(fill(path, leaf)) for path, leaf in flatten(made).items()}
-    return trees.unflatten(flat)
-
-
-def flatten(tree):
-    return trees.flatten(tree)
+    made = tiny.plain(net, seed)
+    made["params"]["lambda_encoding"]["matrix"] = jnp.array(film.encoding_matrix(FILM))
+    return made
 
 
 def variables(net, method=METHOD, seed=0):
@@ -137,8 +125,8 @@ def test_a_lambda_of_each_example_in_one_batch(name):
     apply = jax.jit(net.apply)
     mixed = apply(tree | {"lambda": lam}, images)
     for row, value in enumerate(lam):
-        alone = apply(tree | {"lambda": value}, images[row : row + 1])
-        np.testing.assert_allclose(mixed[row], alone[0], rtol=1e-4, atol=1e-5)
+        same = apply(tree | {"lambda": jnp.full(4, value)}, images)
+        np.testing.assert_allclose(mixed[row], same[row], rtol=1e-4, atol=1e-5)
     other = apply(tree | {"lambda": jnp.ones(4)}, images)
     assert float(jnp.abs(other[0] - mixed[0]).max()) > 1e-4
 
@@ -275,6 +263,7 @@ def test_gradients_reach_all_but_the_encoding():
 WIDTHS = (0.5, 0.75, 1.0)
 
 
+@functools.cache
 def slim_networks(size="16x1x1"):
     """{width: network} for a preactivation network of 16, 12 and 8 channels."""
     model = small.model("preact_resnet", size, film=FILM)
@@ -330,11 +319,11 @@ def test_slimmable_convolution_batch_norm_and_dense_are_the_published_formulas()
     model = small.model("preact_resnet", "4x1")
     net = networks.make_network(model.clone(size=model.size.scaled(0.5)), (8, 8, 1), narrow=True)  # fmt: skip # noqa: E501
     full = networks.make_network(model, (8, 8, 1))
-    tree = state.branches(plain(full), NORMS, 2, separate=True)
+    tree = state.branches(tiny.plain(full), NORMS, 2, separate=True)
     images = np.array(small.images(2))
     cut = net.at(tree, networks.Knob(np.array([1.0, 0.0], np.float32)))
     p, s = cut["params"], cut["batch_stats"]
-    flat = trees.flatten(plain(full)["params"])
+    flat = trees.flatten(tiny.plain(full)["params"])
 
     def conv(x, kernel):
         padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))

@@ -1,5 +1,7 @@
 """The training step: devices, accumulation, resuming, averages, bad gradients."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,7 @@ SEEN = [
     views.View("clean", (1.0, 0.0), 0.5),
     views.View("linf", (0.0, 1.0), 0.5, (attack,)),
 ]
+CLEAN = SEEN[:1]  # for what is the same with and without attacks
 SEED = np.uint32(3)
 TX = optim.make(
     optim.adam(0.9, 0.95),
@@ -38,18 +41,23 @@ SGD = optax.apply_if_finite(optax.sgd(0.1), 5)
 WHOLE = dict(mixing=0.8, net=tiny.network(drop_path=0.2), tx=SGD)
 
 
-def make(mesh, *, accumulate=1, tx=TX, mixing=0.0, seen=SEEN, net=None, ema=0.9):
-    """(step function, first state) on a mesh."""
-    net = net or tiny.network()
+@functools.cache
+def function_of(mesh, accumulate, tx, mixing, seen, net, ema):
+    """The step function, traced once for all tests that share it."""
     augment = make_augment(
         5, flip_horizontal=True, pad=1, mixup_alpha=mixing, cutmix_alpha=mixing,
         label_smoothing=0.1,
     )  # fmt: skip
-
     loss = views.views_loss(net, seen, axis="data")
-    function = step.make_step(
+    return step.make_step(
         loss, augment, tx, ema_decay=ema, accumulate=accumulate, mesh=mesh
     )
+
+
+def make(mesh, *, accumulate=1, tx=TX, mixing=0.0, seen=SEEN, net=None, ema=0.9):
+    """(step function, first state) on a mesh."""
+    net = net or tiny.network()
+    function = function_of(mesh, accumulate, tx, mixing, tuple(seen), net, ema)
     first = state.branches(tiny.plain(net), ("class_token",), 2)
     return function, jax.device_put(state.create(first, tx), meshes.replicated(mesh))
 
@@ -96,7 +104,7 @@ def test_accumulated_parts_make_the_update_of_the_whole_batch(one_device):
         return jnp.clip(images + 0.1 * noise, 0, 1)
 
     seen = [SEEN[0], SEEN[1]._replace(attacks=(noisy,))]
-    settings = WHOLE | dict(seen=seen)
+    settings = WHOLE | dict(seen=seen, mixing=0.0)  # batches are mixed before
     whole, whole_losses = run(one_device, **settings)
     two = meshes.make(jax.devices()[:2])
     parts, parts_losses = run(two, accumulate=4, **settings)
@@ -111,13 +119,13 @@ def test_the_same_step_twice_is_bitwise_the_same(mesh):
 
 
 def test_one_trace_and_a_donated_state(mesh):
-    function, current = make(mesh)
+    function, current = make(mesh, seen=CLEAN)
     for i in range(3):
         old = (current.variables, current.ema, current.optimizer.inner_state)
         batch = meshes.global_batch(mesh, tiny.raw_batch(16, i))
         current, _ = function(current, batch, np.uint32(i))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
-    assert function._cache_size() == 1
+    assert function._cache_size() == 1  # whatever the seed
 
 
 def test_nonfinite_updates_are_skipped_and_counted(one_device):
@@ -140,7 +148,7 @@ def test_nonfinite_updates_are_skipped_and_counted(one_device):
 def test_norms_of_gradient_and_weights(accumulate, one_device):
     """By hand from the parameters before the step and, with a rate of 1, after it."""
     plain_sgd = optax.apply_if_finite(optax.sgd(1.0), 5)
-    function, current = make(one_device, tx=plain_sgd, accumulate=accumulate)
+    function, current = make(one_device, tx=plain_sgd, accumulate=accumulate, seen=CLEAN)
     before = jax.device_get(state.trained(current.variables))
     assert trees.count(before["adapters"]) == 2 * 16
     batch = meshes.global_batch(one_device, tiny.raw_batch(16))
@@ -171,7 +179,7 @@ def test_average_forgets_its_start_and_then_decays():
 def test_no_decay_is_no_averaging(one_device):
     old, new = {"a": jnp.float32(1e8)}, {"a": jnp.float32(1e-3)}
     assert state.average(old, new, jnp.int32(5), 0.0)["a"] == new["a"]
-    function, current = make(one_device, tx=SGD, ema=0.0)
+    function, current = make(one_device, tx=SGD, ema=0.0, seen=CLEAN)
     for i in range(2):  # the second is given what the first returned, to be overwritten
         batch = meshes.global_batch(one_device, tiny.raw_batch(16, seed=i))
         current, _ = function(current, batch, SEED)
