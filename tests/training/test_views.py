@@ -19,9 +19,9 @@ STILL = tiny.network()
 def variables(names, domains, seed=0):
     """Branches whose adapter rows all differ."""
     tree = state.branches(tiny.plain(STILL), adapters.patterns(names), domains)
-    keys = iter(jax.random.split(jax.random.key(seed), 99))
+    draw = np.random.default_rng(seed)
     noisy = jax.tree.map(
-        lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape),
+        lambda leaf: leaf + jnp.float32(0.1 * draw.normal(size=leaf.shape)),
         tree["adapters"],
     )
     return tree | {"adapters": noisy}
@@ -64,10 +64,14 @@ def separate(seen, weights_tree, batch, key):
 
 @pytest.mark.parametrize(
     "seen, names",
-    [(COTRAIN, ["norms", "head"]), (COTRAIN, ["everything"]), (FOUR, ["class_token"])],
+    [
+        (COTRAIN, ["norms", "head"]),
+        (COTRAIN, ["everything"]),
+        (FOUR[:1] + FOUR[2:], ["class_token"]),
+    ],
 )
 def test_one_forward_equals_separate_networks(seen, names):
-    tree = variables(names, len(seen))
+    tree = variables(names, len(seen[0].mixture))
     batch, key = tiny.batch(), jax.random.key(5)
     loss = views.views_loss(STILL, seen)
     (found, (_, metrics)), slopes = jax.jit(jax.value_and_grad(loss, has_aux=True))(
