@@ -4,7 +4,12 @@ A config file calls `config()`, changes what its experiment changes, and adds th
 result of `method(...)`. Values are plain, so that all can be overridden.
 """
 
+import contextlib
+
 from ml_collections import ConfigDict
+
+from advadapters.errors import UsageError, pick
+from advadapters.plugins import load
 
 # config.start: another run's checkpoint to start from, "" to start afresh, and a mixture of
 # its domains; or weights: an .npz of a torch ResNet. fresh, dropped: patterns of parameters
@@ -16,11 +21,16 @@ NO_START = dict(workdir="", mixture={}, fresh=(), dropped=(), changed=(), weight
 TRAINING_ONLY = ("attention", "drop_path", "dropout", "dtype", "head_std", "remat")
 
 
-def config():
-    """A ConfigDict with all but data source, model size, method and evaluation suites."""
+def config(plugins=()):
+    """A ConfigDict with all but data source, model size, method and evaluation suites.
+
+    plugins: modules to import first, which add attacks, models and others.
+    """
+    load(plugins)
     return ConfigDict(
         dict(
             seed=0,
+            plugins=tuple(plugins),  # modules to import first, which add attacks, ...
             epochs=1.0,
             batch_size=128,
             accumulate=1,  # parts that a batch is worked off in
@@ -38,32 +48,7 @@ def config():
             # step: "latest" is looked up when training begins, a number stays what it is.
             start=dict(step="latest") | NO_START,
             model=model("vit", ""),
-            data=dict(
-                source="",
-                data_dir="",  # of TFDS; "" is its own default
-                # The split of TFDS, or the folder or tar, to evaluate on; "" is the usual.
-                test_split="",
-                image_size=224,
-                channels=3,
-                crop="central",  # or "random_resized"
-                crop_ratio=1.0,  # evaluation: crop size / size of the shorter side
-                interpolation="area",  # bicubic where it enlarges; or "bicubic", "bilinear"
-                validation=0.0,  # fraction of the training images held out
-                skip_corrupt=False,
-                threads=2,  # that decode and crop, in each process
-                workers=0,  # processes beside this one that do so; 0: this one does
-                flip=True,
-                pad=0,  # pixels of zero padding before a random crop
-                # Operations per image, 0 is off; fill: colour of what comes in from
-                # outside, one value or one per channel.
-                randaugment=dict(layers=0, magnitude=9.0, std=0.5, fill=(0.5,)),
-                # Boxes of normal noise of this mean and deviation; 0 is off.
-                random_erasing=dict(probability=0.0, mean=(0.5,), std=(0.25,)),
-                mixup=0.0,  # alpha of the Beta distribution; 0 is off
-                cutmix=0.0,
-                mix_probability=1.0,  # share of batches that mixup and cutmix touch
-                label_smoothing=0.0,
-            ),
+            data=data(),
             optimizer=adamw(),
             evaluation=dict(
                 # Images that are read at once, soups_at_once: soups in one call, both at
@@ -77,6 +62,70 @@ def config():
                 soups_at_once=13,
             ),
         )
+    )
+
+
+def complete(given):
+    """A config, nested dicts, with what it leaves out as it is by default.
+
+    So a run keeps what it was trained with, though it was left to defaults, and runs from
+    before a key was there are read. What is no section is left to the builders to refuse.
+    """
+    from advadapters import schema
+    from advadapters.attacks import ATTACKS
+
+    whole = {"plugins": ()} | given
+    if isinstance(whole["plugins"], tuple):
+        load(whole["plugins"])
+    usual, chosen = config().to_dict(), whole.get("model")
+    if isinstance(chosen, dict) and {"name", "size"} <= chosen.keys():
+        with contextlib.suppress(UsageError):  # the builders know what to say of the name
+            usual["model"] = model(chosen["name"], chosen["size"])
+
+    def attack(one, **more):
+        known = isinstance(one, dict) and one.get("name") in ATTACKS
+        return schema.defaults_of(ATTACKS[one["name"]]) | more | one if known else one
+
+    for key in ("model", "data", "evaluation", "start"):
+        if isinstance(whole.get(key), dict):
+            whole[key] = usual[key] | whole[key]
+    if isinstance(whole.get("attacks"), dict):
+        named = whole["attacks"].items()
+        whole["attacks"] = {name: attack(one, eps_warmup=0.0) for name, one in named}
+    suites = (whole.get("evaluation") or {}).get("suites")
+    if isinstance(suites, dict):
+        made = {name: attack(one) for name, one in suites.items()}
+        whole["evaluation"] = whole["evaluation"] | {"suites": made}
+    return whole
+
+
+def data():
+    """The keys of config.data."""
+    return dict(
+        source="",
+        data_dir="",  # of TFDS; "" is its own default
+        # The split of TFDS, or the folder or tar, to evaluate on; "" is the usual.
+        test_split="",
+        image_size=224,
+        channels=3,
+        crop="central",  # or "random_resized"
+        crop_ratio=1.0,  # evaluation: crop size / size of the shorter side
+        interpolation="area",  # bicubic where it enlarges; or "bicubic", "bilinear"
+        validation=0.0,  # fraction of the training images held out
+        skip_corrupt=False,
+        threads=2,  # that decode and crop, in each process
+        workers=0,  # processes beside this one that do so; 0: this one does
+        flip=True,
+        pad=0,  # pixels of zero padding before a random crop
+        # Operations per image, 0 is off; fill: colour of what comes in from
+        # outside, one value or one per channel.
+        randaugment=dict(layers=0, magnitude=9.0, std=0.5, fill=(0.5,)),
+        # Boxes of normal noise of this mean and deviation; 0 is off.
+        random_erasing=dict(probability=0.0, mean=(0.5,), std=(0.25,)),
+        mixup=0.0,  # alpha of the Beta distribution; 0 is off
+        cutmix=0.0,
+        mix_probability=1.0,  # share of batches that mixup and cutmix touch
+        label_smoothing=0.0,
     )
 
 
@@ -97,40 +146,29 @@ def digits(model):
 def model(name, size, **more):
     """The keys of config.model for a row of `advadapters.models.MODELS`.
 
-    size: a name in the model's table, or its numbers (see its `read_size`).
+    size: a name in the model's table, or its numbers (see its `read_size`). Settings of its
+    own are those that its fields are annotated as, with their defaults.
     """
+    from advadapters import schema
+    from advadapters.models import MODELS
+
+    module = pick(MODELS, name, "config.model.name")
+    own = {k: v for k, v in schema.defaults_of(module).items() if k != "dtype"}
     common = dict(
         name=name,
         size=size,
         classes=10,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        norm="batch",  # or "group", "layer"
+    )
+    special = dict(
         added={},  # {name: added(...)}: LoRA and others
         film={},  # or film(...): the network is conditioned on lambda
-        resize=0,  # side that images get inside, unseen by attacks; 0: as they are
         dtype="float32",  # of matrix products; or "bfloat16"
     )
-    own = {
-        "vit": dict(
-            norm="layer",
-            prompts=0,  # learnt tokens
-            patch=16,
-            pool="tokens",  # or "class"
-            positions="learned",  # or "sincos"
-            # Or "ours", "xla", "cudnn"; `models.attention` knows which is best where.
-            attention="auto",
-            head_std=0.02,  # deviation of the head's first weights
-            drop_path=0.0,
-            remat="none",  # or "dots", "full": computed again going back
-            scan=False,
-        ),
-        # width: factor of all channels, at most 1; activation: or "silu"; stem: or
-        # "imagenet".
-        "resnet": dict(width=1.0, activation="relu", stem="cifar"),
-        "preact_resnet": dict(width=1.0, activation="relu", dropout=0.0),
-        "wide_resnet": dict(width=1.0, activation="relu", dropout=0.0),
-    }[name]
+    own |= {k: v for k, v in special.items() if k in module.__dataclass_fields__}
+    if getattr(module, "scales", False):
+        own |= dict(width=1.0)  # factor of all channels, at most 1
     return common | own | more
 
 

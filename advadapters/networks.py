@@ -116,15 +116,20 @@ def make_network(
     `in_precision`. attention: how evaluation computes it, "" as the model does. narrow:
     whether the variables are those of a wider network, of which this one is a corner.
     """
+    # Models of other packages need not have all of these fields.
+    fields = type(model).__dataclass_fields__.keys()
     changes = {"dtype": exact} | ({"attention": attention} if attention else {})
+    changes = {name: value for name, value in changes.items() if name in fields}
     precise = model.clone(**changes)
     own, all_views = (
-        model.clone(stats_axes=axes) for axes in (("data",), ("views", "data"))
+        model.clone(stats_axes=axes) if "stats_axes" in fields else model
+        for axes in (("data",), ("views", "data"))
     )
+    film = getattr(model, "film", None)
 
     @jax.jit  # so that it is traced once, however often its shapes are asked for
     def init(key):
-        lam = {"lam": 0.0} if model.film else {}
+        lam = {"lam": 0.0} if film else {}
         # As evaluation computes, which every platform can.
         made = precise.init(key, jnp.zeros((1, *shape)), **lam)
         return {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
@@ -165,7 +170,7 @@ def make_network(
         train,
         evaluate,
         observe,
-        coarse=differ(model.dtype, exact, precision),
+        coarse=differ(getattr(model, "dtype", exact), exact, precision),
         patch=patch_of(model, shape[0]),
         gated="gradient_keep" in inspect.signature(model.__call__).parameters,
     )
@@ -232,5 +237,5 @@ def patch_of(model, side):
     0 where it has no patches, or where resizing leaves none of whole pixels.
     """
     pixels = getattr(model, "patch", 0) * side
-    resized = model.resize or side
+    resized = getattr(model, "resize", 0) or side
     return 0 if pixels % resized else pixels // resized

@@ -5,10 +5,21 @@ import pathlib
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "advadapters"
 FLOORS = [
-    {"errors", "intervals", "trees", "rng", "mesh", "defaults"},
-    {"balls", "losses", "configs", "convolutions", "costs", "hlo", "hosts", "precision"},
+    {"errors", "intervals", "trees", "rng", "mesh"},
+    {
+        "balls",
+        "losses",
+        "plugins",
+        "configs",
+        "convolutions",
+        "costs",
+        "hlo",
+        "hosts",
+        "precision",
+        "schema",
+    },
     {"models", "adapters", "attacks", "data", "soups", "profiles"},
-    {"networks"},
+    {"networks", "defaults"},
     {"training", "evaluation", "checkpoints", "interop"},
     {"builders"},
     {"commands"},

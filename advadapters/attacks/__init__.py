@@ -7,6 +7,7 @@ runs cascades of them on whole data sets.
 """
 
 from advadapters.attacks.apgd import apgd
+from advadapters.attacks.contract import checked
 from advadapters.attacks.fab import fab
 from advadapters.attacks.malt import malt
 from advadapters.attacks.n_fgsm import n_fgsm
@@ -32,4 +33,6 @@ ATTACKS = {
 # Of those that have a step_size: settings -> the step size, which 0 leaves to the attack.
 STEP_SIZES = {"pgd": pgd_step_size, "pyramid": pyramid_step_size}
 
-__all__ = ["ATTACKS", "STEP_SIZES", "Report", "autoattack", "merge", "sweep"]
+__all__ = [
+    "ATTACKS", "STEP_SIZES", "Report", "autoattack", "checked", "merge", "sweep"
+]  # fmt: skip

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from advadapters import losses, rng
-from advadapters.attacks.contract import ascent, checked, rows_where
+from advadapters.attacks.contract import Loss, Steps, ascent, checked, rows_where
 from advadapters.balls import BALLS
 
 MOMENTUM = 0.75
@@ -70,7 +70,17 @@ def checkpoints(steps):
 
 
 @checked
-def apgd(logits_fn, images, labels, key, *, norm, eps, steps=100, loss="cross_entropy"):
+def apgd(
+    logits_fn,
+    images,
+    labels,
+    key,
+    *,
+    norm,
+    eps,
+    steps: Steps = 100,
+    loss: Loss = "cross_entropy",
+):
     """Adversarial images [B, H, W, C]; where none is found, those with the highest loss."""
     settings = dict(norm=norm, eps=eps, steps=steps, loss=loss)
     return run_apgd(logits_fn, images, losses.class_of(labels), key, **settings).points

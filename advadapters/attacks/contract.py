@@ -2,26 +2,26 @@
 
 import functools
 import inspect
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 import advadapters.convolutions  # noqa: F401, installs its rule
-from advadapters import losses, rng, trees
+from advadapters import losses, rng, schema, trees
 from advadapters.attacks import checks
 from advadapters.balls import BALLS
 from advadapters.errors import UsageError, check_word
 
 TARGETS = ("", "random", "least_likely")
-KEEP = ("last", "best")
-OPTIMIZERS = ("steepest", "adam")
 
-# What settings of attacks may be: one of these words, whole numbers of at least 1,
-# numbers of at least 0, or True and False. Configs read them by the same tables.
-WORDS = {"loss": losses.LOSSES, "target": TARGETS, "keep": KEEP, "optimizer": OPTIMIZERS}
-COUNTS = ("steps", "restarts", "queries", "nearest", "candidates")
-AMOUNTS = ("step_size", "noise")
-SWITCHES = ("random_start",)
+# Settings that several attacks have, as annotations: see `schema`.
+Steps = Annotated[int, schema.Between(low=1), "gradient steps of a start"]
+Restarts = Annotated[int, schema.Between(low=1), "independent starts; the best is kept"]
+Loss = Annotated[str, schema.OneOf(losses.LOSSES), "what is climbed"]
+Target = Annotated[
+    str, schema.OneOf(TARGETS), "class to go for, none, random or least_likely"
+]
 
 
 def checked(attack):
@@ -69,18 +69,12 @@ def check_settings(attack, settings, shape):
     """Raises UsageError unless all are what an attack on images [H, W, C] may have."""
     if "norm" in settings:
         check_word(norms(attack), settings["norm"], f"norm of {attack.__name__}")
-    words = WORDS
+    known = schema.settings_of(attack)
     if settings.get("targets") is not None:
-        words = WORDS | {"loss": losses.TARGETED}
+        known |= {"loss": schema.Setting(str, schema.OneOf(losses.TARGETED))}
     for name, value in settings.items():
-        if name in words:
-            check_word(words[name], value, name)
-        elif name in COUNTS:
-            checks.count(value, name)
-        elif name in AMOUNTS:
-            checks.amount(value, name)
-        elif name in SWITCHES and not isinstance(value, bool):
-            raise UsageError(f"{name} must be True or False, got {checks.told(value)}")
+        if name in known and checks.concrete(value):
+            schema.check(name, value, known[name])
     if "eps" in settings and checks.concrete(settings["eps"]):
         norm = settings.get("norm", next(iter(norms(attack))))
         checks.radius(norm, settings["eps"], shape)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from advadapters import losses, rng, trees
 from advadapters.attacks.apgd import Found
-from advadapters.attacks.contract import checked, rows_where
+from advadapters.attacks.contract import Steps, checked, rows_where
 from advadapters.balls import BALLS, flat
 
 ALPHA_MAX, OVERSHOOT, BACKWARD = 0.1, 1.05, 0.9
@@ -28,7 +28,7 @@ class Walk(NamedTuple):
 
 
 @checked
-def fab(logits_fn, images, labels, key, *, norm, eps, steps=100):
+def fab(logits_fn, images, labels, key, *, norm, eps, steps: Steps = 100):
     """Adversarial images [B, H, W, C] inside the ball, the images where none is found."""
     settings = dict(norm=norm, eps=eps, steps=steps)
     return run_fab(logits_fn, images, losses.class_of(labels), key, **settings).points

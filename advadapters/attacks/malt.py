@@ -8,15 +8,21 @@ each, for Linf and L2. Ours: L1, which the dual norm suggests as well; a class w
 gradient comes last, not first; any misclassification is a success, not the target alone.
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
-from advadapters import losses, rng, trees
+from advadapters import losses, rng, schema, trees
 from advadapters.attacks.apgd import run_apgd
-from advadapters.attacks.contract import checked, rows_where
+from advadapters.attacks.contract import Steps, checked, rows_where
 from advadapters.balls import BALLS, divisor
 
 NEAREST, CANDIDATES = 9, 100
+
+
+Nearest = Annotated[int, schema.Between(low=1), "classes that are gone for"]
+Candidates = Annotated[int, schema.Between(low=1), "likeliest classes they are among"]
 
 
 @checked
@@ -28,9 +34,9 @@ def malt(
     *,
     norm,
     eps,
-    steps=100,
-    nearest=NEAREST,
-    candidates=CANDIDATES,
+    steps: Steps = 100,
+    nearest: Nearest = NEAREST,
+    candidates: Candidates = CANDIDATES,
 ):
     """Adversarial images [B, H, W, C]; where none is found, those with the largest margin.
 

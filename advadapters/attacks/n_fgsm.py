@@ -1,15 +1,19 @@
 """N-FGSM (de Jorge et al. 2022): one step from noise larger than the ball, not clipped."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
-from advadapters import losses, rng
+from advadapters import losses, rng, schema
 from advadapters.attacks.contract import ascent, checked
 from advadapters.balls import BALLS
 
+Noise = Annotated[float, schema.Between(low=0.0), "half the side of its cube, in eps"]
+
 
 @checked
-def n_fgsm(logits_fn, images, labels, key, *, norm="linf", eps, noise=2.0):
+def n_fgsm(logits_fn, images, labels, key, *, norm="linf", eps, noise: Noise = 2.0):
     """Images one step of eps along the gradient's sign from uniform noise of noise * eps.
 
     The result is not clipped to the ball, which is what keeps training with it from

@@ -1,14 +1,23 @@
 """Projected gradient descent (Madry et al. 2018); FGSM is one step from zero."""
 
 import functools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from advadapters import losses, rng, trees
+from advadapters import losses, rng, schema, trees
 from advadapters.attacks import checks
-from advadapters.attacks.contract import ascent, checked, rows_where
+from advadapters.attacks.contract import (
+    Loss,
+    Restarts,
+    Steps,
+    Target,
+    ascent,
+    checked,
+    rows_where,
+)
 from advadapters.balls import BALLS
 
 ADAM_RATE = 0.1
@@ -35,6 +44,16 @@ def spread(step, steps, size):
     return jnp.maximum((0.05 * size) ** (1 - step / max(steps - 1, 1)), 1.0)
 
 
+StepSize = Annotated[
+    float, schema.Between(low=0.0), "0 stands for min(2.5 / steps, 1) * eps"
+]
+RandomStart = Annotated[bool, schema.Between(), "start uniformly in the ball"]
+Keep = Annotated[str, schema.OneOf(("last", "best")), "which iterate is returned"]
+Optimizer = Annotated[
+    str, schema.OneOf(("steepest", "adam")), "steepest ascent in the norm, or Adam"
+]
+
+
 @checked
 def pgd(
     logits_fn,
@@ -44,15 +63,15 @@ def pgd(
     *,
     norm,
     eps,
-    steps,
-    step_size=0.0,
-    random_start=True,
-    restarts=1,
-    loss="cross_entropy",
-    target="",
+    steps: Steps,
+    step_size: StepSize = 0.0,
+    random_start: RandomStart = True,
+    restarts: Restarts = 1,
+    loss: Loss = "cross_entropy",
+    target: Target = "",
     targets=None,
-    keep="last",
-    optimizer="steepest",
+    keep: Keep = "last",
+    optimizer: Optimizer = "steepest",
     vary=None,
 ):
     """Adversarial images [B, H, W, C], inside the ball and [0, 1].

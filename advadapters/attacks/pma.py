@@ -16,7 +16,7 @@ import numpy as np
 
 from advadapters import losses, rng
 from advadapters.attacks.apgd import Found
-from advadapters.attacks.contract import ascent, checked, rows_where
+from advadapters.attacks.contract import Restarts, Steps, ascent, checked, rows_where
 from advadapters.attacks.pgd import sample, spread
 from advadapters.balls import BALLS
 
@@ -31,7 +31,9 @@ class Climb(NamedTuple):
 
 
 @checked
-def pma(logits_fn, images, labels, key, *, norm, eps, steps=100, restarts=1):
+def pma(
+    logits_fn, images, labels, key, *, norm, eps, steps: Steps = 100, restarts: Restarts = 1
+):
     """Adversarial images [B, H, W, C]; where none is found, those with the largest margin.
 
     restarts: each is two runs of so many steps, one for each term of the margin.

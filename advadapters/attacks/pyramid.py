@@ -1,15 +1,19 @@
 """Pyramid attack (Herrmann et al. 2022): perturbations at several scales at once."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
-from advadapters import losses, rng
+from advadapters import losses, rng, schema
 from advadapters.attacks import checks
-from advadapters.attacks.contract import ascent, checked
+from advadapters.attacks.contract import Loss, Steps, Target, ascent, checked
 from advadapters.attacks.pgd import choose_goal
 
 SIZES = (7, 14, 0)  # 0 is the size of the images
 MULTIPLIERS = (20.0, 10.0, 1.0)
+
+StepSize = Annotated[float, schema.Between(low=0.0), "0 stands for eps / 6"]
 
 
 def own_step_size(*, eps, step_size=0.0, **_):
@@ -26,10 +30,10 @@ def pyramid(
     *,
     norm="linf",
     eps,
-    steps=5,
-    step_size=0.0,
-    target="random",
-    loss="cross_entropy",
+    steps: Steps = 5,
+    step_size: StepSize = 0.0,
+    target: Target = "random",
+    loss: Loss = "cross_entropy",
 ):
     """Images moved by coarse, middle and fine perturbations, by default to random classes.
 

@@ -8,13 +8,13 @@ original's drawing of positions leaves out.
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters import losses, rng
+from advadapters import losses, rng, schema
 from advadapters.attacks.apgd import Found
 from advadapters.attacks.contract import checked, rows_where
 from advadapters.balls import BALLS
@@ -32,8 +32,11 @@ class Search(NamedTuple):
     broken: Any
 
 
+Queries = Annotated[int, schema.Between(low=1), "forward passes of an image at most"]
+
+
 @checked
-def square(logits_fn, images, labels, key, *, norm, eps, queries=5000):
+def square(logits_fn, images, labels, key, *, norm, eps, queries: Queries = 5000):
     """The best images [B, H, W, C] found within the queries."""
     settings = dict(norm=norm, eps=eps, queries=queries)
     return run_square(logits_fn, images, losses.class_of(labels), key, **settings).points

@@ -3,53 +3,26 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from advadapters import trees
+from advadapters import schema, trees
 from advadapters.builders import methods
 from advadapters.errors import UsageError
-from advadapters.models import (
-    MODELS,
-    READ_SIZE,
-    added,
-    attention,
-    film,
-    layers,
-    resnet,
-    vit,
-)
+from advadapters.models import MODELS, added, attention, film, layers
 from advadapters.networks import make_network
 from advadapters.precision import PRECISIONS
 from advadapters.training import state
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-# How the settings that models have are read from a config; which of them a model has
-# is the word of its fields.
-MODEL_SETTINGS = {
-    "patch": lambda c: c.take("patch", int, low=1),
-    "pool": lambda c: c.choice("pool", vit.POOLS),
-    "positions": lambda c: c.choice("positions", vit.POSITIONS),
-    "attention": lambda c: c.choice("attention", attention.CHOICES),
-    "drop_path": lambda c: c.take("drop_path", float, low=0.0, high=0.9),
-    "dropout": lambda c: c.take("dropout", float, low=0.0, high=0.9),
-    "stem": lambda c: c.choice("stem", resnet.STEMS),
-    "norm": lambda c: c.choice("norm", layers.NORMS),
+# How the fields are read that hold more than a word or a number.
+SPECIAL = {
     "added": lambda c: read_added(c.sections("added")),
-    "head_std": lambda c: c.take("head_std", float, low=0.0, high=1.0),
-    "prompts": lambda c: c.take("prompts", int, low=0),
     "film": lambda c: read_film(c.section("film")),
-    "resize": lambda c: c.take("resize", int, low=0),
-    "activation": lambda c: c.choice("activation", layers.ACTIVATIONS),
-    "remat": lambda c: c.choice("remat", vit.REMAT),
-    "scan": lambda c: c.take("scan", bool),
-    "dtype": lambda c: DTYPES[c.choice("dtype", DTYPES)],
+    "dtype": lambda c: layers.DTYPES[c.choice("dtype", layers.DTYPES)],
 }
 
 
 def read_exact(c):
     """dtype and precision of config.evaluation, as keywords of `make_network`."""
-    exact = DTYPES[c.choice("dtype", DTYPES)]
+    exact = layers.DTYPES[c.choice("dtype", layers.DTYPES)]
     return dict(exact=exact, precision=c.choice("precision", PRECISIONS))
 
 
@@ -58,14 +31,17 @@ def read_model(c, data, classes, exact, platform):
     name = c.choice("name", MODELS)
     module = MODELS[name]
     fields = module.__dataclass_fields__
-    settings = {name: read(c) for name, read in MODEL_SETTINGS.items() if name in fields}
-    patch, resize = settings.get("patch", 1), settings["resize"]
+    settings = {name: read(c) for name, read in SPECIAL.items() if name in fields}
+    for key, setting in schema.settings_of(module).items():
+        if key not in SPECIAL:
+            settings[key] = schema.read(c, key, setting)
+    patch, resize = settings.get("patch", 1), settings.get("resize", 0)
     if (resize or data.image_size) % patch:
         side = f"data.image_size={data.image_size}"
         side = f"model.resize={resize}" if resize else side
         raise UsageError(f"config.model.patch={patch} does not divide config.{side}")
-    size = READ_SIZE[name](c.take("size", str))
-    if hasattr(size, "scaled"):
+    size = module.read_size(c.take("size", str))
+    if getattr(module, "scales", False):
         size = size.scaled(c.take("width", float, above=0, high=1.0))
     if choice := settings.get("attention"):
         dtype, head = settings["dtype"], size.width // size.heads
@@ -81,7 +57,7 @@ def read_model(c, data, classes, exact, platform):
     )
     shape = (data.image_size, data.image_size, data.channels)
     widths = Widths(model, shape, exact)
-    if model.added:
+    if getattr(model, "added", ()):
         check_targets(model, widths.make())
     return widths
 
@@ -96,13 +72,13 @@ class Widths(NamedTuple):
     @property
     def film(self):
         """How the model is conditioned on lambda, or None."""
-        return self.model.film
+        return getattr(self.model, "film", None)
 
     def make(self, width=1.0):
         """The network of a width; raises UsageError if it cannot be made narrower."""
         if width == 1:
             return make_network(self.model, self.shape, **self.exact)
-        if not hasattr(self.model.size, "scaled"):
+        if not getattr(self.model, "scales", False):
             raise UsageError("config.oat.widths below 1 need a convolutional network")
         model = self.model.clone(size=self.model.size.scaled(width))
         return make_network(model, self.shape, **self.exact, narrow=True)
@@ -148,7 +124,7 @@ def check_targets(model, network):
     names = [path.removesuffix("/kernel") for path in kernels]
     whole = [name for name in names if name.endswith("/qkv")]
     names += [name.removesuffix("qkv") + part for name in whole for part in "qkv"]
-    for one in model.added:
+    for one in getattr(model, "added", ()):
         try:
             trees.select(names, one.targets)
         except trees.PatternError as error:

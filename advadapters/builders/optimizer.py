@@ -2,6 +2,7 @@
 
 import math
 
+from advadapters import schema
 from advadapters.errors import UsageError
 from advadapters.training import optim
 
@@ -51,10 +52,9 @@ def read_optimizer(c, batch_size, epoch, steps, drops):
         layers=layers_,
         layer_decay=c.take("layer_decay", float, above=0, high=1.0),
     )
-    if c.choice("name", optim.OPTIMIZERS) == "sgd":
-        rule = optim.sgd(momentum=c.take("momentum", float, low=0.0, below=1.0))
-    else:
-        rule = optim.adam(*(c.take(b, float, low=0.0, below=1.0) for b in ("b1", "b2")))
-    tx = optim.make(rule, **settings)
+    rule = optim.OPTIMIZERS[c.choice("name", optim.OPTIMIZERS)]
+    known = schema.settings_of(rule).items()
+    own = {key: schema.read(c, key, setting) for key, setting in known}
+    tx = optim.make(rule(**own), **settings)
     where = "config.optimizer."
     return schedule, tx, {where + "decayed": decayed, where + "layers": layers_}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from advadapters import adapters, soups
+from advadapters import adapters, plugins, soups
 from advadapters import mesh as meshes
 from advadapters.builders import methods
 from advadapters.builders.data import Data, need_divisible, read_data
@@ -99,6 +99,7 @@ def build(config, mesh, source=None):
     devices, writes nothing. Raises UsageError for anything that cannot work.
     """
     with Section("config", config) as c:
+        plugins.load(c.take("plugins", tuple, of=str))
         batch_size = c.take("batch_size", int, low=1)
         accumulate = c.take("accumulate", int, low=1)
         need_divisible("config.batch_size", batch_size, accumulate, mesh)

@@ -3,7 +3,7 @@
 import functools
 import inspect
 
-from advadapters import losses, soups
+from advadapters import losses, schema, soups
 from advadapters.attacks import ATTACKS, checks, contract
 from advadapters.configs import Section
 from advadapters.errors import UsageError, pick
@@ -12,13 +12,6 @@ from advadapters.training import radius, views
 MODES = ("eval", "train")
 
 AGAINST = ("labels", "predictions")
-
-SETTINGS = (
-    *contract.WORDS,
-    *contract.COUNTS,
-    *contract.AMOUNTS,
-    *contract.SWITCHES,
-)
 
 
 def read_attacks(sections, shape, read=None):
@@ -49,6 +42,7 @@ def read_growing(c, attack, epochs, epoch):
 
     epochs: of the whole training; epoch: steps in one.
     """
+    c.left.setdefault("eps_warmup", 0.0)
     warmup = c.take("eps_warmup", float, low=0.0)
     if warmup > epochs:
         raise UsageError(
@@ -76,20 +70,9 @@ def read_attack(c, shape):
     function = pick(ATTACKS, c.take("name", str), f"{c.name}.name")
     norm = c.choice("norm", contract.norms(function))
     eps = c.take("eps", float, above=0, high=checks.largest(norm, shape))
-    names = inspect.signature(function).parameters
-    settings = {name: read_setting(c, name) for name in names if name in SETTINGS}
+    known = schema.settings_of(function).items()
+    settings = {name: schema.read(c, name, setting) for name, setting in known}
     return functools.partial(function, norm=norm, eps=eps, **settings)
-
-
-def read_setting(c, name):
-    """One setting of an attack; which it has is its signature's word."""
-    if name in contract.WORDS:
-        return c.choice(name, contract.WORDS[name])
-    if name in contract.COUNTS:
-        return c.take(name, int, low=1)
-    if name in contract.AMOUNTS:
-        return c.take(name, float, low=0.0)
-    return c.take(name, bool)
 
 
 def read_views(sections, domains, attacks, read):

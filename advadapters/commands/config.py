@@ -21,6 +21,7 @@ from advadapters.errors import UsageError
 SECTIONS = {
     "config": "",
     "method": "",
+    "data": "data",
     "model": "model",
     "added": "model.added.*",
     "film": "model.film",

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from advadapters import builders, checkpoints, configs, hosts, trees
+from advadapters import builders, checkpoints, configs, defaults, hosts, trees
 from advadapters import mesh as meshes
 from advadapters.adapters import files
 from advadapters.commands import changes, evaluating, profiling, starting, workdir
@@ -39,7 +39,7 @@ def open_run(config, path, said=()):
     Builds everything first, so that bad input leaves no trace, then the folder. said: the
     keys that were given on the command line, see `changes`.
     """
-    mesh = meshes.make()
+    mesh, config = meshes.make(), defaults.complete(config)
     run = builders.build(config, mesh)
     tell(run)
     data = None
@@ -91,7 +91,7 @@ def write_run(config, path, make, data=None):
     """
     if workdir.holds_run(path):
         raise UsageError(f"{path} holds a run already: name a new folder")
-    mesh = meshes.make()
+    mesh, config = meshes.make(), defaults.complete(config)
     run = builders.build(config, mesh, data and identity.absent(data))
     like = jax.eval_shape(functools.partial(builders.initial_state, run))
     variables = make(like.variables)

@@ -16,7 +16,7 @@ from advadapters.data import identity
 from advadapters.defaults import TRAINING_ONLY
 from advadapters.errors import UsageError
 from advadapters.interop import torch_resnet
-from advadapters.models import READ_SIZE
+from advadapters.models import MODELS
 
 # Keys of config.model that names and shapes of parameters show; of the size, not the heads.
 SHOWN = ("classes", "patch", "prompts", "scan", "size", "width")
@@ -187,7 +187,7 @@ def hidden(model):
     kept = {k: v for k, v in model.items() if k not in (*TRAINING_ONLY, *SHOWN)}
     heads = {}
     if model.get("name") == "vit":
-        heads = {"size": {"heads": READ_SIZE["vit"](model["size"]).heads}}
+        heads = {"size": {"heads": MODELS["vit"].read_size(model["size"]).heads}}
     return kept | heads
 
 

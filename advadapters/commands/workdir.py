@@ -1,6 +1,5 @@
 """The files of one run's folder: process 0 writes and reads them, see `hosts.once`."""
 
-import contextlib
 import json
 import math
 import os
@@ -128,22 +127,7 @@ def read_config(path):
     config = retuple(read_json(path))
     if not isinstance(config, dict):
         raise UsageError(f"{path} holds no run: config.json is no config")
-    usual, model = defaults.config().to_dict(), config.get("model")
-    if isinstance(model, dict) and {"name", "size"} <= model.keys():
-        with contextlib.suppress(KeyError):  # the builders know what to say of the name
-            usual["model"] = defaults.model(model["name"], model["size"])
-    filled = {
-        key: usual[key] | config[key]
-        for key in ("model", "data", "evaluation", "start")
-        if isinstance(config.get(key), dict)
-    }
-    if isinstance(config.get("attacks"), dict):  # of runs from before radii could grow
-        fixed, attacks = {"eps_warmup": 0.0}, config["attacks"]
-        filled["attacks"] = {
-            name: fixed | attack if isinstance(attack, dict) else attack
-            for name, attack in attacks.items()
-        }
-    return config | filled
+    return defaults.complete(config)
 
 
 @hosts.once

@@ -5,20 +5,31 @@ Every convolutional network has the layout of one `Layers` and the block names o
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 import advadapters.convolutions  # noqa: F401, installs its rule
-from advadapters import rng
+from advadapters import rng, schema
 from advadapters.errors import UsageError, pick
 from advadapters.models.added import Added, add
 from advadapters.models.film import Film, condition_of, filmed
 
 NORMS = ("batch", "group", "layer")
 ACTIVATIONS = {"relu": nn.relu, "silu": nn.silu}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# Settings that all models have, as annotations of their fields: see `schema`.
+Norm = Annotated[str, schema.OneOf(NORMS), "batch, group or layer norm"]
+Resize = Annotated[
+    int,
+    schema.Between(low=0),
+    "side that images get inside, unseen by attacks; 0: as they are",
+]
+Activation = Annotated[str, schema.OneOf(ACTIVATIONS), "relu or silu"]
+Dtype = Annotated[Any, schema.OneOf(DTYPES), "of matrix products"]
 
 EPS = 1e-5
 MOMENTUM = 0.9  # torch counts the other way around and calls it 0.1

@@ -6,11 +6,12 @@ stem/kernel, stage1_block1/{norm1,conv1,norm2,conv2,shortcut}/..., norm/..., hea
 """
 
 import re
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from advadapters import schema
 from advadapters.errors import UsageError
 from advadapters.models import layers
 from advadapters.models.added import Added
@@ -89,14 +90,17 @@ class PreActResNet(nn.Module):
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    dropout: float = 0.0
-    norm: str = "batch"
-    activation: str = "relu"
-    resize: int = 0
+    dropout: Annotated[float, schema.Between(0.0, 0.9), "rate within a block"] = 0.0
+    norm: layers.Norm = "batch"
+    activation: layers.Activation = "relu"
+    resize: layers.Resize = 0
     stats_axes: tuple[str, ...] = ()
     added: tuple[Added, ...] = ()
     film: Film | None = None
-    dtype: Any = jnp.float32
+    dtype: layers.Dtype = jnp.float32
+
+    read_size = staticmethod(read_size)
+    scales = True  # narrower ones are corners of its leaves
 
     @nn.compact
     def __call__(self, images, train=False, index=None, lam=None):

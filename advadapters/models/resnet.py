@@ -6,11 +6,12 @@ stage1_block1/{conv1,norm1,conv2,norm2,conv3,norm3,shortcut,shortcut_norm}/..., 
 """
 
 import re
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from advadapters import schema
 from advadapters.errors import UsageError
 from advadapters.models import layers
 from advadapters.models.added import Added
@@ -99,14 +100,17 @@ class ResNet(nn.Module):
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    stem: str = "cifar"
-    norm: str = "batch"
-    activation: str = "relu"
-    resize: int = 0
+    stem: Annotated[str, schema.OneOf(STEMS), "cifar or imagenet"] = "cifar"
+    norm: layers.Norm = "batch"
+    activation: layers.Activation = "relu"
+    resize: layers.Resize = 0
     stats_axes: tuple[str, ...] = ()
     added: tuple[Added, ...] = ()
     film: Film | None = None
-    dtype: Any = jnp.float32
+    dtype: layers.Dtype = jnp.float32
+
+    read_size = staticmethod(read_size)
+    scales = True  # narrower ones are corners of its leaves
 
     @nn.compact
     def __call__(self, images, train=False, index=None, lam=None):

@@ -9,7 +9,7 @@ blocks_0/{norm1,attn/qkv,attn/proj,norm2,mlp/fc1,mlp/fc2}/..., norm/..., head/..
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from advadapters import schema
 from advadapters.errors import UsageError
 from advadapters.models import attention as attentions
 from advadapters.models import layers
@@ -135,7 +136,7 @@ def gelu(x):
 class Attention(nn.Module):
     """Multi-head self-attention; the columns of qkv are laid out (3, heads, D / heads).
 
-    attention: how it is computed, in `attention.IMPLEMENTATIONS`.
+    attention: how it is computed, in `attention.CHOICES`; auto is ours.
     """
 
     heads: int
@@ -150,7 +151,8 @@ class Attention(nn.Module):
         qkv = make(x, 3 * width, "qkv", parts=("q", "k", "v"))
         shape = (batch, tokens, self.heads, width // self.heads)
         parts = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=2))
-        x = attentions.IMPLEMENTATIONS[self.attention](*parts)
+        name = "ours" if self.attention == "auto" else self.attention
+        x = attentions.IMPLEMENTATIONS[name](*parts)
         return make(x.reshape(batch, tokens, width), width, "proj")
 
 
@@ -218,8 +220,8 @@ class ViT(nn.Module):
       normalises (the head of MAE's fine-tuning), so that the class token only
       conditions the network; "class" reads the class token after the final norm.
     positions: "learned" [1, N + 1, D] including the class token's, or fixed "sincos".
-    attention: how it is computed, in `attention.IMPLEMENTATIONS`; which is best where,
-      `attention.trained` knows.
+    attention: how it is computed, in `attention.CHOICES`. Configs replace auto by what
+      `attention.trained` knows to be best; here it is ours.
     drop_path: rate of the last block, growing linearly from 0 at the first; in
       training it needs the random stream "drop_path".
     added: modules beside the dense layers, see `added`. prompts: learnt tokens that every
@@ -241,23 +243,33 @@ class ViT(nn.Module):
 
     size: Size
     classes: int
-    patch: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    pool: str = "tokens"
-    positions: str = "learned"
-    attention: str = "ours"
-    drop_path: float = 0.0
-    remat: str = "none"
-    scan: bool = False
-    resize: int = 0
-    norm: str = "layer"
+    patch: Annotated[int, schema.Between(low=1), "side of a patch in pixels"] = 16
+    pool: Annotated[str, schema.OneOf(POOLS), "mean of the patch tokens, or class"] = (
+        "tokens"
+    )
+    positions: Annotated[str, schema.OneOf(POSITIONS), "learned or sincos"] = "learned"
+    attention: Annotated[
+        str, schema.OneOf(attentions.CHOICES), "ours, xla, cudnn, or what is best there"
+    ] = "auto"
+    drop_path: Annotated[float, schema.Between(0.0, 0.9), "rate of the last block"] = 0.0
+    remat: Annotated[
+        str, schema.OneOf(REMAT), "what is computed again going back: none, dots, full"
+    ] = "none"
+    scan: Annotated[bool, schema.Between(), "one compiled block for all"] = False
+    resize: layers.Resize = 0
+    norm: layers.Norm = "layer"
     stats_axes: tuple[str, ...] = ()
     added: tuple[Added, ...] = ()
-    prompts: int = 0
-    head_std: float = 0.02
+    prompts: Annotated[int, schema.Between(low=0), "learnt tokens for every image"] = 0
+    head_std: Annotated[
+        float, schema.Between(0.0, 1.0), "deviation of the head's first weights"
+    ] = 0.02
     film: Film | None = None
-    dtype: Any = jnp.float32
+    dtype: layers.Dtype = jnp.float32
+
+    read_size = staticmethod(read_size)
 
     @nn.compact
     def __call__(self, images, train=False, index=None, gradient_keep=None, lam=None):

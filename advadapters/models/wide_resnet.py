@@ -30,3 +30,5 @@ SIZES = {text: read_size(text) for text in PUBLISHED}
 
 class WideResNet(preact_resnet.PreActResNet):
     """A PreActResNet by another table of sizes."""
+
+    read_size = staticmethod(read_size)

@@ -2,14 +2,13 @@
 and a guard against NaN."""
 
 import re
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from advadapters import trees
-
-OPTIMIZERS = ("adamw", "sgd")
+from advadapters import schema, trees
 
 
 def schedule(*, peak, steps, warmup_steps, drops=()):
@@ -41,14 +40,22 @@ def stepwise(peak, warmup_steps, drops):
 NEVER = 2**31 - 1
 
 
-def adam(b1, b2):
+Decay = Annotated[float, schema.Between(low=0.0, below=1.0), "of the moving average"]
+
+
+def adam(b1: Decay = 0.9, b2: Decay = 0.95):
     """The rule of AdamW: weight decay is added to what Adam makes of the gradient."""
     return lambda decay: optax.chain(optax.scale_by_adam(b1=b1, b2=b2), decay)
 
 
-def sgd(momentum):
+def sgd(momentum: Decay = 0.9):
     """The rule of SGD with momentum: weight decay is added to the gradient."""
     return lambda decay: optax.chain(decay, optax.trace(decay=momentum))
+
+
+# Rules by name: functions of annotated settings (see `schema`) -> a function of the weight
+# decay, an optax transformation, that puts it where it belongs.
+OPTIMIZERS = {"adamw": adam, "sgd": sgd}
 
 
 def make(
@@ -56,11 +63,11 @@ def make(
 ):
     """A gradient transformation over {"shared", "adapters"}.
 
-    rule: `adam(...)` or `sgd(...)`. learning_rate: step -> rate. decayed: path patterns,
-    within a branch, of the leaves that weight decay acts on. clip_norm: global, 0 for
-    none. layers, layer_decay: see `layer_scales`. A gradient that is not finite is
-    skipped, parameters and moments untouched; `nonfinite` counts such updates in a
-    row, and the loop stops when there are too many.
+    rule: what one of OPTIMIZERS makes of its settings. learning_rate: step -> rate.
+    decayed: path patterns, within a branch, of the leaves that weight decay acts on.
+    clip_norm: global, 0 for none. layers, layer_decay: see `layer_scales`. A gradient that
+    is not finite is skipped, parameters and moments untouched; `nonfinite` counts such
+    updates in a row, and the loop stops when there are too many.
     """
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     decay = optax.add_decayed_weights(weight_decay, mask=mask(decayed))

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advadapters import losses
-from advadapters.attacks import ATTACKS, contract
+from advadapters import losses, schema
+from advadapters.attacks import ATTACKS
 from advadapters.attacks.apgd import run_apgd
 from advadapters.attacks.fab import run_fab
 from advadapters.attacks.suites import run_multitargeted
@@ -304,14 +304,24 @@ def test_bad_input_of_attacks_called_by_hand(attack):
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_configs_name_every_attack_and_its_settings(attack):
     """A section with a value for each setting that the signature has, and no other."""
-    values = {name: next(iter(words)) for name, words in contract.WORDS.items()}
-    values |= dict.fromkeys(contract.COUNTS, 2) | dict.fromkeys(contract.AMOUNTS, 0.1)
-    values |= dict.fromkeys(contract.SWITCHES, True)
-    known = inspect.signature(ATTACKS[attack]).parameters
-    own = {name: value for name, value in values.items() if name in known}
+    known = schema.settings_of(ATTACKS[attack])
+    numbers = {int: 2, float: 0.1, bool: True}
+    own = {
+        name: next(iter(setting.allowed.words))
+        if isinstance(setting.allowed, schema.OneOf)
+        else numbers[setting.kind]
+        for name, setting in known.items()
+    }
+    others = {"logits_fn", "images", "labels", "key", "norm", "eps", "targets", "vary"}
+    assert inspect.signature(ATTACKS[attack]).parameters.keys() - others == known.keys()
     settings = dict(name=attack, norm="linf", eps=0.1) | own
     read = lambda c: read_attacks({"a": Section("attacks.a", c)}, SHAPE[1:])["a"]  # noqa: E731
     assert read(dict(settings)).keywords == dict(norm="linf", eps=0.1) | own
+    # What a config leaves out is as the signature has it.
+    needed = {n: own[n] for n, s in known.items() if s.default is schema.MISSING}
+    short = read(dict(name=attack, norm="linf", eps=0.1) | needed).keywords
+    defaults = schema.defaults_of(ATTACKS[attack])
+    assert short == dict(norm="linf", eps=0.1) | needed | defaults
     images, labels = jnp.full(SHAPE, 0.5), jnp.zeros(SHAPE[0], int)
     run = functools.partial(read(settings), linear)
     found = jax.eval_shape(run, images, labels, jax.random.key(0))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from advadapters.models import MODELS, READ_SIZE
+from advadapters.models import MODELS
 
 SIZES = {
     "vit": "8x2x16x2",
@@ -19,7 +19,7 @@ def model(name, size="", channels=1, **fields):
     """A model for images of 8x8 with 5 classes, of the small size unless told another."""
     own = {"patch": 4} if name == "vit" else {}
     fields = dict(classes=5, mean=(0.5,) * channels, std=(0.25,) * channels) | own | fields
-    return MODELS[name](size=READ_SIZE[name](size or SIZES[name]), **fields)
+    return MODELS[name](size=MODELS[name].read_size(size or SIZES[name]), **fields)
 
 
 def shapes(model, side=8, **arguments):

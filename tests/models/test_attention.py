@@ -11,9 +11,9 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
-from advadapters.builders.model import DTYPES
 from advadapters.errors import UsageError
 from advadapters.models import attention
+from advadapters.models.layers import DTYPES
 
 
 def by_hand(parts, slope, moves):

@@ -12,7 +12,6 @@ from advadapters import trees
 from advadapters.errors import UsageError
 from advadapters.models import (
     MODELS,
-    READ_SIZE,
     layers,
     preact_resnet,
     resnet,
@@ -118,18 +117,17 @@ def test_one_pattern_finds_the_norms(name, norm):
 )
 def test_sizes_that_are_none(name, text):
     with pytest.raises(UsageError, match=f"^config.model.size='{text}'[^\n]+$"):
-        READ_SIZE[name](text)
+        MODELS[name].read_size(text)
 
 
 def test_sizes():
-    assert READ_SIZE.keys() == MODELS.keys()
     assert vit.read_size("8x2x16x2") == vit.Size(8, 2, 16, 2)
     assert resnet.read_size("bottleneck-8x1x2") == resnet.Size(8, (1, 2), True)
     for name, (text, size) in {
         "resnet": ("basic-64x3x4x6x3", "34"),
         "preact_resnet": ("64x2x2x2x2", "18"),
     }.items():
-        assert READ_SIZE[name](text) == READ_SIZE[name](size)
+        assert MODELS[name].read_size(text) == MODELS[name].read_size(size)
 
 
 class ByHand:

@@ -266,6 +266,7 @@ def test_configs_of_training_and_of_evaluation():
     assert read("config.attacks.a", train, eps_warmup=10.0).epochs == 10.0
     for fixed in (
         read("config.attacks.a", train, eps_warmup=0.0),
+        read("config.attacks.a", train),
         read("config.evaluation.suites.a", eps_warmup=0.0),
         read("config.evaluation.suites.a"),
     ):
@@ -277,8 +278,6 @@ def test_configs_of_training_and_of_evaluation():
     ):
         with pytest.raises(UsageError, match=message):
             read(name, reader, eps_warmup=warmup)
-    with pytest.raises(UsageError, match="a.eps_warmup is missing"):
-        read("config.attacks.a", train)
 
 
 def test_a_radius_that_grows_for_nobody_is_refused():
