@@ -106,12 +106,16 @@ def data():
         data_dir="",  # of TFDS; "" is its own default
         # The split of TFDS, or the folder or tar, to evaluate on; "" is the usual.
         test_split="",
+        classes=(),  # numbers of those that are kept, and numbered anew; () is all
         image_size=224,
         channels=3,
         crop="central",  # or "random_resized"
         crop_ratio=1.0,  # evaluation: crop size / size of the shorter side
         interpolation="area",  # bicubic where it enlarges; or "bicubic", "bilinear"
         validation=0.0,  # fraction of the training images held out
+        train_images=0,  # so many of the others, a fixed draw; 0 is all
+        judged_on="test",  # what tables are of; or "validation", to choose settings by
+        test_images=0,  # so many of these, a fixed draw; 0 is all
         skip_corrupt=False,
         threads=2,  # that decode and crop, in each process
         workers=0,  # processes beside this one that do so; 0: this one does

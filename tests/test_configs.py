@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import os
 import pathlib
 import re
 
@@ -12,10 +13,13 @@ import pytest
 
 from advadapters import builders, defaults, trees
 from advadapters import mesh as meshes
+from advadapters.commands import experiments
 from advadapters.errors import UsageError
 from advadapters.training import views
 
-FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").glob("*.py"))
+EVIDENCE = sorted((ROOT / "configs" / "evidence").glob("*.py"))
 
 
 def load(path, variant):
@@ -63,6 +67,7 @@ def on_random_images(config, folder, size):
               (("images", images), ("labels", labels))}  # fmt: skip
     np.savez(folder / "data.npz", **arrays)
     config["data"] |= dict(source=f"npz:{folder}/data.npz", image_size=size, threads=1)
+    config["data"]["classes"] = ()
     return config
 
 
@@ -138,7 +143,20 @@ def test_programs_do_not_depend_on_the_seed(tmp_path, mesh):
     assert texts[0] == texts[1]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EVIDENCE, ids=lambda path: path.stem)
+def test_experiments_can_be_run_and_judged(path, tmp_path, mesh):
+    """Every variant is built, and every claim is about what is evaluated of them."""
+    experiment, built = experiments.read([f"--config={path}"]), {}
+    for variant in experiment.variants:
+        config = shrink(load(path, variant)[0], tmp_path)
+        built[variant] = config, builders.build(config, mesh)
+    experiments.check(experiment, built)
+    assert {*experiment.variants} == {*variants(path)} and experiment.seeds > 1
+    names = [claim["id"] for claim in experiment.claims]
+    assert len({*names}) == len(names)
+
+
+@pytest.mark.parametrize("path", FILES + EVIDENCE, ids=lambda path: path.stem)
 def test_docstrings_say_what_a_user_must_know(path):
     text = load(path, "")[1].__doc__
     for word in ("Paper:", "Command:", "Variants:", "Cost:", "xpected"):
@@ -146,7 +164,7 @@ def test_docstrings_say_what_a_user_must_know(path):
     told = text.partition("Variants:")[2].partition("\nCost:")[0]
     assert set(variants(path)) <= set(re.findall(r"\w+", told))
     assert f"{variants(path)[0]} (default" in told
-    assert f"configs/{path.name}" in text
+    assert os.fspath(path.relative_to(ROOT)) in text
 
 
 def sections(tree, prefix=()):
@@ -189,6 +207,28 @@ def test_missing_and_mistyped_keys(mesh):
 def config_of(name, variant):
     """A config as its file has it."""
     return load(FILES[0].with_name(f"{name}.py"), variant)[0]
+
+
+def test_which_images_are_trained_and_judged_on(mesh):
+    """Of digits' 1,437 training images 287 are held out, and judged on where asked."""
+    config = config_of("digits", "nominal")
+    config["data"] |= dict(validation=0.2, train_images=100, test_images=50)
+    run = builders.build(config, mesh)
+    assert run.steps == round(config["epochs"] * 100 / config["batch_size"])
+    held = {run.data.validation.raw(i) for i in range(len(run.data.validation))}
+    for where, inside in (("test", False), ("validation", True)):
+        config["data"]["judged_on"] = where
+        data = builders.build(config, mesh).data
+        assert (len(data.train), len(data.validation), len(data.test)) == (100, 287, 50)
+        judged = {data.test.raw(i) for i in range(50)}
+        assert (judged <= held) == inside
+    config["data"]["validation"] = 0.0
+    with pytest.raises(UsageError, match="judged_on='validation' needs held-out images"):
+        builders.build(config, mesh)
+    config = config_of("digits", "nominal")
+    config["data"]["classes"] = (3, 5)
+    with pytest.raises(UsageError, match="the data has 2 classes but config.model.classes"):
+        builders.build(config, mesh)
 
 
 def test_oat_and_twins_evaluate_no_averages_unless_asked():

@@ -5,7 +5,7 @@ import pathlib
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "advadapters"
 FLOORS = [
-    {"errors", "intervals", "trees", "rng", "mesh"},
+    {"errors", "intervals", "trees", "rng", "mesh", "papers"},
     {
         "balls",
         "losses",

@@ -40,16 +40,24 @@ def read_data(c, classes, mesh, source=None):
             test_split=c.take("test_split", str),
         ),
     )
+    chosen = c.take("classes", tuple, of=int)
     if source is None:
-        source = sources.load(spec, channels=channels, **options)
+        source = sources.only(sources.load(spec, channels=channels, **options), chosen)
         sources.check(source, classes, channels)
     fraction = c.take("validation", float, low=0.0, high=0.5)
     train, validation = sources.hold_out(source.train, fraction)
+    tests = {"test": source.test, "validation": validation}
+    judged = tests[c.choice("judged_on", tests)]
+    if not len(judged):
+        raise UsageError(
+            f"{c.name}.judged_on='validation' needs held-out images: set "
+            f"{c.name}.validation to the fraction of the training images to hold out"
+        )
     return Data(
         source=source,
-        train=train,
+        train=sources.few(train, c.take("train_images", int, low=0)),
         validation=validation,
-        test=source.test,
+        test=sources.few(judged, c.take("test_images", int, low=0)),
         image_size=c.take("image_size", int, low=1),
         channels=channels,
         crop=c.choice("crop", pipeline.TRAIN_CROPS),

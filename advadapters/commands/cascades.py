@@ -84,7 +84,8 @@ def read(flags):
 
 
 def run(opened, variables, split, cases, step, asked, *, journal, compared):
-    """Result rows: AutoAttack on each case alone, clean, after the cascade, and the union.
+    """(result rows, {suite: Table}): AutoAttack on each case alone, clean, after the
+    cascade, and the union.
 
     Of several processes each has a part of the images, which it attacks on its own devices.
     compared: what `evaluating.signs` found. journal: what the record's name ends with
@@ -104,7 +105,7 @@ def run(opened, variables, split, cases, step, asked, *, journal, compared):
     devices = jax.local_devices()
     mesh = meshes.make(devices) if len(devices) > 1 else None
     seed = opened.run.seed if asked.seed is None else asked.seed
-    rows = []
+    rows, right = [], {}
     for case, signs in zip(cases, compared, strict=True):
         network = opened.run.networks[case.network]
         plain = meshes.own_copy(network.at(variables, case.knob), mesh)
@@ -137,9 +138,11 @@ def run(opened, variables, split, cases, step, asked, *, journal, compared):
             print(report, flush=True)
             reports[f"autoattack_{norm}_{eps:g}"] = report
         rows += rows_of(reports, case.told, step, signs)
+        for suite, one in rights_of(reports).items():
+            right.setdefault(suite, []).append(one)
     if asked.images:
         save(asked, own, labels)
-    return rows
+    return rows, tables_of(right, labels, numbers)
 
 
 def part():
@@ -171,22 +174,47 @@ def own_part(run, split):
     return images, labels, numbers[index]
 
 
+def rights_of(reports):
+    """{suite: bool [N]}: who is right on clean images, under each threat and under all."""
+    first = next(iter(reports.values()))
+    found = {"clean": first.broken_by != "clean"}
+    found |= {suite: report.robust for suite, report in reports.items()}
+    if len(reports) > 1:
+        found["union"] = np.all([report.robust for report in reports.values()], axis=0)
+    return found
+
+
+def tables_of(right, labels, numbers):
+    """{suite: `accuracy.Table`} of {suite: [bool [N] of each network]}.
+
+    Which class a broken image has become is not kept. labels, numbers: of this process's
+    images.
+    """
+    from advadapters.evaluation import accuracy
+
+    told = hosts.share([np.asarray(part).tolist() for part in (labels, numbers)])
+    labels, index = (np.concatenate(parts) for parts in zip(*told, strict=True))
+    order = np.argsort(index)
+    labels, index = labels[order].astype(np.int32), index[order].astype(np.int32)
+    return {
+        suite: accuracy.Table(np.where(rows, labels, accuracy.WRONG), labels, index)
+        for suite, rows in right.items()
+    }
+
+
 def rows_of(reports, told, step, signs):
     """The rows of {suite: Report} on one network: clean, robust with all found, union."""
     from advadapters.evaluation import accuracy
 
-    first = next(iter(reports.values()))
-    clean = int((first.broken_by != "clean").sum())
-    found = [accuracy.row(told, "clean", clean, len(first.robust), step)]
+    right = {suite: int(one.sum()) for suite, one in rights_of(reports).items()}
+    count = len(next(iter(reports.values())).robust)
+    found = [accuracy.row(told, "clean", right["clean"], count, step)]
     for suite, report in reports.items():
-        right = int(report.robust.sum())
-        row = accuracy.row(told, suite, right, len(report.robust), step, report.not_finite)
+        row = accuracy.row(told, suite, right[suite], count, step, report.not_finite)
         kept = ("version", "stages", "costs", "warnings")
         found.append(row | {name: getattr(report, name) for name in kept} | signs)
-    if len(reports) > 1:
-        robust = np.all([report.robust for report in reports.values()], axis=0)
-        right = int(robust.sum())
-        found.append(accuracy.row(told, "union", right, len(robust), step) | signs)
+    if "union" in right:
+        found.append(accuracy.row(told, "union", right["union"], count, step) | signs)
     return found
 
 

@@ -23,6 +23,7 @@ LATER = {
     "data.workers": False,
     "data.skip_corrupt": True,
     "data.test_split": True,
+    "data.test_images": True,
     "data.crop_ratio": True,
     "evaluation": True,
     "epochs": True,  # only longer, and said on the command line

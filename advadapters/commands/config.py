@@ -55,7 +55,7 @@ def listing():
     lines = []
     for name, path in configs.packaged().items():
         about = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()
-        lines.append(f"{name:<20}{about[0] if about else ''}".rstrip())
+        lines.append(f"{name:<28}{about[0] if about else ''}".rstrip())
     return "\n".join(lines)
 
 

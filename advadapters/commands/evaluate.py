@@ -53,8 +53,8 @@ through itself, on the test images.
 
 Prints a table; writes the rows to DIR/NAME.json and what each network says of each image
 to DIR/NAME.npz, for `select` and `report`. Under several attacks, "union" is
-the robustness to all of them. AutoAttack writes rows only, records every batch under
-DIR/autoattack, and goes on from there when it is started again.
+the robustness to all of them. AutoAttack records every batch under DIR/autoattack, and goes
+on from there when it is started again; of its images only who is right is kept.
 """
 
 import hashlib
@@ -110,7 +110,8 @@ def main(argv):
     cascade = cascades.read(flags)
     corrupted = read_corruptions(flags["suite"], flags["severity"])
     others = [name for name in flags["data"].split(",") if name]
-    from advadapters.commands import evaluating, runs, workdir
+    from advadapters.commands import evaluating, runs
+    from advadapters.data import sources
     from advadapters.evaluation import shifts, tables
 
     images, signs = (
@@ -122,7 +123,7 @@ def main(argv):
     run = opened.run
     cases = read_cases(run, flags) or run.evaluation.cases
     examples = configs.read_number("examples", flags["examples"])
-    test = evaluating.sample(run.data.test, examples)
+    test = sources.few(run.data.test, examples)
     if flags["names"]:
         test = evaluating.named(run.data.test, flags["names"])
     suites = {} if corrupted or cascade else read_suites(run, flags["suite"])
@@ -136,7 +137,9 @@ def main(argv):
         journal = f"-adapters-{digest(adapters)}" if adapters else ""
         journal += f"-statistics{images}" if images else ""
         journal += f"-names-{digest(flags['names'])}" if flags["names"] else ""
-        rows = cascades.run(*given, step, cascade, journal=journal, compared=compared)
+        rows, found = cascades.run(
+            *given, step, cascade, journal=journal, compared=compared
+        )
     elif flags["images"]:
         rows = cascades.count(opened, variables, cases, flags["images"], step)
     else:
@@ -151,17 +154,27 @@ def main(argv):
             found = evaluating.evaluate(*given, suites)
         about = shifts.about(*corrupted) if corrupted else {}
         rows = evaluating.rows(opened, variables, cases, found, step, compared, about)
-        file = opened.folder / f"{flags['name']}.npz"
-        settings = evaluating.settings_of(opened, found)
-        workdir.write_tables(file, cases, found, command_of(argv), settings)
     if adapters:
         rows = [row | {"adapters": os.path.abspath(adapters)} for row in rows]
         print(f"with the adapters of {adapters}")
-    file = opened.folder / f"{flags['name']}.json"
-    workdir.write_text(file, json.dumps(rows, indent=1) + "\n")
     print(shifts.markdown(rows) if corrupted else tables.markdown(rows))
-    print(f"written to {file}")
+    kept = None if flags["images"] else (cases, found)
+    write(opened, flags["name"], command_of(argv), rows, kept)
     return 0
+
+
+def write(opened, name, command, rows, tables):
+    """NAME.json and, before it, NAME.npz; tables: (cases, {suite: Table}), or None."""
+    from advadapters.commands import evaluating, workdir
+
+    if tables:
+        cases, found = tables
+        file = opened.folder / f"{name}.npz"
+        settings = evaluating.settings_of(opened, found)
+        workdir.write_tables(file, cases, found, command, settings)
+    file = opened.folder / f"{name}.json"
+    workdir.write_text(file, json.dumps(rows, indent=1) + "\n")
+    print(f"written to {file}")
 
 
 def check_flags(flags):

@@ -11,6 +11,7 @@ from advadapters import attacks, builders
 from advadapters.commands import workdir
 from advadapters.commands.asking import Question, ask, predictor_of
 from advadapters.data import shifts as other_data
+from advadapters.data import sources
 from advadapters.data.sources import Subset
 from advadapters.errors import UsageError
 from advadapters.evaluation import accuracy, shifts, statistics, tables
@@ -130,7 +131,7 @@ def shifted(opened, variables, cases, names, *, data_dir, combine, examples):
                 )
             return opened.made[key]
 
-        split = sample(shift.split, examples)
+        split = sources.few(shift.split, examples)
         questions = {name: Question(cases, predictor)}
         (table,) = ask(opened, variables, split, questions).values()
         for number, reading in enumerate(shift.readings):
@@ -250,7 +251,8 @@ def settle_statistics(opened, variables, cases, images=None):
     if any(case.network == ENSEMBLE for case in cases):
         raise UsageError("--statistics and --ensemble go each alone")
     batches = max(1, images // run.evaluation.batch_size)
-    split, mesh = sample(run.data.train, batches * run.evaluation.batch_size), opened.mesh
+    count = batches * run.evaluation.batch_size
+    split, mesh = sources.few(run.data.train, count), opened.mesh
     make = functools.cache(lambda name: statistics.make_estimate(run.networks[name], mesh))
     asked = [(make(case.network), case.knob) for case in cases]
     found = statistics.means(asked, variables, builders.eval_batches(run, split), mesh)
@@ -315,11 +317,3 @@ def named(split, path):
     if not chosen:
         raise UsageError(f"--names={path} names no image")
     return Subset(split, np.array(sorted(chosen)))
-
-
-def sample(split, count):
-    """`count` examples of a split, drawn once for all; all for None."""
-    if count is None or count >= len(split):
-        return split
-    drawn = np.random.default_rng(0).permutation(len(split))[:count]
-    return Subset(split, np.sort(drawn))

@@ -1,5 +1,6 @@
 """usage: advadapters report --workdir=DIR[,DIR,...] [--name=evaluation]
        advadapters report --papers="NAME=DIR,DIR;NAME=DIR@WAY" --output=FILE
+       advadapters report --ledger=docs/ledger.jsonl --output=docs/evidence.md
 
 Tables and pictures of what `evaluate` found, nothing computed again; several workdirs are
 seeds of one thing. Writes to DIR (the first):
@@ -21,6 +22,8 @@ the first network of evaluation.json of each DIR, a seed each, or of selection.j
 WAY: ingredient, single, specific or ensemble, once on whole sets, those images included
 that chose, as the poster has it, and once on unseen ones. Cells that were not run stay
 empty.
+
+--ledger makes the page of a ledger of claims that `study` wrote.
 """
 
 import json
@@ -31,14 +34,19 @@ from advadapters import configs
 from advadapters.errors import UsageError, pick
 
 MOST = 5  # suites that are told by class
-FLAGS = dict(workdir="", name="evaluation", papers="", output="")
+FLAGS = dict(workdir="", name="evaluation", papers="", ledger="", output="")
 
 
 def main(argv):
     """Returns the exit code."""
     _, flags = configs.parse(argv, FLAGS, with_config=False)
-    if bool(flags["workdir"]) == bool(flags["papers"] and flags["output"]):
-        raise UsageError("give either --workdir=... or --papers=... with --output=FILE")
+    given = [key for key in ("workdir", "papers", "ledger") if flags[key]]
+    if len(given) != 1 or bool(flags["output"]) == bool(flags["workdir"]):
+        raise UsageError(
+            "give either --workdir=..., or --papers=... or --ledger=... with --output=FILE"
+        )
+    if flags["ledger"]:
+        return write_evidence(flags["ledger"], flags["output"])
     if flags["papers"]:
         return write_papers(flags["papers"], flags["output"])
     from etils import epath
@@ -92,6 +100,20 @@ def describe(folders, read, classes):
         lines += ["", f"Classes by what robustness to {suite} costs them:", ""]
         lines.append(by_class.markdown(rows, suite))
     return "\n".join(lines) + "\n"
+
+
+def write_evidence(path, output):
+    """The page of a ledger; returns the exit code."""
+    from etils import epath
+
+    from advadapters.commands import experiments, workdir
+    from advadapters.evaluation import ledger
+
+    file = epath.Path(path).expanduser()
+    page = ledger.markdown(experiments.read_ledger(file), file.name)
+    workdir.write_text(epath.Path(output).expanduser(), page)
+    print(f"written to {output}")
+    return 0
 
 
 def write_papers(text, output):

@@ -137,10 +137,11 @@ def averaged(opened, state):
     return meshes.put(states.averaged(state), meshes.replicated(opened.mesh))
 
 
-def train(opened, clock=(), profile=None):
+def train(opened, clock=(), profile=None, late=lambda: False):
     """Trains (or resumes), evaluates, writes the results; returns the exit code.
 
-    clock: see `say_when_started`. profile: steps to trace, None for none.
+    clock: see `say_when_started`. profile: steps to trace, None for none. late: whether to
+    stop after a step, as if SIGTERM came; of one process only.
     """
     run, folder = opened.run, opened.folder
     abstract = abstract_state(opened)
@@ -156,7 +157,7 @@ def train(opened, clock=(), profile=None):
         print_head(opened, abstract, start)
         state = saved.restore(abstract, start) if start else first_state(opened)
         if start < run.steps:
-            state = train_steps(opened, saved, state, start, clock, profile)
+            state = train_steps(opened, saved, state, start, clock, profile, late)
     variables = averaged(opened, state)
     del state  # whose moments leave their room to evaluation
     cases, suites = run.evaluation.cases, run.evaluation.suites
@@ -197,7 +198,7 @@ def adapter_settings(opened):
     return {"domains": opened.run.domains} | kept
 
 
-def train_steps(opened, saved, state, start, clock, profile):
+def train_steps(opened, saved, state, start, clock, profile, late):
     """The training loop with its log, validation and checkpoints."""
     run, mesh = opened.run, opened.mesh
     log = workdir.Log(opened.folder, start)
@@ -230,7 +231,7 @@ def train_steps(opened, saved, state, start, clock, profile):
             log=write,
             validate=validate,
             save=saved.save,
-            leave=leave,
+            leave=lambda step: leave(step) or late(),
             limit=run.max_nonfinite,
         )
     print(f"trained {run.steps - start} steps in {time.monotonic() - first:.0f} s")

@@ -33,12 +33,15 @@ def main(argv):
     return 0
 
 
-def assemble(folders, output, overrides=()):
-    """Writes the run of several networks, --config.KEY=VALUE applied; returns it opened."""
+def assemble(folders, output, overrides=(), names=None):
+    """Writes the run of several networks, --config.KEY=VALUE applied; returns it opened.
+
+    names: of its domains; those of the folders for None.
+    """
     from advadapters import soups
     from advadapters.commands import runs, workdir
 
-    names = [os.path.basename(os.path.normpath(folder)) for folder in folders]
+    names = names or [os.path.basename(os.path.normpath(folder)) for folder in folders]
     if len(set(names)) != len(names) or len(names) < 2:
         raise UsageError(f"--ingredients must be two or more different names, got {names}")
     try:

@@ -1,88 +1,166 @@
 """usage: advadapters study --config=FILE[:VARIANT] --workdir=DIR --adapters=A,B,...
        advadapters study --config=FILE --workdir=DIR --variants=A,B,...
+       advadapters study --config=FILE --workdir=DIR [--ledger=docs/ledger.jsonl]
 
 Trains one config many times, with one thing changed, and compares:
 
   --adapters=class_token,norms+head,nothing   config.adapters of each case; "+" joins
   --variants=adversarial,trades,awp           or the variant of the config
-  --seeds=3                                   config.seed, the next one, ...
+                 or, without either, the experiment that the config file states (see
+                 configs/evidence): its variants, soups and evaluations
+  --seeds=3      config.seed, the next one, ... (default: 3, or what the experiment says)
+  --minutes=20   stops after so long, and the same command goes on from there: training is
+                 left with a checkpoint, an evaluation is finished first. Exit code 143
   --config.KEY=VALUE                          changes all of them
 
-Each training is a run of its own in DIR/CASE-seedN; a second call goes on where the
-first was cut off, and further cases or seeds can be added. Evaluates the modes, not the
-soups between them. Writes to DIR, from the runs named:
+Each training is a run of its own in DIR/CASE-seedN, all cases of a seed before the next
+seed. A second call goes on where the first was cut off, and further cases or seeds can be
+added. With --adapters and --variants the modes are evaluated, not the soups between them.
+Writes to DIR, from the runs named, after each seed:
 
-  study.json  a row per case and suite: mode, values of the seeds, mean, 95% interval
-  study.md    the same as a table, with the parameters per domain
-  study.png   accuracy against parameters per domain
+  study.json     a row per case and suite: mode, values of the seeds, mean, 95% interval
+  study.md       the same as a table, with the parameters per domain
+  study.png      accuracy against parameters per domain
+  costs.json     commit, device, date and seconds of each run
+  ledger.jsonl   of an experiment: a row for each claim with its verdict, and evidence.md,
+                 the same as a page. --ledger=FILE puts the rows into another ledger too, in
+                 the place of older ones of the same claims, with evidence.md beside it
 """
 
 import json
 import os
 import re
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from advadapters import configs
+from advadapters import configs, hosts
 from advadapters.errors import UsageError
 
-FLAGS = {"workdir": None, "adapters": "", "variants": "", "seeds": "3"}
+FLAGS = {"workdir": None} | dict.fromkeys(
+    ("adapters", "variants", "seeds", "minutes", "ledger"), ""
+)
+SEEDS = 3
+
+
+class Study(NamedTuple):
+    """What is run: cases {name: config as a dict}, in this order for each seed.
+
+    experiment: what is done with them besides, or None. argv: the command line. late:
+    whether the time is up.
+    """
+
+    cases: dict
+    experiment: Any
+    folder: Any
+    argv: list
+    late: Callable
 
 
 def main(argv):
     """Returns the exit code."""
-    _, flags = configs.parse(argv, FLAGS)
-    if bool(flags["adapters"]) == bool(flags["variants"]):
-        raise UsageError("give either --adapters=A,B,... or --variants=A,B,...")
-    if not (flags["seeds"].isdecimal() and int(flags["seeds"])):
-        raise UsageError(f"--seeds must be a positive number, got {flags['seeds']!r}")
-    cases = read_cases(argv, flags)
+    begun = time.monotonic()
     from etils import epath
 
+    from advadapters.commands import experiments
+
+    _, flags = configs.parse(argv, FLAGS)
+    named = flags["adapters"] or flags["variants"]
+    experiment = None if named else experiments.read(argv)
+    check_flags(flags, experiment)
+    cases = read_cases(argv, flags, experiment)
+    check(cases, experiment)
+    minutes = configs.read_number("minutes", flags["minutes"])
+    study = Study(
+        cases,
+        experiment,
+        folder=epath.Path(os.path.abspath(os.path.expanduser(flags["workdir"]))),
+        argv=argv,
+        late=lambda: bool(minutes) and time.monotonic() > begun + 60 * minutes,
+    )
+    count = configs.read_number("seeds", flags["seeds"])
+    return run(study, count or getattr(experiment, "seeds", SEEDS), flags["ledger"])
+
+
+def check_flags(flags, experiment):
+    """Raises UsageError for flags that do not go together."""
+    named = [key for key in ("adapters", "variants") if flags[key]]
+    if len(named) > 1 or not (named or experiment):
+        raise UsageError(
+            "give either --adapters=A,B,... or --variants=A,B,..., or a config that states "
+            "an EXPERIMENT, like those in configs/evidence"
+        )
+    for key in ("seeds", "minutes"):
+        configs.read_number(key, flags[key])
+    if flags["ledger"] and named:
+        raise UsageError(f"--ledger is for experiments: leave out --{named[0]}")
+    if flags["minutes"] and hosts.joined().client is not None:
+        raise UsageError("--minutes is for one process: send SIGTERM to several")
+
+
+def check(cases, experiment):
+    """Builds all cases; raises UsageError for what cannot work, before any is trained."""
     from advadapters import builders
     from advadapters import mesh as meshes
-    from advadapters.commands import soup, workdir
+    from advadapters.commands import experiments, soup
+
+    (first, *_), mesh, built = cases, meshes.make(), {}
+    for case, config in cases.items():
+        built[case] = config, builders.build(config, mesh)
+        soup.need_same_suites(first, cases[first], case, config)
+    if experiment:
+        experiments.check(experiment, built)
+
+
+def run(study, count, ledger):
+    """Trains and evaluates so many seeds, and writes after each; returns the exit code.
+
+    ledger: a file that the rows of an experiment go to besides, or "".
+    """
+    from advadapters.commands import experiments
     from advadapters.evaluation import studies
     from advadapters.training.loop import Diverged
 
-    mesh, (first, *_) = meshes.make(), cases
-    for case, config in cases.items():  # all of them before the first is trained
-        builders.build(config, mesh)
-        soup.need_same_suites(first, cases[first], case, config)
-    folder = epath.Path(os.path.abspath(os.path.expanduser(flags["workdir"])))
-    rows, failed = [], []
-    for case, config in cases.items():
-        seeds = [config["seed"] + number for number in range(int(flags["seeds"]))]
-        try:
-            found = [
-                train(config | {"seed": seed}, folder / f"{case}-seed{seed}", argv)
-                for seed in seeds
-            ]
-        except Diverged as error:
-            print(f"{case}: {error}; left out", flush=True)
-            failed.append(case)
-            continue
-        results, sizes = zip(*found, strict=True)
-        rows += studies.rows(case, sizes[0], results)
-        workdir.write_text(folder / "study.json", json.dumps(rows, indent=1) + "\n")
+    base = next(iter(study.cases.values()))["seed"]
+    meter = experiments.Meter(study.folder / "costs.json")
+    failed, found = {}, {case: [] for case in study.cases}
+    for seed in range(base, base + count):
+        for case in [name for name in study.cases if name not in failed]:
+            try:
+                found[case].append(train(study, case, seed, failed, meter))
+            except Diverged as error:
+                failed[case] = f"{case}, seed {seed}: {error}"
+                print(f"{failed[case]}; left out", flush=True)
+        if study.experiment:
+            seeds = range(base, seed + 1)
+            experiments.conclude(study, seeds, failed, meter, ledger)
+        rows = []
+        for case in [name for name in study.cases if name not in failed]:
+            results, sizes = zip(*found[case], strict=True)
+            rows += studies.rows(case, sizes[0], results)
+        if rows:
+            write(rows, study.folder)
     if rows:
-        write(rows, folder)
+        print(studies.markdown(rows))
+        print(f"written to {study.folder}: study.json, study.md, study.png")
     return 1 if failed else 0
 
 
 def write(rows, folder):
-    """The table and the picture of a study."""
+    """The rows, the table and the picture of a study."""
     from advadapters.commands import workdir
     from advadapters.evaluation import studies
 
+    workdir.write_text(folder / "study.json", json.dumps(rows, indent=1) + "\n")
     workdir.write_text(folder / "study.md", studies.markdown(rows) + "\n")
     workdir.write_whole(folder / "study.png", lambda file: studies.draw(rows, file))
-    print(studies.markdown(rows))
-    print(f"written to {folder}: study.json, study.md, study.png")
 
 
-def read_cases(argv, flags):
+def read_cases(argv, flags, experiment):
     """{case: config as a dict}; raises UsageError for a case that is there twice."""
     kind = "adapters" if flags["adapters"] else "variants"
-    names = [name for name in flags[kind].split(",") if name]
+    names = experiment.variants if experiment else flags[kind].split(",")
+    names = [name for name in names if name]
     if len(set(names)) != len(names) or not names:
         raise UsageError(f"--{kind} must name different cases, got {flags[kind]!r}")
     cases = {}
@@ -92,7 +170,8 @@ def read_cases(argv, flags):
         config = config.to_dict()
         if kind == "adapters":
             config["adapters"] = tuple(name.split("+"))
-        config["evaluation"]["soup_weights"] = (1.0, 0.0)
+        if not experiment:
+            config["evaluation"]["soup_weights"] = (1.0, 0.0)
         folder = re.sub(r"[^\w+-]+", "_", name)
         if folder in cases:
             raise UsageError(f"--{kind}: {name!r} has the same folder as another case")
@@ -115,16 +194,30 @@ def vary(argv, variant):
     return changed
 
 
-def train(config, folder, argv):
+def train(study, case, seed, failed, meter):
     """(result rows, adapter parameters per domain) of one run, trained if need be.
 
-    argv: the command line that the config comes from.
+    A case whose config.start.workdir is the name of another starts from that one's run of
+    the same seed. Raises Diverged, also where that one did (failed), and hosts.Preempted
+    where the time is up.
     """
     from advadapters import trees
     from advadapters.commands import runs, workdir
+    from advadapters.training.loop import Diverged
 
-    opened = runs.open_run(config, folder, configs.given(argv))
+    config = study.cases[case] | {"seed": seed}
+    start = config["start"]["workdir"]
+    if start in failed:
+        raise Diverged(f"starts from {failed[start]}")
+    if start in study.cases:
+        start = os.fspath(study.folder / f"{start}-seed{seed}")
+        config["start"] = config["start"] | {"workdir": start}
+    if study.late():
+        raise hosts.Preempted(f"stopped before {case}, seed {seed}")
+    folder = study.folder / f"{case}-seed{seed}"
+    opened = runs.open_run(config, folder, configs.given(study.argv))
     print(f"--- {folder.name}", flush=True)
-    runs.train(opened)
+    with meter.of(folder.name, done=bool(workdir.read_results(folder))):
+        runs.train(opened, late=study.late)
     adapters = runs.abstract_state(opened).variables["adapters"]
     return workdir.read_results(folder), trees.count(adapters) // len(opened.run.domains)

@@ -39,6 +39,7 @@ def main(argv):
     argv, overrides = configs.split(argv)
     _, flags = configs.parse(argv, FLAGS, with_config=False)
     from advadapters.commands import evaluate, evaluating, runs, workdir
+    from advadapters.data import sources
     from advadapters.evaluation import transfer
 
     opened = runs.open_trained(flags["workdir"], overrides)
@@ -57,7 +58,7 @@ def main(argv):
     suites = {name: pick(run.evaluation.suites, name, "suite") for name in asked}
     numbers = {key: flags[key] for key in ("examples", "statistics")}
     examples, images = (configs.read_number(*item) for item in numbers.items())
-    test = evaluating.sample(run.data.test, examples)
+    test = sources.few(run.data.test, examples)
     variables, step = runs.restore_variables(opened, flags["step"])
     cases = evaluating.settle_statistics(opened, variables, cases, images)
     rows = []

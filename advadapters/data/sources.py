@@ -56,6 +56,15 @@ class Renumbered(NamedTuple):
         example = self.split[i]
         return example and (example[0], int(self.numbers[example[1]]))
 
+    def find(self, i):
+        """(image or None where it cannot be decoded, label) of example i."""
+        image, label = self.split.find(i)
+        return image, int(self.numbers[label])
+
+    def raw(self, i):
+        """Bytes of example i before decoding."""
+        return self.split.raw(i)
+
     @property
     def labels(self):
         """[N], or None if only reading tells."""
@@ -150,6 +159,39 @@ def need_no_path(kind, path):
     """Raises UsageError where a source that has its images inside is given a path."""
     if path:
         raise UsageError(f"source {kind!r} takes no path, got {path!r}: leave it away")
+
+
+def few(split, count):
+    """`count` examples of a split, drawn once for all; all for 0, or if it has no more."""
+    if not count or count >= len(split):
+        return split
+    drawn = np.random.default_rng(0).permutation(len(split))[:count]
+    return Subset(split, np.sort(drawn))
+
+
+def only(source, classes):
+    """The Source of some of the classes, renumbered in their order; all of them for ().
+
+    Raises UsageError for a class that is not there, and where only reading tells labels.
+    """
+    if not classes:
+        return source
+    splits = []
+    for split in (source.train, source.test):
+        if split.labels is None:
+            raise UsageError("config.data.classes needs labels that are known: leave it ()")
+        there = int(split.labels.max()) + 1
+        if len({*classes}) < len(classes) or not all(0 <= c < there for c in classes):
+            raise UsageError(
+                f"config.data.classes={tuple(classes)} must be different numbers from 0 to "
+                f"{there - 1}"
+            )
+        numbers = np.full(there, -1)
+        numbers[list(classes)] = np.arange(len(classes))
+        kept = np.flatnonzero(np.isin(split.labels, classes))
+        splits.append(Renumbered(Subset(split, kept), numbers))
+    names = tuple(source.names[c] for c in classes) if source.names else ()
+    return Source(*splits, len(classes), names, source.notes)
 
 
 def digits(path, options):

@@ -118,7 +118,7 @@ def run(
                     save(step, state, score)
                 started += time.monotonic() - paused
             if leaving:
-                raise hosts.Preempted(f"SIGTERM: saved after step {step}")
+                raise hosts.Preempted(f"stopped: saved after step {step}")
     return state
 
 

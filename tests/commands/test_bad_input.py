@@ -480,9 +480,14 @@ STUDY = {
     "no cases": ([], "give either --adapters=A,B,... or --variants=A,B,..."),
     "both": (["--adapters=norms", "--variants=nominal"], "give either"),
     "twice the same": (["--adapters=norms,norms"], "must name different cases"),
-    "no seeds": (["--adapters=norms", "--seeds=0"], "--seeds must be a positive number"),
+    "no seeds": (
+        ["--adapters=norms", "--seeds=0"],
+        "--seeds must be a positive whole number",
+    ),
     "a case that does not fit": (["--adapters=norms,stem"], "'stem/.*' matches no"),
     "an unknown variant": (["--variants=nominal,robust"], "unknown variant 'robust'"),
+    "no time": (["--adapters=norms", "--minutes=0"], "--minutes must be a positive whole"),
+    "no claims": (["--adapters=norms", "--ledger=x"], "--ledger is for experiments: leave"),
 }
 
 

@@ -389,3 +389,23 @@ def test_names_of_test_folders(name, tmp_path):
         )
         source = sources.load(f"folder:{tmp_path}", test_split="valid")
         assert len(source.test) == 6 and not source.notes
+
+
+def test_some_classes_alone_and_a_few_images():
+    whole = sources.load("digits")
+    part = sources.only(whole, (7, 2))
+    assert part.classes == 2 and {*part.train.labels} == {0, 1}
+    sevens = np.flatnonzero(whole.train.labels == 7)
+    first = int(np.flatnonzero(part.train.labels == 0)[0])
+    image, label = part.train[first]
+    np.testing.assert_array_equal(image, whole.train[int(sevens[0])][0])
+    assert label == part.train.find(first)[1] == 0
+    assert part.train.raw(first) == whole.train.raw(int(sevens[0]))
+    assert (part.train.labels == 0).sum() == len(sevens)
+    assert sources.only(whole, ()) is whole
+    for classes in ((1, 1), (10,), (-1, 2)):
+        with pytest.raises(UsageError, match="must be different numbers from 0 to 9"):
+            sources.only(whole, classes)
+    some = sources.few(whole.test, 20)
+    assert len(some) == 20 and len({some.raw(i) for i in range(20)}) == 20
+    assert sources.few(whole.test, 0) is sources.few(whole.test, 360) is whole.test

@@ -1,0 +1,366 @@
+"""Experiments of config files: what `advadapters study` evaluates, judges and writes down.
+
+A config file states its experiment as plain data:
+
+  EXPERIMENT = dict(
+      paper="...", data="...",       # in words, for the ledger
+      variants=("nominal", "cotrain"),  # trained in this order
+      seeds=2,
+      claims=(dict(id=..., sentence=..., place=..., test=..., ...), ...),  # see `claims`
+      # Runs made of several trained networks, evaluated at these weights of the first.
+      soups={"mixed": dict(of=("nominal", "cotrain"), weights=(1.0, 0.5, 0.0))},
+      evaluations={"aa": {"cotrain": "--suite=autoattack --eps=0.1"}},  # flags of evaluate
+      chosen_on=1000,  # images that networks called "best" are chosen on
+  )
+
+A variant whose config.start.workdir is the name of one before it starts from that one's run
+of the same seed.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+import threading
+import time
+from importlib import machinery
+from typing import Any, NamedTuple
+
+from advadapters import configs, hosts
+from advadapters.errors import UsageError, pick
+
+USUAL = dict(soups={}, evaluations={}, chosen_on=1000)
+NEEDED = ("paper", "data", "variants", "seeds", "claims")
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+class Experiment(NamedTuple):
+    """What a config file states, see above; name: of the file, without its folder."""
+
+    name: str
+    paper: str
+    data: str
+    variants: tuple
+    seeds: int
+    claims: tuple
+    soups: dict
+    evaluations: dict
+    chosen_on: int
+
+
+def read(argv):
+    """The Experiment of the config file that the arguments name, None if it states none."""
+    path = next(configs.files([configs.with_file(one) for one in argv]), "")
+    if not os.path.isfile(path):
+        return None  # whoever parses the arguments says so
+    module = machinery.SourceFileLoader("config", path).load_module()
+    stated = getattr(module, "EXPERIMENT", None)
+    if stated is None:
+        return None
+    whole = USUAL | stated
+    if wrong := [key for key in NEEDED if key not in whole] or [
+        key for key in whole if key not in Experiment._fields[1:]
+    ]:
+        raise UsageError(f"{path}: EXPERIMENT.{wrong[0]} is missing or unknown")
+    return Experiment(pathlib.Path(path).stem, **whole)
+
+
+def check(experiment, built):
+    """Raises UsageError for a claim that the experiment cannot judge.
+
+    built: {variant: (config, Run)}. So that hours of training are not in vain.
+    """
+    from advadapters.evaluation import claims
+
+    names = (*experiment.variants, *experiment.soups)
+    for mixed, made in experiment.soups.items():
+        for part in made["of"]:
+            pick(built, part, f"variant in EXPERIMENT.soups[{mixed!r}]")
+    for name, asked in experiment.evaluations.items():
+        for variant in asked:
+            pick(dict.fromkeys(names), variant, f"variant in evaluations[{name!r}]")
+    for claim in experiment.claims:
+        claims.check(claim)
+        for variant, network, suite in claims.rows(claim):
+            where = f"of claim {claim['id']}"
+            pick(dict.fromkeys(names), variant, f"variant {where}")
+            evaluation, suite = place(experiment, suite)
+            if evaluation != "results":
+                asked = experiment.evaluations[evaluation]
+                pick(asked, variant, f"variant with evaluation {evaluation!r} {where}")
+            elif variant in built:
+                config, run = built[variant]
+                suites = ("clean", *config["evaluation"]["suites"], "union")
+                pick(dict.fromkeys(suites), suite, f"suite {where}")
+                if network not in claims.CHOSEN:
+                    claims.number([case.told for case in run.evaluation.cases], network)
+
+
+def place(experiment, suite):
+    """(NAME of DIR/NAME.npz, suite in it) of a row's "SUITE" or "EVALUATION:SUITE"."""
+    name, colon, rest = suite.partition(":")
+    return (name, rest) if colon and name in experiment.evaluations else ("results", suite)
+
+
+def folder_of(folder, name, seed):
+    """Where a study keeps a run."""
+    return folder / f"{name}-seed{seed}"
+
+
+def rests_on(experiment, cases, name):
+    """A variant or soup with all that it is made from or started from."""
+    if name in experiment.soups:
+        parts = experiment.soups[name]["of"]
+    else:
+        start = cases[name]["start"]["workdir"]
+        parts = (start,) if start in cases else ()
+    return {name}.union(*(rests_on(experiment, cases, part) for part in parts))
+
+
+def conclude(study, seeds, failed, meter, ledger):
+    """Does what is left of the last of the seeds, judges all of them, and writes that down.
+
+    study: see `study.Study`. failed: {case: what became of it}. ledger: a file that the
+    rows go to besides that of the study, or "".
+    """
+    make_soups(study, seeds[-1], failed, meter)
+    evaluate_all(study, seeds[-1], failed, meter)
+    experiment, own = study.experiment, about(study.experiment, study.argv)
+
+    def told(names):
+        whole = set().union(*(rests_on(experiment, study.cases, one) for one in names))
+        return own | meter.total([f"{name}-seed{seed}" for name in whole for seed in seeds])
+
+    rows = judge(experiment, study.folder, seeds, failed, told)
+    files = [study.folder / "ledger.jsonl"]
+    files += [pathlib.Path(ledger).expanduser().absolute()] if ledger else []
+    for file in files:
+        write(rows, file)
+    for row in rows:
+        print(f"{row['id']}: {row['verdict']}" + (f" ({row['why']})" if row["why"] else ""))
+    print(f"written to {', '.join(map(str, files))}, and evidence.md beside", flush=True)
+
+
+def make_soups(study, seed, failed, meter):
+    """The experiment's runs of several trained networks, evaluated like others."""
+    from advadapters.commands import runs, soup, workdir
+
+    for name, made in study.experiment.soups.items():
+        parts = made["of"]
+        lost = [failed[part] for part in parts if part in failed]
+        own = folder_of(study.folder, name, seed)
+        if lost:
+            failed[name] = f"{name} is made of {lost[0]}"
+        if lost or workdir.read_results(own):
+            continue
+        leave_if(study, own.name)
+        with meter.of(own.name):
+            if not workdir.holds_run(own):
+                folders = [folder_of(study.folder, part, seed) for part in parts]
+                weights = f"--config.evaluation.soup_weights={tuple(made['weights'])}"
+                given = [os.fspath(part) for part in folders], os.fspath(own)
+                soup.assemble(*given, [weights], list(parts))
+            runs.train(runs.open_trained(os.fspath(own)))
+
+
+def evaluate_all(study, seed, failed, meter):
+    """The experiment's evaluations of their own; what is there is not done again."""
+    from advadapters.commands import evaluate
+
+    for name, asked in study.experiment.evaluations.items():
+        for variant in [one for one in asked if one not in failed]:
+            own = folder_of(study.folder, variant, seed)
+            argv = [f"--workdir={own}", f"--name={name}", *shlex.split(asked[variant])]
+            if not evaluated(own, name, argv):
+                leave_if(study, f"{own.name}, {name}")
+                with meter.of(own.name):
+                    evaluate.main(argv)
+
+
+def leave_if(study, what):
+    """Says what is done next, or raises hosts.Preempted where the time is up."""
+    if study.late():
+        raise hosts.Preempted(f"stopped before {what}")
+    print(f"--- {what}", flush=True)
+
+
+def evaluated(folder, name, argv):
+    """Whether an evaluation of a run is there, made by these very arguments."""
+    from advadapters.commands import evaluate, workdir
+
+    if not (folder / f"{name}.json").exists():
+        return False
+    try:
+        command = workdir.read_tables(folder / f"{name}.npz")[2]
+    except UsageError:
+        return False
+    return command == evaluate.command_of(argv)
+
+
+def judge(experiment, folder, seeds, failed, about):
+    """[ledger row] of every claim on the seeds that are complete.
+
+    failed: {case: what became of it}. about: names of cases -> further fields of a row
+    that is about these.
+    """
+    from advadapters.evaluation import claims, ledger
+
+    read, found = {}, []
+    for claim in experiment.claims:
+        rows = claims.rows(claim)
+        told = about({row[0] for row in rows})
+        given = (experiment.name, claim)
+        if lost := [failed[name] for name, *_ in rows if name in failed]:
+            found.append(ledger.untested(*given, seeds, told, lost[0]))
+            continue
+        rights = {
+            row: [rights_of(experiment, folder, row, seed, read) for seed in seeds]
+            for row in rows
+        }
+        results = [
+            claims.compare(rights[one.first], rights[one.second], one.margin)
+            for one in claims.comparisons(claim)
+        ]
+        found.append(ledger.row(*given, results, seeds, told))
+    return found
+
+
+def rights_of(experiment, folder, row, seed, read):
+    """See `claims.rights`; read: {file: what was read of it}, to be filled."""
+    from advadapters.commands import workdir
+    from advadapters.evaluation import claims
+
+    variant, network, suite = row
+    name, suite = place(experiment, suite)
+    file = folder_of(folder, variant, seed) / f"{name}.npz"
+    if file not in read:
+        read[file] = workdir.read_tables(file)
+    told, tables, _ = read[file]
+    table = pick(tables, suite, f"suite of {file}")
+    return claims.rights(told, table, network, experiment.chosen_on)
+
+
+def write(rows, file):
+    """Puts rows into a ledger, and the page made of it beside it, evidence.md."""
+    from advadapters.commands import workdir
+    from advadapters.evaluation import ledger
+
+    old = read_ledger(file) if file.exists() else []
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = ledger.merged(old, rows)
+    workdir.write_text(file, ledger.dump(rows))
+    page = ledger.markdown(rows, file.name)
+    workdir.write_text(file.with_name("evidence.md"), page)
+
+
+def read_ledger(file):
+    """The rows of a ledger; raises UsageError where it cannot be read."""
+    from advadapters.evaluation import ledger
+
+    try:
+        return ledger.load(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the ledger {file}: {error}") from None
+
+
+def about(experiment, argv):
+    """Fields of all rows: where the claims are from, the data, and the command."""
+    import jax
+
+    dropped = ("workdir", "minutes", "ledger")
+    kept = [text for text in argv if text.lstrip("-").partition("=")[0] not in dropped]
+    text = shlex.join(["advadapters", "study", *kept]).replace(f"{ROOT}{os.sep}", "")
+    command = f"{text} --workdir=DIR"
+    own = {"paper": experiment.paper, "data": experiment.data, "command": command}
+    return own | {"jax": jax.__version__}
+
+
+def commit():
+    """The commit of the code, with ", dirty" where code or configs differ from it.
+
+    Outside of a repository, the version of the package.
+    """
+    import advadapters
+
+    def git(*arguments):
+        done = subprocess.run(
+            ["git", "-C", os.fspath(ROOT), *arguments], capture_output=True, text=True
+        )
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    head = (ROOT / ".git").exists() and git("rev-parse", "--short", "HEAD")
+    if not head:
+        return f"advadapters {advadapters.__version__}"
+    changed = git("status", "--porcelain", "--", "advadapters", "configs")
+    return head + (", dirty" if changed else "")
+
+
+def device():
+    """The devices and the CPU in words."""
+    from advadapters.commands import doctor
+
+    kinds = ", ".join(f"{count} x {kind}" for kind, count in doctor.devices().items())
+    host = doctor.host()
+    return f"{kinds} ({host['cores']} cores of {host['cpu']})"
+
+
+class Meter:
+    """What each run of a study costs, kept in a file: pieces of work by name.
+
+    A piece is told every ten seconds while it goes on, so a kill loses no more of it.
+    """
+
+    def __init__(self, file):
+        self.file = file
+        self.pieces: dict[str, list[dict[str, Any]]] = {}
+        if file.exists():
+            with contextlib.suppress(ValueError):
+                self.pieces = json.loads(file.read_text())
+
+    @contextlib.contextmanager
+    def of(self, name, done=False):
+        """The piece of work on a run that is done inside; none if all was done before."""
+        if done:
+            yield
+            return
+        now = datetime.datetime.now(datetime.UTC).date()
+        piece = {"date": now.isoformat(), "commit": commit(), "device": device()}
+        self.pieces.setdefault(name, []).append(piece)
+        begun, over = (time.process_time(), time.monotonic()), threading.Event()
+
+        def note():
+            from advadapters.commands import workdir
+
+            piece["cpu_seconds"] = time.process_time() - begun[0]
+            piece["wall_seconds"] = time.monotonic() - begun[1]
+            workdir.write_text(self.file, json.dumps(self.pieces, indent=1) + "\n")
+
+        def watch():
+            while not over.wait(10):
+                note()
+
+        note()
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+            note()
+
+    def total(self, names):
+        """What the runs of these names cost together, and when and where they were made."""
+        pieces = [piece for name in sorted(names) for piece in self.pieces.get(name, ())]
+        told = {
+            key: "; ".join(sorted({piece[key] for piece in pieces}))
+            for key in ("commit", "device", "date")
+        }
+        seconds = {
+            key: round(sum(piece[key] for piece in pieces), 1)
+            for key in ("cpu_seconds", "wall_seconds")
+        }
+        return told | seconds

@@ -1,0 +1,113 @@
+"""What the papers claim, as plain data that the experiments of configs/evidence judge.
+
+Where a claim is from is told as far as the paper's text was at hand. How one is written:
+`evaluation.claims`.
+"""
+
+CLEAN, CLEAN_MODE, ROBUST_MODE = "clean", "clean=1", "linf=1"
+
+
+def cotraining(robust, cascade, soups):
+    """Claims of Rebuffi et al. (2023) on variants nominal, adversarial, cotrain, norms and
+    nothing, and the soup "independent" of the first two.
+
+    robust, cascade: suites. soups: networks of cotrain from the clean to the robust mode.
+    """
+    return (
+        *modes(robust, cascade),
+        *adapters(robust),
+        *mixtures(robust, soups),
+    )
+
+
+def modes(robust, cascade):
+    """What is claimed of the two modes of co-training with class tokens."""
+    return (
+        dict(
+            id="clean-mode",
+            sentence="The clean mode beats nominal training on clean images",
+            place="abstract: 83.76% against 82.64%, ImageNet",
+            test="more",
+            rows=((("cotrain", CLEAN_MODE, CLEAN), ("nominal", "", CLEAN)),),
+        ),
+        dict(
+            id="robust-mode",
+            sentence="The robust mode is competitive: at most 5 points (our margin) less "
+            "robust than adversarial training",
+            place="contributions: competitive robustness in robust mode",
+            test="more",
+            margin=-0.05,
+            rows=(
+                (("cotrain", ROBUST_MODE, robust), ("adversarial", "", robust)),
+                (("cotrain", ROBUST_MODE, cascade), ("adversarial", "", cascade)),
+            ),
+        ),
+        dict(
+            id="modes-part",
+            sentence="One token makes two networks: the clean mode is the better one on "
+            "clean images, the robust mode under attack",
+            place="contributions: the token acts as a conditioning token",
+            test="more",
+            rows=(
+                (("cotrain", CLEAN_MODE, CLEAN), ("cotrain", ROBUST_MODE, CLEAN)),
+                (("cotrain", ROBUST_MODE, robust), ("cotrain", CLEAN_MODE, robust)),
+                (("cotrain", ROBUST_MODE, cascade), ("cotrain", CLEAN_MODE, cascade)),
+            ),
+        ),
+    )
+
+
+def adapters(robust):
+    """What is claimed of class tokens against other adapters."""
+    return (
+        dict(
+            id="token-as-norms",
+            sentence="Class tokens do as well as each domain's own norms, within a point",
+            place="contributions: with 49 times fewer domain-specific parameters",
+            test="within",
+            margin=0.01,
+            rows=(
+                (("cotrain", CLEAN_MODE, CLEAN), ("norms", CLEAN_MODE, CLEAN)),
+                (("cotrain", ROBUST_MODE, robust), ("norms", ROBUST_MODE, robust)),
+            ),
+        ),
+        dict(
+            id="token-over-nothing",
+            sentence="Class tokens do better than sharing everything",
+            place="abstract: few domain-specific parameters suffice",
+            test="more",
+            rows=(
+                (("cotrain", CLEAN_MODE, CLEAN), ("nothing", "", CLEAN)),
+                (("cotrain", ROBUST_MODE, robust), ("nothing", "", robust)),
+            ),
+        ),
+    )
+
+
+def mixtures(robust, soups):
+    """What is claimed of soups of tokens, and of whole networks."""
+    return (
+        dict(
+            id="front",
+            sentence="Soups of the two tokens trace a front: from the clean to the robust "
+            "mode, clean accuracy falls and robust accuracy rises",
+            place="abstract: adversarial model soups",
+            test="front",
+            margin=0.01,
+            variant="cotrain",
+            networks=soups,
+            suites=(CLEAN, robust),
+        ),
+        dict(
+            id="independent",
+            sentence="Networks that were trained apart cannot be mixed: half of each is "
+            "worse than both, on clean images and under attack",
+            place="not found in the text at hand; from memory",
+            test="more",
+            rows=tuple(
+                ((name, "", suite), ("independent", "", suite))
+                for suite in (CLEAN, robust)
+                for name in ("nominal", "adversarial")
+            ),
+        ),
+    )

@@ -1,0 +1,77 @@
+"""Claims about co-training with class tokens, on Fashion-MNIST and two CPU cores.
+
+Paper: Rebuffi, Croce and Gowal, "Revisiting adapters with adversarial training" (ICLR
+  2023). The claims are the paper's, about ImageNet and ViT-B/16; the margins are ours, and
+  so is all else: as in configs/fashion_mnist.py, with 10,000 images instead of 3,000.
+Command: advadapters study --config=configs/evidence/cotrain_fashion.py
+    --workdir=runs/evidence/cotrain_fashion --minutes=20 --ledger=docs/ledger.jsonl
+  as often as it takes: it ends with 0 when all seeds are done.
+Data: 10,000 training images of Fashion-MNIST (Debian's package dataset-fashion-mnist), a
+  fixed draw of the 54,000 that are not held out; all 10,000 test images. Settings are
+  chosen on held-out images: --config.data.judged_on=validation.
+Variants: cotrain (default), nominal, adversarial, norms (each domain's own norms instead of
+  class tokens), nothing (the same losses, everything shared).
+Cost: see docs/evidence.md. Expected: docs/evidence.md.
+"""
+
+from advadapters import defaults, papers
+from advadapters.configs import variant
+
+EPS = 0.1
+VARIANTS = ("cotrain", "nominal", "adversarial", "norms", "nothing")
+# Of the clean token in the networks that are evaluated.
+WEIGHTS = {"cotrain": (1.0, 0.75, 0.5, 0.25, 0.0), "norms": (1.0, 0.0)}
+
+
+def get_config(name=""):
+    name = variant(name, VARIANTS)
+    config = defaults.config()
+    config.epochs = 20.0
+    config.ema_decay = 0.99
+    config.log_every = 100
+    config.checkpoint_every = 300
+    config.model.size = "64x3x256x4"
+    config.model.patch = 7
+    config.model.mean = (0.2860,)
+    config.model.std = (0.3530,)
+    config.data.source = "idx:/usr/share/datasets/fashion-mnist"
+    config.data.image_size = 28
+    config.data.channels = 1
+    config.data.validation = 0.1
+    config.data.train_images = 10_000
+    config.optimizer.base_lr = 1.2e-2
+    config.optimizer.warmup_epochs = 1.0
+    config.optimizer.clip_norm = 1.0
+    attacks = {"linf": defaults.pgd("linf", EPS, steps=2)}
+    alone = name in ("nominal", "adversarial")
+    config.update(defaults.method(name if alone else "cotrain", attacks, alpha=0.6))
+    if not alone:
+        adapters = {"cotrain": "class_token", "norms": "norms", "nothing": "nothing"}
+        config.adapters = (adapters[name],)
+    config.evaluation.batch_size = 500
+    config.evaluation.soup_weights = WEIGHTS.get(name, (1.0,))
+    config.evaluation.suites = {
+        "pgd20_linf": defaults.evaluation_pgd("linf", EPS, steps=20)
+    }
+    return config
+
+
+ROBUST, AA = "pgd20_linf", "autoattack:autoattack_linf_0.1"
+SOUPS = tuple(f"clean={w:g},linf={1 - w:g}" for w in WEIGHTS["cotrain"])
+
+EXPERIMENT = dict(
+    paper='Rebuffi, Croce and Gowal, "Revisiting adapters with adversarial training" '
+    "(ICLR 2023)",
+    data="Fashion-MNIST, 10,000 training and 10,000 test images, Linf 0.1",
+    variants=("nominal", "adversarial", "cotrain", "norms", "nothing"),
+    seeds=2,
+    soups={"independent": dict(of=("nominal", "adversarial"), weights=(0.5,))},
+    evaluations={
+        "autoattack": {
+            "adversarial": "--suite=autoattack-fast+standard --eps=0.1 --examples=500",
+            "cotrain": "--suite=autoattack-fast+standard --eps=0.1 --examples=500 "
+            "--mixture=clean=1;linf=1",
+        }
+    },
+    claims=papers.cotraining(ROBUST, AA, SOUPS),
+)
