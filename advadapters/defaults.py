@@ -11,11 +11,15 @@ from ml_collections import ConfigDict
 from advadapters.errors import UsageError, pick
 from advadapters.plugins import load
 
-# config.start: another run's checkpoint to start from, "" to start afresh, and a mixture of
-# its domains; or weights: an .npz of a torch ResNet. fresh, dropped: patterns of parameters
-# that are initialised all the same, and of those that are left behind; changed: keys of
-# config.model that are others on purpose, though no parameter shows it.
-NO_START = dict(workdir="", mixture={}, fresh=(), dropped=(), changed=(), weights="")
+# The keys of config.start for a network that starts afresh.
+NO_START = dict(
+    workdir="",  # another run, whose checkpoint is started from; "" is none
+    mixture={},  # of its domains, {name: weight}
+    fresh=(),  # patterns of parameters that are initialised all the same
+    dropped=(),  # patterns of those there that are left behind
+    changed=(),  # keys of config.model that are others on purpose
+    weights="",  # or an .npz of a torch ResNet
+)
 
 # Keys of config.model that change no result of evaluation, but for the rounding of sums.
 TRAINING_ONLY = ("attention", "drop_path", "dropout", "dtype", "head_std", "remat")
@@ -29,14 +33,14 @@ def config(plugins=()):
     load(plugins)
     return ConfigDict(
         dict(
-            seed=0,
+            seed=0,  # of all that is drawn
             plugins=tuple(plugins),  # modules to import first, which add attacks, ...
-            epochs=1.0,
-            batch_size=128,
+            epochs=1.0,  # passes over the training images
+            batch_size=128,  # images of a step, over all devices
             accumulate=1,  # parts that a batch is worked off in
             sharding="replicated",  # of the training state; or "fsdp": split over devices
-            ema_decay=0.9999,
-            keep_checkpoints=2,
+            ema_decay=0.9999,  # of the averaged parameters, which are evaluated
+            keep_checkpoints=2,  # the newest so many, and the best
             log_every=50,  # steps
             validate_every=0,  # steps; 0 is never
             checkpoint_every=1000,  # steps
@@ -45,21 +49,23 @@ def config(plugins=()):
             statistics="pooled",
             weight_perturbation=0.0,  # size of adversarial weight perturbations (AWP)
             trained=(".*",),  # patterns; what neither these nor adapters match is frozen
-            # step: "latest" is looked up when training begins, a number stays what it is.
-            start=dict(step="latest") | NO_START,
+            start=dict(
+                # Checkpoint: "latest" is looked up when training begins, or a number.
+                step="latest",
+            )
+            | NO_START,
             model=model("vit", ""),
             data=data(),
             optimizer=adamw(),
             evaluation=dict(
-                # Images that are read at once, soups_at_once: soups in one call, both at
-                # most: what fits in memory is found out before the first.
+                # Images that are read at once; how many fit a call is found out.
                 batch_size=100,
                 dtype="float32",  # of matrix products in evaluation and its attacks
                 # Of float32 products there; "default" is rounded on TPUs and recent GPUs.
                 precision="highest",
                 # Soups w * (first domain) + (1 - w) * (each other domain).
                 soup_weights=tuple(round(0.1 * i, 1) for i in range(11, -2, -1)),
-                soups_at_once=13,
+                soups_at_once=13,  # in one call, at most
             ),
         )
     )
@@ -73,6 +79,7 @@ def complete(given):
     """
     from advadapters import schema
     from advadapters.attacks import ATTACKS
+    from advadapters.training.optim import OPTIMIZERS
 
     whole = {"plugins": ()} | given
     if isinstance(whole["plugins"], tuple):
@@ -82,19 +89,22 @@ def complete(given):
         with contextlib.suppress(UsageError):  # the builders know what to say of the name
             usual["model"] = model(chosen["name"], chosen["size"])
 
-    def attack(one, **more):
-        known = isinstance(one, dict) and one.get("name") in ATTACKS
-        return schema.defaults_of(ATTACKS[one["name"]]) | more | one if known else one
+    def filled(table, one, **more):
+        known = isinstance(one, dict) and one.get("name") in table
+        return schema.defaults_of(table[one["name"]]) | more | one if known else one
 
     for key in ("model", "data", "evaluation", "start"):
         if isinstance(whole.get(key), dict):
             whole[key] = usual[key] | whole[key]
+    whole["optimizer"] = filled(OPTIMIZERS, whole.get("optimizer"))
     if isinstance(whole.get("attacks"), dict):
         named = whole["attacks"].items()
-        whole["attacks"] = {name: attack(one, eps_warmup=0.0) for name, one in named}
+        whole["attacks"] = {
+            name: filled(ATTACKS, one, eps_warmup=0.0) for name, one in named
+        }
     suites = (whole.get("evaluation") or {}).get("suites")
     if isinstance(suites, dict):
-        made = {name: attack(one) for name, one in suites.items()}
+        made = {name: filled(ATTACKS, one) for name, one in suites.items()}
         whole["evaluation"] = whole["evaluation"] | {"suites": made}
     return whole
 
@@ -102,13 +112,13 @@ def complete(given):
 def data():
     """The keys of config.data."""
     return dict(
-        source="",
+        source="",  # digits, fashion, folder:DIR, tar:DIR, npz:FILE, idx:DIR or tfds:NAME
         data_dir="",  # of TFDS; "" is its own default
         # The split of TFDS, or the folder or tar, to evaluate on; "" is the usual.
         test_split="",
         classes=(),  # numbers of those that are kept, and numbered anew; () is all
-        image_size=224,
-        channels=3,
+        image_size=224,  # side in pixels
+        channels=3,  # 1 for gray
         crop="central",  # or "random_resized"
         crop_ratio=1.0,  # evaluation: crop size / size of the shorter side
         interpolation="area",  # bicubic where it enlarges; or "bicubic", "bilinear"
@@ -116,20 +126,26 @@ def data():
         train_images=0,  # so many of the others, a fixed draw; 0 is all
         judged_on="test",  # what tables are of; or "validation", to choose settings by
         test_images=0,  # so many of these, a fixed draw; 0 is all
-        skip_corrupt=False,
+        skip_corrupt=False,  # leave out training images that cannot be decoded
         threads=2,  # that decode and crop, in each process
         workers=0,  # processes beside this one that do so; 0: this one does
-        flip=True,
+        flip=True,  # half of the training images, left to right
         pad=0,  # pixels of zero padding before a random crop
-        # Operations per image, 0 is off; fill: colour of what comes in from
-        # outside, one value or one per channel.
-        randaugment=dict(layers=0, magnitude=9.0, std=0.5, fill=(0.5,)),
-        # Boxes of normal noise of this mean and deviation; 0 is off.
-        random_erasing=dict(probability=0.0, mean=(0.5,), std=(0.25,)),
+        randaugment=dict(
+            layers=0,  # operations per image; 0 is off
+            magnitude=9.0,  # their mean strength, of 10
+            std=0.5,  # its deviation
+            fill=(0.5,),  # colour of what comes in from outside, one or one per channel
+        ),
+        random_erasing=dict(
+            probability=0.0,  # of a box of normal noise; 0 is off
+            mean=(0.5,),  # of the noise
+            std=(0.25,),  # its deviation
+        ),
         mixup=0.0,  # alpha of the Beta distribution; 0 is off
-        cutmix=0.0,
+        cutmix=0.0,  # alpha of the Beta distribution; 0 is off
         mix_probability=1.0,  # share of batches that mixup and cutmix touch
-        label_smoothing=0.0,
+        label_smoothing=0.0,  # share of the label that goes to all classes alike
     )
 
 
@@ -159,11 +175,11 @@ def model(name, size, **more):
     module = pick(MODELS, name, "config.model.name")
     own = {k: v for k, v in schema.defaults_of(module).items() if k != "dtype"}
     common = dict(
-        name=name,
-        size=size,
-        classes=10,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
+        name=name,  # in advadapters.models.MODELS
+        size=size,  # a name in the model's table, or its numbers
+        classes=10,  # of the data
+        mean=(0.5, 0.5, 0.5),  # of each channel, taken off inside the model
+        std=(0.5, 0.5, 0.5),  # of each channel, divided by inside the model
     )
     special = dict(
         added={},  # {name: added(...)}: LoRA and others
@@ -223,13 +239,22 @@ def film(lambdas, encoding="random", size=128, center=0.0):
 
 def adamw(**more):
     """The keys of config.optimizer for AdamW."""
-    settings = dict(name="adamw", b1=0.9, b2=0.95, weight_decay=0.05)
+    settings = dict(
+        name="adamw",  # or "sgd"
+        b1=0.9,  # of the gradient's average
+        b2=0.95,  # of the squared gradient's average
+        weight_decay=0.05,  # per step, times the rate
+    )
     return schedule_keys() | settings | more
 
 
 def sgd(**more):
     """The keys of config.optimizer for SGD with momentum."""
-    settings = dict(name="sgd", momentum=0.9, weight_decay=5e-4)
+    settings = dict(
+        name="sgd",  # or "adamw"
+        momentum=0.9,  # of the gradient's average
+        weight_decay=5e-4,  # is added to the gradient
+    )
     return schedule_keys() | settings | more
 
 
@@ -237,17 +262,15 @@ def schedule_keys():
     """The keys that all optimizers have."""
     return dict(
         base_lr=1e-3,  # for a batch of 256, scaled linearly
-        decayed=(".*kernel",),
-        warmup_epochs=5.0,
+        decayed=(".*kernel",),  # patterns of what weight decay acts on
+        warmup_epochs=5.0,  # over which the rate grows from 0
         # ((epoch, factor of the base rate), ...): constant rates from these epochs on,
         # before them the base rate; () is a cosine to 0.
         drops=(),
         clip_norm=0.0,  # global norm; 0 is off
         max_nonfinite=10,  # updates in a row before the run stops
-        # Layer-wise decay of the rate: patterns in the network's order, and the factor
-        # from one layer to the one before; 1 is off.
-        layers=(),
-        layer_decay=1.0,
+        layers=(),  # patterns of layers in the network's order, for layer_decay
+        layer_decay=1.0,  # factor of the rate from one layer to the one before; 1 is off
     )
 
 
@@ -258,17 +281,17 @@ VIT_LAYERS = ("class_token|pos_embed|patch_embed/.*", "blocks_([0-9]+)/.*")
 def pgd(norm, eps, steps, **more):
     """Settings of one PGD attack of training, every key: see `attacks.pgd.pgd`."""
     settings = dict(
-        name="pgd",
-        norm=norm,
-        eps=eps,
+        name="pgd",  # of the attack
+        norm=norm,  # linf, l2 or l1
+        eps=eps,  # radius, for pixels in [0, 1]
         steps=steps,
-        step_size=0.0,  # 0: min(2.5 / steps, 1) * eps
+        step_size=0.0,
         random_start=True,
         restarts=1,
         loss="cross_entropy",
         target="",
         keep="last",
-        optimizer="steepest",  # or "adam"
+        optimizer="steepest",
         eps_warmup=0.0,  # epochs over which radius and steps grow from 0; 0: they do not
     )
     return settings | more
@@ -292,14 +315,14 @@ def view(domain, weight, attack="", losses=None, **more):
     running robust errors. losses: {name: factor}, by default cross-entropy.
     """
     settings = dict(
-        mixture={domain: 1.0},
-        weight=weight,
-        attack=attack,
+        mixture={domain: 1.0},  # of the domains' adapters, {name: weight}
+        weight=weight,  # of the view's loss
+        attack=attack,  # a name in config.attacks, or several with commas; "" is none
         attack_mode="eval",  # or "train"
         attack_against="labels",  # or "predictions" on the clean images
         attack_tricks=(),  # of "ard", "prm" (Mo et al. 2022; PGD and ViTs only) ...
         attack_warmup=0.0,  # ... over so many first epochs; 10 in the paper's code
-        losses=losses or {"cross_entropy": 1.0},
+        losses=losses or {"cross_entropy": 1.0},  # {name: factor}
         reference="",  # the view that paired losses compare with
         alarm="",  # an attack of more steps, to see catastrophic overfitting
     )
@@ -315,9 +338,10 @@ def method(name, attacks, alpha=0.5, beta=6.0):
     first = next(iter(attacks), "")
     own = dict(
         loss="views",  # or "oat", "twins", which have a section of that name
+        domains=(),  # names of the kinds of images, in the order of the adapters' rows
         statistics="pooled",
         weight_perturbation=0.0,
-        adapters=(),
+        adapters=(),  # names or patterns of what each domain has of its own
         attacks=attacks,
     )
     return own | (METHODS | SYSTEMS)[name](first, attacks, alpha, beta)

@@ -122,11 +122,17 @@ def check_number(name, value, setting):
         )
     )
     if not fits:
-        bounds = (("of at least", low), ("of at most", high), ("above", above),
-                  ("below", below))  # fmt: skip
-        told_bounds = " and ".join(f"{w} {b:g}" for w, b in bounds if b is not None)
+        told_bounds = " and ".join(bounds(setting.allowed))
         what = "a whole number" if whole else "a number"
         raise UsageError(f"{name} must be {what} {told_bounds}, got {told(value)}")
+
+
+def bounds(between):
+    """["of at least 1", "below 2"]: the bounds of a Between in words."""
+    words = ("of at least", "of at most", "above", "below")
+    return [
+        f"{word} {b:g}" for word, b in zip(words, between, strict=True) if b is not None
+    ]
 
 
 def told(value):

@@ -19,9 +19,9 @@ FLOORS = [
         "schema",
     },
     {"models", "adapters", "attacks", "data", "soups", "profiles"},
-    {"networks", "defaults"},
+    {"networks"},
     {"training", "evaluation", "checkpoints", "interop"},
-    {"builders"},
+    {"builders", "defaults"},
     {"commands"},
     {"__main__", "front"},
 ]

@@ -14,7 +14,7 @@ import pathlib
 import shlex
 import tokenize
 
-from advadapters import configs, defaults
+from advadapters import configs, defaults, schema
 from advadapters.errors import UsageError
 
 # Which part of a config each function of `defaults` makes; * is any name.
@@ -28,6 +28,7 @@ SECTIONS = {
     "adamw": "optimizer",
     "sgd": "optimizer",
     "schedule_keys": "optimizer",
+    "NO_START": "start",
     "pgd": "attacks.*",
     "view": "views.*",
     "oat": "oat",
@@ -64,10 +65,34 @@ def text(config):
     comments, lines = comments_of(pathlib.Path(defaults.__file__).read_text()), []
     for key, value in leaves(config):
         flag = f"--config.{key}={shown(value)}"
-        about = about_key(key, comments)
-        kind = type(value).__name__
+        kind, about = type(value).__name__, about_key(key, comments)
+        if setting := setting_of(config, key):
+            kind, about = told(setting), setting.about or about
         lines.append(f"{flag:<52} # {kind}{'; ' if about else ''}{about}")
     return "\n".join(lines)
+
+
+def setting_of(config, key):
+    """The `schema.Setting` of a dotted key of the model or an attack, or None."""
+    from advadapters.attacks import ATTACKS
+    from advadapters.models import MODELS
+
+    *path, name = key.split(".")
+    tables = {("model",): MODELS, ("attacks",): ATTACKS, ("evaluation", "suites"): ATTACKS}
+    table = tables.get(tuple(path)) or tables.get(tuple(path[:-1]))
+    for part in path:
+        config = config[part]
+    owner = table and table.get(config.get("name"))
+    return schema.settings_of(owner).get(name) if owner else None
+
+
+def told(setting):
+    """ "int of at least 1", "linf, l2 or l1": what a setting may be."""
+    if isinstance(setting.allowed, schema.OneOf):
+        *words, last = [word or "''" for word in setting.allowed.words]
+        return f"{', '.join(words)} or {last}" if words else last
+    bounds = " and ".join(schema.bounds(setting.allowed))
+    return " ".join(filter(None, [setting.kind.__name__, bounds]))
 
 
 def shown(value):
@@ -86,11 +111,13 @@ def leaves(tree, prefix=""):
 
 def about_key(key, comments):
     """What is written about a dotted key, "" if nothing."""
-    key = key.replace("evaluation.suites.", "attacks.")
-    parts = key.split(".")
-    tries = [key, ".".join([parts[0], "*", *parts[2:]])]
-    tries.append(".".join([*parts[:2], "*", *parts[3:]]))
-    return next((comments[one] for one in tries if one in comments), "")
+    parts = key.replace("evaluation.suites.", "attacks.").split(".")
+    for end in (len(parts), len(parts) - 1):  # of free names below a key, what the key is
+        for star in (None, 1, 2):
+            names = ["*" if i == star else part for i, part in enumerate(parts[:end])]
+            if found := comments.get(".".join(names)):
+                return found
+    return ""
 
 
 def comments_of(source):
@@ -106,10 +133,10 @@ def comments_of(source):
             own = not lines[row - 1][:column].strip()
             (alone if own else at_end)[row] = token.string.lstrip("# ")
     found = {}
-    for function in ast.parse(source).body:
-        if isinstance(function, ast.FunctionDef) and function.name in SECTIONS:
-            prefix = SECTIONS[function.name]
-            for path, row in keywords(function):
+    for node in ast.parse(source).body:
+        prefix = SECTIONS.get(name_of(node))
+        if prefix is not None:
+            for path, row in keywords(node):
                 above = []
                 while (row - 1 - len(above)) in alone:
                     above.insert(0, alone[row - 1 - len(above)])
@@ -117,6 +144,13 @@ def comments_of(source):
                 if comment:
                     found[".".join(filter(None, [prefix, *path]))] = comment
     return found
+
+
+def name_of(node):
+    """The name of a function, or of what is assigned, at the top of a file."""
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        return node.targets[0].id
+    return getattr(node, "name", "")
 
 
 def keywords(node, path=()):

@@ -43,12 +43,12 @@ NEVER = 2**31 - 1
 Decay = Annotated[float, schema.Between(low=0.0, below=1.0), "of the moving average"]
 
 
-def adam(b1: Decay = 0.9, b2: Decay = 0.95):
+def adam(b1: Decay, b2: Decay):
     """The rule of AdamW: weight decay is added to what Adam makes of the gradient."""
     return lambda decay: optax.chain(optax.scale_by_adam(b1=b1, b2=b2), decay)
 
 
-def sgd(momentum: Decay = 0.9):
+def sgd(momentum: Decay):
     """The rule of SGD with momentum: weight decay is added to the gradient."""
     return lambda decay: optax.chain(decay, optax.trace(decay=momentum))
 
