@@ -12,9 +12,10 @@ FIELDS = ("kind", "mixture", "lambda", "width")  # of the network, in a study's 
 def rows(case, parameters, results):
     """One row per suite of a case; of a network conditioned on lambda, of each lambda.
 
-    results: the result rows of each seed's run. Clean accuracy is that of the first
-    domain's mode; robust accuracy that of the mode named like the end of the suite
-    ("pgd20_linf": linf) or else of the last. The interval is Student's over the seeds;
+    results: the result rows of each seed's run. Clean accuracy is that of the first mode
+    that was evaluated; robust accuracy that of the mode named like the end of the suite
+    ("pgd20_linf": linf) or else of the last; where there are soups only, that of the first
+    network. The interval is Student's over the seeds;
     one seed alone has none.
     """
     found, first = [], results[0][0]
@@ -25,8 +26,12 @@ def rows(case, parameters, results):
             (f"{case}, {name_of(row)}", row, suite) for row in seen for suite in suites
         ]
     else:
-        domains = list(first["mixture"])
-        cases = [(case, told_of(mode_of(s, domains), domains), s) for s in suites]
+        domains, seen = list(first["mixture"]), {key_of(row) for row in results[0]}
+        modes = {domain: told_of(domain, domains) for domain in domains}
+        modes = {name: told for name, told in modes.items() if key_of(told) in seen}
+        cases = [
+            (case, modes[mode_of(s, list(modes))] if modes else first, s) for s in suites
+        ]
     for label, told, suite in cases:
         values = [value_of(seed, suite, told) for seed in results]
         mean = float(np.mean(values))

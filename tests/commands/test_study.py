@@ -179,6 +179,12 @@ def test_rows_of_a_study_by_hand():
     (alone, _) = studies.rows("norms", 7, [result((0.1, 0.5))])
     assert alone["low"] is None
     assert "| norms | 7 | 90.0 (clean mode) |" in studies.markdown([alone])
+    last = [row for row in result((0.1, 0.5)) if row["mixture"]["linf"] == 1.0]
+    (clean, _) = studies.rows("norms", 7, [last])
+    assert (clean["mode"], clean["mean"]) == ("linf mode", 0.8)
+    half = [row | mixture_case(("clean", "linf"), (0.5, 0.5)).told for row in last]
+    (clean, _) = studies.rows("norms", 7, [half])
+    assert (clean["mode"], clean["mean"]) == ("0.5 clean + 0.5 linf", 0.8)
     assert studies.mode_of("pgd20_l2", ["clean", "linf", "l2"]) == "l2"
     assert studies.mode_of("pgd20_l1", ["clean", "linf"]) == "linf"
     assert studies.mode_of("pgd_night_l2", ["l2", "night_l2", "clean"]) == "night_l2"
