@@ -315,6 +315,7 @@ class Meter:
 
     def __init__(self, file):
         self.file = file
+        self.commit = commit()  # now: later the files may be others than those that run
         self.pieces: dict[str, list[dict[str, Any]]] = {}
         if file.exists():
             with contextlib.suppress(ValueError):
@@ -327,7 +328,7 @@ class Meter:
             yield
             return
         now = datetime.datetime.now(datetime.UTC).date()
-        piece = {"date": now.isoformat(), "commit": commit(), "device": device()}
+        piece = {"date": now.isoformat(), "commit": self.commit, "device": device()}
         self.pieces.setdefault(name, []).append(piece)
         begun, over = (time.process_time(), time.monotonic()), threading.Event()
 
