@@ -4,6 +4,7 @@ import json
 
 from advadapters.evaluation import claims
 
+MOST = 4  # comparisons of a claim that are told one by one
 HEAD = """# Evidence
 
 What was claimed, what came out here, and by which command. `advadapters report
@@ -147,7 +148,12 @@ def ours(row):
         return "<br>".join([*series(row), *map(difference, row["comparisons"][:2])])
     pairs = row["comparisons"][:: 2 if row["test"] == "within" else 1]
     means = {tuple(one["row"]): one["mean"] for one in row["rows"]}
-    return "<br>".join(f"{against(pair, means)}, {difference(pair)}" for pair in pairs)
+    told = []
+    if len(pairs) > MOST:
+        told.append(f"{len(pairs)} comparisons; the clearest {MOST}:")
+        pairs = sorted(pairs, key=lambda pair: pair["p"])[:MOST]
+    told += [f"{against(pair, means)}, {difference(pair)}" for pair in pairs]
+    return "<br>".join(told)
 
 
 def against(pair, means):

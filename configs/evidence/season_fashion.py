@@ -8,7 +8,7 @@ Command: advadapters study --config=configs/evidence/season_fashion.py
     --workdir=runs/evidence/season_fashion --minutes=20 --ledger=docs/ledger.jsonl
 Data: 30,000 training images of Fashion-MNIST (Debian's package dataset-fashion-mnist), a
   fixed draw of the 54,000 that are not held out; 5,000 test images. Under corruptions soups
-  are chosen on 1,000 of them, and judged on the others.
+  are chosen on 1,000 of 3,000 of them, and judged on the others.
 Variants: linf (default, the first network), l2, l1, nominal (fine-tuned from it).
 Cost: see docs/evidence.md. Expected: docs/evidence.md.
 """
@@ -93,8 +93,8 @@ EXPERIMENT = dict(
     soups={"soup": dict(of=VARIANTS, weights=(1.0,))},
     evaluations={
         "lines": {"soup": mixtures(LINE, TOWARDS)},
-        "shifts": {"soup": "--grid=0.2 --suite=corruptions --severity=3"},
-        "hard": {"soup": "--grid=0.2 --suite=corruptions --severity=5"},
+        "shifts": {"soup": "--grid=0.2 --suite=corruptions --severity=3 --examples=3000"},
+        "hard": {"soup": "--grid=0.2 --suite=corruptions --severity=5 --examples=3000"},
     },
     chosen_on=1000,
     claims=(

@@ -224,6 +224,16 @@ def test_a_row_tells_all_that_judged_it():
     assert line == f"| S | Table 1 | {ours} | 2 | **holds** | 0.5 |"
 
 
+def test_of_many_comparisons_the_clearest_are_told():
+    others = [(f"b{n}", "", "clean") for n in range(6)]
+    claim = dict(id="x", sentence="S", place="T", test="any",
+                 rows=tuple((A, other) for other in others))  # fmt: skip
+    found = [claims.compare(seeds(80, 80), seeds(80 - n, 80 - n)) for n in range(6)]
+    text = ledger.ours(ledger.row("e", claim, found, (0, 1), ABOUT)).split("<br>")
+    assert text[0] == "6 comparisons; the clearest 4:"
+    assert [line.split()[3] for line in text[1:]] == ["b5", "b4", "b3", "b2"]
+
+
 def test_newer_rows_take_the_place_of_older_ones():
     old = [row("x"), row("y"), row("x", experiment="f")]
     new = ledger.merged(old, [row("z"), row("y", sentence="new")])
