@@ -19,6 +19,7 @@ of the same seed.
 
 import contextlib
 import datetime
+import importlib.util
 import json
 import os
 import pathlib
@@ -26,7 +27,6 @@ import shlex
 import subprocess
 import threading
 import time
-from importlib import machinery
 from typing import Any, NamedTuple
 
 from advadapters import configs, hosts
@@ -56,7 +56,9 @@ def read(argv):
     path = next(configs.files([configs.with_file(one) for one in argv]), "")
     if not os.path.isfile(path):
         return None  # whoever parses the arguments says so
-    module = machinery.SourceFileLoader("config", path).load_module()
+    spec = importlib.util.spec_from_file_location("experiment", path)
+    module = importlib.util.module_from_spec(spec)  # of its own: it keeps no other file's
+    spec.loader.exec_module(module)
     stated = getattr(module, "EXPERIMENT", None)
     if stated is None:
         return None
