@@ -101,13 +101,16 @@ def mixtures(robust, soups):
         dict(
             id="independent",
             sentence="Networks that were trained apart cannot be mixed: half of each is "
-            "worse than both, on clean images and under attack",
+            "worse than both on clean images, and than the robust one under attack",
             place="not found in the text at hand; from memory",
             test="more",
             rows=tuple(
                 ((name, "", suite), ("independent", "", suite))
-                for suite in (CLEAN, robust)
-                for name in ("nominal", "adversarial")
+                for name, suite in (
+                    ("nominal", CLEAN),
+                    ("adversarial", CLEAN),
+                    ("adversarial", robust),
+                )
             ),
         ),
     )
