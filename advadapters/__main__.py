@@ -74,7 +74,7 @@ def main(argv=None):
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what is asked for
     command = importlib.import_module(f"advadapters.commands.{verb}")
     if {"--help", "-h"} & set(argv[1:]):
-        print(command.__doc__.strip())
+        print((command.__doc__ or "").strip())
         return 0
     try:
         rest, distributed, seconds = hosts.read_flags(argv[1:])

@@ -21,7 +21,7 @@ class Checkpoints:
 
     def __init__(self, folder, *, keep=2, best=False, read_only=False):
         self.folder, self.scored = folder, best
-        policies = [checkpoint_managers.LatestN(keep)]
+        policies: list = [checkpoint_managers.LatestN(keep)]
         if best:
             policies.append(
                 checkpoint_managers.BestN(

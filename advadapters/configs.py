@@ -15,11 +15,14 @@ import re
 import sys
 import traceback
 from fractions import Fraction
+from typing import Any, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from advadapters.errors import UsageError, check_word
+
+T = TypeVar("T")
 
 # The config files that come with the package: in it, or in a checkout beside it.
 HERE = pathlib.Path(__file__).parent
@@ -55,7 +58,7 @@ def fraction(argument):
     return f"{flag}{float(above) / float(below)!r}"
 
 
-def parse(argv, names, with_config=True):
+def parse(argv, names, with_config=True) -> tuple[Any, dict[str, Any]]:
     """Parses --config=FILE[:VARIANT], its overrides, and string flags.
 
     Args:
@@ -149,9 +152,9 @@ def override(config, overrides):
             "config", changed, flag_values=values, sys_argv=arguments
         )
     read_flags(values, arguments)
-    changed = values["config"].value
-    put_free(changed, free)
-    return changed.to_dict()
+    found: Any = values["config"].value
+    put_free(found, free)
+    return found.to_dict()
 
 
 def read_number(name, text):
@@ -170,6 +173,7 @@ def put(config, path, name, text):
         raise UsageError(
             f"{flag}={text!r} is no number, no fraction and no section like {{...}}"
         ) from None
+    parent = config
     for key in path:
         if key not in config:
             raise UsageError(f"no such config key: {key!r} in {flag}")
@@ -183,8 +187,8 @@ def put(config, path, name, text):
 
 def packaged():
     """{name: path} of the config files that come with the package."""
-    folder = next((folder for folder in FOLDERS if folder.is_dir()), None)
-    files = sorted(folder.rglob("*.py")) if folder else []
+    folder = next((folder for folder in FOLDERS if folder.is_dir()), HERE)
+    files = sorted(folder.rglob("*.py")) if folder != HERE else []
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 
@@ -291,15 +295,38 @@ class Section:
                 + ", ".join(self.known)
             )
 
-    def take(self, key, kind, *, low=None, above=None, below=None, high=None, of=None):
+    def take(
+        self,
+        key: str,
+        kind: type[T],
+        *,
+        low: float | None = None,
+        above: float | None = None,
+        below: float | None = None,
+        high: float | None = None,
+        of: type | None = None,
+    ) -> T:
         """The value of a key, of this type (a tuple: of such elements), within bounds.
 
         low <= value <= high, above < value < below. Floats must be finite.
         """
+        value = self.take_any(key, kind, of)
+        for wrong, bound in (
+            (low is not None and not value >= low, f"at least {low}"),
+            (above is not None and not value > above, f"above {above}"),
+            (below is not None and not value < below, f"below {below}"),
+            (high is not None and not value <= high, f"at most {high}"),
+        ):
+            if wrong:
+                raise UsageError(f"{self.name}.{key} must be {bound}, got {value!r}")
+        return value
+
+    def take_any(self, key, kind, of=None) -> Any:
+        """`take` without bounds."""
         self.known.append(key)
         if key not in self.left:
             raise UsageError(f"{self.name}.{key} is missing ({kind.__name__})")
-        value = self.left.pop(key)
+        value: Any = self.left.pop(key)
         if kind is float and type(value) is int:
             value = float(value)
         if kind is tuple and isinstance(value, list):
@@ -313,17 +340,9 @@ class Section:
             raise UsageError(f"{self.name}.{key} must hold {of.__name__}, got {value!r}")
         if not all(math.isfinite(item) for item in items if isinstance(item, float)):
             raise UsageError(f"{self.name}.{key} must be finite, got {value!r}")
-        for wrong, bound in (
-            (low is not None and not value >= low, f"at least {low}"),
-            (above is not None and not value > above, f"above {above}"),
-            (below is not None and not value < below, f"below {below}"),
-            (high is not None and not value <= high, f"at most {high}"),
-        ):
-            if wrong:
-                raise UsageError(f"{self.name}.{key} must be {bound}, got {value!r}")
         return value
 
-    def choice(self, key, allowed):
+    def choice(self, key: str, allowed) -> str:
         """The value of a key that must be one of the strings in `allowed`."""
         value = self.take(key, str)
         check_word(allowed, value, f"{self.name}.{key}")

@@ -99,16 +99,16 @@ def tpus(kind, text):
         ) from None
 
 
-def products(jaxpr, devices=1, once=False):
+def products(jaxpr, devices=1, once=False) -> float:
     """FLOPs of the matrix products and convolutions of a traced program, all devices.
 
     Loops are multiplied out, or with `once` counted as XLA's cost analysis counts them: the
     body once. Of branches the dearest counts. Loops of unknown length count once.
     """
-    total = 0
+    total = 0.0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
-        inner = [products(body, devices, once) for body in bodies(params)]
+        inner: list[float] = [products(body, devices, once) for body in bodies(params)]
         if name in ("dot_general", "conv_general_dilated"):
             total += product(equation)
         elif name == "cond":

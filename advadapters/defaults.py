@@ -5,6 +5,7 @@ result of `method(...)`. Values are plain, so that all can be overridden.
 """
 
 import contextlib
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -151,7 +152,7 @@ def data():
 
 def digits(model):
     """`config` for a short run on scikit-learn's digits, 337 steps; model: see `model`."""
-    made = config()
+    made: Any = config()
     made.epochs = 30.0
     made.ema_decay = 0.99
     made.checkpoint_every = 200
@@ -493,7 +494,7 @@ def fixed(first, attacks, alpha, beta):
 LAMBDAS = (0.0, 0.1, 0.2, 0.3, 0.4, 1.0)
 
 
-def oat(first, attacks, alpha, beta):
+def oat(first, attacks, alpha, beta) -> dict[str, Any]:
     """One network for every lambda (OAT, Wang et al. 2020), with dual batch norm.
 
     The model has to be conditioned: config.model.film = film(LAMBDAS). All but its
@@ -525,7 +526,7 @@ def oats(first, attacks, alpha, beta):
     return whole | dict(oat=whole["oat"] | dict(widths=(0.5, 0.75, 1.0)))
 
 
-def twins_at(first, attacks, alpha, beta):
+def twins_at(first, attacks, alpha, beta) -> dict[str, Any]:
     """TWINS-AT (Liu et al. 2023), fine-tuning config.start with two wings."""
     settings = dict(
         weight=1.0,  # of the frozen wing

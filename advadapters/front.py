@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from advadapters import attacks as suites
-from advadapters import builders, configs, defaults, losses, networks, soups
+from advadapters import configs, defaults, losses, networks, soups
 from advadapters.attacks import checks
+from advadapters.builders import methods
 from advadapters.builders.views import read_attacks
 from advadapters.commands import evaluating, runs, workdir
 from advadapters.data.sources import ArraySplit
@@ -149,7 +150,7 @@ class Run(NamedTuple):
         if not self.opened.run.film and "lambdas" not in getattr(method, "_fields", ()):
             raise UsageError("this run is not conditioned on lambda: take run.soup(...)")
         asked = {"lambda": [float(lam)], "width": [float(width)]}
-        read = builders.methods.read_knobs
+        read = methods.read_knobs
         return self._classifier(read(method, self.opened.run.film, asked)[0])
 
     def evaluate(

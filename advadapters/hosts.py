@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from typing import Any
 
 from advadapters.errors import UsageError
 
@@ -80,10 +81,11 @@ def join(distributed, seconds):
     place = detect(seconds) if distributed == "auto" else parse(distributed)
     if place is None or place[1] == 1:
         return
-    meet(*place, seconds)
+    address, count, number = place
+    meet(address, count, number, seconds)
     import jax
 
-    jax.distributed.initialize(*place, initialization_timeout=seconds)
+    jax.distributed.initialize(address, count, number, initialization_timeout=seconds)
     threading.Thread(target=watch, daemon=True).start()
     if not first():
         sys.stdout = open(os.devnull, "w")
@@ -105,7 +107,7 @@ def detect(seconds):
             f"cannot tell the hosts of this cluster: {reason}; give "
             "--distributed=none, or HOST:PORT,COUNT,INDEX"
         ) from None
-    return address and (address, count, index)
+    return (address, int(count or 1), int(index or 0)) if address else None
 
 
 def meet(address, count, index, seconds):
@@ -123,6 +125,7 @@ def listen(address, count, seconds):
     calls, shown, deadline = {}, -math.inf, time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(open_port(address))
+        who = ""
         while missing := sorted(set(range(1, count)) - calls.keys()):
             numbers = ", ".join(map(str, missing))
             who = f"{len(missing)} of {count} hosts at {address}: {numbers}"
@@ -197,7 +200,7 @@ def sigterm():
         signal.signal(signal.SIGTERM, before)
 
 
-def joined():
+def joined() -> Any:
     """jax's state of a run of several processes: client (None if alone), process_id."""
     from jax._src import distributed
 

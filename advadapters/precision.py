@@ -29,6 +29,7 @@ def differ(dtype, exact, precision):
     if dtype != exact:
         return True
     # Of float32 operands TPUs round by default to bfloat16, recent GPUs to TF32, CPUs not.
-    asked = jax.config.jax_default_matmul_precision in ("highest", "float32")
+    precise = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    asked = precise in ("highest", "float32")
     rounded = exact == jnp.float32 and jax.default_backend() != "cpu" and not asked
     return rounded and precision != "default"

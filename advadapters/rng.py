@@ -47,10 +47,10 @@ def typed(key):
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             return key
         words = key.shape[-1] if key.ndim and key.dtype == np.uint32 else 0
-        default = jax.config.jax_default_prng_impl
+        default = jax.config.jax_default_prng_impl  # pyright: ignore[reportAttributeAccessIssue]
         for name in (default, *WORDS):
             if words and WORDS.get(name) == words:
-                return jax.random.wrap_key_data(key, impl=name)
+                return jax.random.wrap_key_data(jnp.asarray(key), impl=name)
     told = " ".join(repr(key).split())
     raise ValueError(f"key must be a random key like jax.random.key(0), got {told}")
 

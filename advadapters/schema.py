@@ -13,7 +13,7 @@ import inspect
 import math
 import numbers
 import typing
-from collections.abc import Container
+from collections.abc import Collection
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ class Between(NamedTuple):
 class OneOf(NamedTuple):
     """Words that a setting may be, looked up when it is read: a table may grow."""
 
-    words: Container[str]
+    words: Collection[str]
 
 
 class Setting(NamedTuple):

@@ -8,6 +8,7 @@ import hashlib
 import json
 import zipfile
 import zlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,9 +36,12 @@ def save(file, variables, settings=None):
     settings: {name: plain value} that must be the same where the file is used.
     """
     moving = trees.flatten({branch: variables[branch] for branch in BRANCHES})
-    arrays = {path: np.asarray(jax.device_get(leaf)) for path, leaf in moving.items()}
+    arrays: dict[str, Any] = {
+        path: np.asarray(jax.device_get(leaf)) for path, leaf in moving.items()
+    }
     told = {"fingerprint": fingerprint(variables), "settings": settings or {}}
-    np.savez(file, **arrays, **{"": np.array(json.dumps(told))})
+    arrays[""] = np.array(json.dumps(told))
+    np.savez(file, **arrays)
 
 
 def load(path, variables, settings=None):

@@ -82,8 +82,10 @@ def apgd(
     loss: Loss = "cross_entropy",
 ):
     """Adversarial images [B, H, W, C]; where none is found, those with the highest loss."""
-    settings = dict(norm=norm, eps=eps, steps=steps, loss=loss)
-    return run_apgd(logits_fn, images, losses.class_of(labels), key, **settings).points
+    labels = losses.class_of(labels)
+    return run_apgd(
+        logits_fn, images, labels, key, norm=norm, eps=eps, steps=steps, loss=loss
+    ).points
 
 
 def run_apgd(

@@ -293,9 +293,10 @@ class Attacker:
         )
         fixed = (*stage.fixed, self.norm, self.judges)
         found, cost = self.call(attack_batch, fixed, inputs, self.eps)
-        *found, passes = found
+        *parts, passes = found
         cost |= dict(forwards=int(passes) * count, padding=int(passes) * (rows - count))
-        return Batch(index, *(part[:count] for part in found), cost)
+        points, share, odd, kept = (part[:count] for part in parts)
+        return Batch(index, points, share, odd, kept, cost)
 
     def nearest(self, stage, state, left, flops):
         """(MALT's targets int32 [n, targets] for the images numbered `left` [n], cost)."""

@@ -11,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from advadapters import losses, rng, trees
 from advadapters.balls import BALLS
@@ -30,9 +31,7 @@ def to_float(images):
 
 def concrete(value):
     """Whether this process can read the value: it is not traced, and all of it is here."""
-    return not isinstance(value, jax.core.Tracer) and getattr(
-        value, "is_fully_addressable", True
-    )
+    return not isinstance(value, Tracer) and getattr(value, "is_fully_addressable", True)
 
 
 def radius(norm, eps, shape=()):

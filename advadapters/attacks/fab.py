@@ -30,8 +30,8 @@ class Walk(NamedTuple):
 @checked
 def fab(logits_fn, images, labels, key, *, norm, eps, steps: Steps = 100):
     """Adversarial images [B, H, W, C] inside the ball, the images where none is found."""
-    settings = dict(norm=norm, eps=eps, steps=steps)
-    return run_fab(logits_fn, images, losses.class_of(labels), key, **settings).points
+    labels = losses.class_of(labels)
+    return run_fab(logits_fn, images, labels, key, norm=norm, eps=eps, steps=steps).points
 
 
 def run_fab(

@@ -154,13 +154,13 @@ def mover(ball, optimizer, images, steps, step_size):
     if optimizer == "adam":
         adam = optax.scale_by_adam()
 
-        def move(points, slope, step, memory):
+        def climb(points, slope, step, memory):
             with jax.numpy_dtype_promotion("standard"):  # optax mixes types
                 direction, memory = adam.update(slope, memory)
             direction = trees.finite(direction)  # moments of huge slopes overflow
             return points + adam_rate(step, steps, step_size) * direction, memory
 
-        return move, adam.init(images)
+        return climb, adam.init(images)
 
     def move(points, slope, step, memory):
         count = spread(step, steps, images[0].size)

@@ -222,7 +222,7 @@ class Report(NamedTuple):
             plain = json.loads(file.with_name(file.name + ".json").read_text())
             arrays = load_arrays(file.with_name(file.name + ".npz"))
             plain["intervals"] = {k: tuple(v) for k, v in plain["intervals"].items()}
-            found = cls(**plain, **arrays, given=images)
+            found = cls(**plain | arrays | {"given": images})
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise UsageError(f"cannot read a report from {path}: {error}") from None
         if images is not None and len(images) != len(found.robust):

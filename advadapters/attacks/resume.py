@@ -125,8 +125,8 @@ class Journal(NoJournal):
         if cost.keys() != state.costs[name].keys():
             raise ValueError(f"other costs: {list(cost)}")
         state.labels[row["index"]]  # IndexError where there are no such images
-        told = [row[key] for key in ("share", "not_finite", "not_attacked")]
-        return int(row["round"]), name, Batch(row["index"], points, *told, cost)
+        share, odd, kept = (row[key] for key in ("share", "not_finite", "not_attacked"))
+        return int(row["round"]), name, Batch(row["index"], points, share, odd, kept, cost)
 
     def write(self, state, number, round_, name, batch):
         """Records one batch, with the images that are worse than before."""
@@ -221,5 +221,5 @@ def checksum(array):
     """A number that tells arrays [N, ...] apart; at most a row at a time is copied."""
     found = 0
     for row in array:
-        found = zlib.crc32(memoryview(np.ascontiguousarray(row)).cast("B"), found)
+        found = zlib.crc32(np.ascontiguousarray(row).data.cast("B"), found)
     return found

@@ -408,10 +408,10 @@ def sweep(logits_fn, images, labels, key, *, threats, **settings):
         )
     threats = [(norm, checks.radius(norm, eps)) for norm, eps in threats]
     folder = settings.pop("resume", "")
-    settings = {"programs": programs_of(as_partial(logits_fn))} | settings
+    shared: dict[str, Any] = {"programs": programs_of(as_partial(logits_fn))} | settings
     reports = [
         autoattack(
-            logits_fn, images, labels, key, norm=norm, eps=eps, **settings,
+            logits_fn, images, labels, key, norm=norm, eps=eps, **shared,
             resume=os.path.join(folder, f"{norm}-{eps}") if folder else "",
         )
         for norm, eps in threats

@@ -1,6 +1,7 @@
 """config.optimizer -> a schedule and a gradient transformation."""
 
 import math
+from typing import Any
 
 from advadapters import schema
 from advadapters.errors import UsageError
@@ -44,7 +45,7 @@ def read_optimizer(c, batch_size, epoch, steps, drops):
         drops=drops,
     )
     decayed, layers_ = (c.take(key, tuple, of=str) for key in ("decayed", "layers"))
-    settings = dict(
+    settings: dict[str, Any] = dict(
         learning_rate=schedule,
         weight_decay=c.take("weight_decay", float, low=0.0),
         decayed=decayed,

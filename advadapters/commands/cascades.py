@@ -105,7 +105,7 @@ def run(opened, variables, split, cases, step, asked, *, journal, compared):
     devices = jax.local_devices()
     mesh = meshes.make(devices) if len(devices) > 1 else None
     seed = opened.run.seed if asked.seed is None else asked.seed
-    rows, right = [], {}
+    rows, right, own = [], {}, {}
     for case, signs in zip(cases, compared, strict=True):
         network = opened.run.networks[case.network]
         plain = meshes.own_copy(network.at(variables, case.knob), mesh)
@@ -253,7 +253,7 @@ def count(opened, variables, cases, path, step):
     """Result rows of cases on the images of a file: how many are still right."""
     import jax
 
-    from advadapters import attacks
+    from advadapters.attacks import checks
     from advadapters.attacks.suites import Attacker
     from advadapters.evaluation import accuracy
     from advadapters.precision import in_precision
@@ -268,7 +268,7 @@ def count(opened, variables, cases, path, step):
                 f"--images={path} has images of {list(images.shape[1:])}, the network "
                 f"takes {list(shape)}"
             )
-        attacks.checks.inputs(images, labels)
+        checks.inputs(images, labels)
         for case in cases:
             network = opened.run.networks[case.network]
             plain = network.at(variables, case.knob)
@@ -276,7 +276,7 @@ def count(opened, variables, cases, path, step):
             attacker = Attacker(logits_fn, "linf", 0.0, evaluation.batch_size, mesh)
             with in_precision(evaluation.precision):
                 logits = attacker.logits(images, labels, jax.random.key(0))
-            attacks.checks.outputs(logits, labels)
+            checks.outputs(logits, labels)
             lost = int((~np.isfinite(logits).all(axis=1)).sum())
             right = int(attacker.right(images, labels, logits, None).sum())
             rows.append(accuracy.row(case.told, suite, right, len(labels), step, lost))

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from typing import Any
 
 from advadapters import hosts
 from advadapters.commands import workdir
@@ -54,7 +55,8 @@ def find(folder, old, new, said=()):
             f"or use that config; only {', '.join(LATER)} may change later"
         )
     before, now = changed.get("epochs", (0, 1))
-    if now < before or ("epochs" in changed and "epochs" not in said):
+    shorter = (now or 0) < (before or 0)
+    if shorter or ("epochs" in changed and "epochs" not in said):
         raise UsageError(
             f"{folder} holds a run of another config (epochs: {before} there, {now} now): "
             "to go on for longer, give more on the command line: --config.epochs=..."
@@ -73,7 +75,7 @@ def told(changed, title="changed since the run began"):
 
 def stale(changed):
     """Whether what `train` evaluated is to be evaluated again."""
-    return any(LATER[row_of(key)] for key in changed)
+    return any(LATER[row_of(key) or key] for key in changed)
 
 
 def compare(folder, there, run, changed, training):
@@ -149,7 +151,7 @@ def first_record(config, run):
 
 
 @hosts.once
-def record_of(run, classes):
+def record_of(run, classes) -> Any:
     """What process 0 finds of the data, see `identity`."""
     return identity.describe(run.data.source, classes)
 

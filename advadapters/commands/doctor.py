@@ -27,6 +27,7 @@ import platform
 import statistics
 import tempfile
 import time
+from typing import Any
 
 from advadapters import configs
 from advadapters.errors import UsageError
@@ -78,7 +79,7 @@ def main(argv):
     return 0
 
 
-def number(name, flags, kind=int):
+def number(name, flags, kind: type = int):
     """The value of a flag, above 0."""
     try:
         value = kind(flags[name])
@@ -138,7 +139,7 @@ def write_test(path):
     return {"path": str(folder), "megabytes_per_second": 16 / (time.perf_counter() - start)}
 
 
-def read(config, spec):
+def read(config: Any, spec):
     """A builders' Data of config.data, or of a source with ImageNet's crops."""
     import jax
 

@@ -68,7 +68,8 @@ def main(argv):
         if flags["output"]:
             write(flags["output"], rows, sum(evaluated.values(), []))
     told = sum(evaluated.values(), [])
-    for text in filter(None, (rows and markdown(rows), dryevaluation.markdown(told))):
+    tables = (markdown(rows) if rows else "", dryevaluation.markdown(told))
+    for text in filter(None, tables):
         print(text + "\n")
     lines = [advice(row) for row in rows] + [dryevaluation.advice(row) for row in told]
     print(*dict.fromkeys(lines), sep="\n")
@@ -174,7 +175,7 @@ def measure(name, run, mesh, chip):
         hlo.traffic(program) * row["flops"]["paper"] // row["flops"]["paper_once"]
     )
     once, paper = row["flops"]["paper_once"], row["flops"]["paper"]
-    found = compiled.cost_analysis()["flops"] * mesh.size / run.batch_size
+    found = (compiled.cost_analysis() or {})["flops"] * mesh.size / run.batch_size
     row["flops"] |= {"compiled_once": found, "compiled": found + paper - once}
     if chip:
         row |= times(row, chip)

@@ -133,6 +133,7 @@ def main(argv):
     given = (opened, variables, test, cases)
     attacked = cascade or (suites and not others and not flags["images"])
     compared = evaluating.signs(*given, signs) if attacked else ()
+    found = {}
     if cascade:
         journal = f"-adapters-{digest(adapters)}" if adapters else ""
         journal += f"-statistics{images}" if images else ""

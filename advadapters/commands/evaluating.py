@@ -7,7 +7,8 @@ import os
 import jax
 import numpy as np
 
-from advadapters import attacks, builders
+from advadapters import builders
+from advadapters.attacks import checks
 from advadapters.commands import workdir
 from advadapters.commands.asking import Question, ask, predictor_of
 from advadapters.data import shifts as other_data
@@ -143,7 +144,7 @@ def shifted(opened, variables, cases, names, *, data_dir, combine, examples):
 
 
 def signs(opened, variables, split, cases, count=None):
-    """[{"sign_agreement": share}] of the cases, see `attacks.checks.sign_agreement`.
+    """[{"sign_agreement": share}] of the cases, see `checks.sign_agreement`.
 
     On the first `count` images of a split; None asks for checks.SAMPLE where training has
     another precision than evaluation. {} for a network that is not looked at.
@@ -153,12 +154,12 @@ def signs(opened, variables, split, cases, count=None):
         network = run.networks[case.network]
         found.append({})
         if count or network.coarse:
-            batch = batch or first_images(run, split, count or attacks.checks.SAMPLE)
+            batch = batch or first_images(run, split, count or checks.SAMPLE)
             plain = network.at(variables, case.knob)
-            pair = (
+            trained, exact = (
                 jax.tree_util.Partial(f, plain) for f in (network.apply, network.evaluate)
             )
-            share = attacks.checks.sign_agreement(*pair, *batch)
+            share = checks.sign_agreement(trained, exact, *batch)
             found[-1] = {"sign_agreement": share}
     shares = [one["sign_agreement"] for one in found if one]
     if shares:
@@ -199,7 +200,8 @@ def rows(opened, variables, cases, found, step, compared=(), about=None, attacke
             listed.append(row | natural | fields)
     cues = [f"conflict_stimuli/{cue}" for cue in ("shape", "texture")]
     if found.keys() >= {*cues}:
-        listed += shifts.shape_bias_rows(told, *(found[cue] for cue in cues), step)
+        shape, texture = (found[cue] for cue in cues)
+        listed += shifts.shape_bias_rows(told, shape, texture, step)
     classes = workdir.read_config(opened.folder)["model"]["classes"]
     imagenet = classes == 1000 and opened.run.data.image_size == 224
     return listed + shifts.summary(listed, imagenet)
@@ -229,7 +231,7 @@ def flops_of(opened, variables, case):
     shape = (1, data.image_size, data.image_size, data.channels)
     images = jax.ShapeDtypeStruct(shape, np.float32)
     lowered = jax.jit(network.evaluate).lower(plain, images)
-    made["flops", case.network] = lowered.cost_analysis()["flops"]
+    made["flops", case.network] = (lowered.cost_analysis() or {})["flops"]
     return made["flops", case.network]
 
 

@@ -19,10 +19,10 @@ of the same seed.
 
 import contextlib
 import datetime
-import importlib.util
 import json
 import os
 import pathlib
+import runpy
 import shlex
 import subprocess
 import threading
@@ -56,10 +56,7 @@ def read(argv):
     path = next(configs.files([configs.with_file(one) for one in argv]), "")
     if not os.path.isfile(path):
         return None  # whoever parses the arguments says so
-    spec = importlib.util.spec_from_file_location("experiment", path)
-    module = importlib.util.module_from_spec(spec)  # of its own: it keeps no other file's
-    spec.loader.exec_module(module)
-    stated = getattr(module, "EXPERIMENT", None)
+    stated = runpy.run_path(path).get("EXPERIMENT")
     if stated is None:
         return None
     whole = USUAL | stated
@@ -330,7 +327,7 @@ class Meter:
             yield
             return
         now = datetime.datetime.now(datetime.UTC).date()
-        piece = {"date": now.isoformat(), "commit": self.commit, "device": device()}
+        piece: dict = {"date": now.isoformat(), "commit": self.commit, "device": device()}
         self.pieces.setdefault(name, []).append(piece)
         begun, over = (time.process_time(), time.monotonic()), threading.Event()
 

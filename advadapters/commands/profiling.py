@@ -2,6 +2,7 @@
 
 import os
 import time
+from typing import Any
 
 import jax
 
@@ -31,7 +32,8 @@ class Profiled:
 
     def __init__(self, step_fn, steps, folder):
         self.step_fn, self.steps, self.folder = step_fn, steps, os.fspath(folder)
-        self.program, self.calls, self.started = None, 0, None
+        self.calls, self.started = 0, 0.0
+        self.program: Any = None
 
     def __call__(self, state, *others):
         if self.program is None:  # compiled here, since its text tells what is what

@@ -25,7 +25,7 @@ SHOWN = ("classes", "patch", "prompts", "scan", "size", "width")
 class First(NamedTuple):
     """plain: {"params", "batch_stats"} on the host. told: what became of every leaf."""
 
-    plain: dict
+    plain: dict | None
     told: str
 
 
@@ -222,8 +222,8 @@ def fit(there, here, start, fates):
             found[path], fates[path] = leaf, "initialised"
             continue
         known = path in there and not matches(start.dropped, path)
-        shape = np.shape(there[path]) if known else None
-        if shape != leaf.shape:
+        shape = np.shape(there[path]) if known else ()
+        if not known or shape != leaf.shape:
             raise UsageError(
                 f"config.start: {path} is {list(leaf.shape)} here and "
                 f"{list(shape) if known else 'missing'} there: use the same "

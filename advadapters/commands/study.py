@@ -123,7 +123,7 @@ def run(study, count, ledger):
 
     base = next(iter(study.cases.values()))["seed"]
     meter = experiments.Meter(study.folder / "costs.json")
-    failed, found = {}, {case: [] for case in study.cases}
+    failed, found, rows = {}, {case: [] for case in study.cases}, []
     for seed in range(base, base + count):
         for case in [name for name in study.cases if name not in failed]:
             try:

@@ -5,6 +5,7 @@ import math
 import os
 import time
 import zipfile
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -85,7 +86,7 @@ def record(path, config, data, changed, again):
 
 
 @hosts.once
-def read_data(path):
+def read_data(path) -> Any:
     """What a run remembers of its images, see `data.identity`; None if nothing."""
     file = epath.Path(os.path.expanduser(path)) / "data.json"
     try:
@@ -240,7 +241,9 @@ def write_tables(file, cases, found, command="", settings=None):
 
     command: what made them, to be told beside them. settings: {suite: its attack's}.
     """
-    arrays = {"networks": np.array(json.dumps([case.told for case in cases]))}
+    arrays: dict[str, Any] = {
+        "networks": np.array(json.dumps([case.told for case in cases]))
+    }
     arrays["settings"] = np.array(json.dumps(settings or {}))
     arrays["command"] = np.array(command)
     for suite, table in found.items():

@@ -3,7 +3,9 @@
 Per-example draws take per-example keys, so they do not depend on the device count.
 """
 
+import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +119,7 @@ def make_augment(
     label_smoothing,
     mix_probability=1.0,
     randaugment=None,
-    erasing=None,
+    erasing: dict[str, Any] | None = None,
 ):
     """(batch of uint8, key) -> {"images" in [0, 1], "labels" [B, L] float32, "index"}.
 
@@ -143,8 +145,8 @@ def make_augment(
         if randaugment:
             images = randaugment(keys("randaugment"), images)
         images = to_float(images)
-        if erasing:
-            erased = jax.vmap(lambda one, image: erase(one, image, **erasing))
+        if erasing is not None:
+            erased = jax.vmap(functools.partial(erase, **erasing))
             images = erased(keys("erasing"), images)
         own = (rng.fold(key, "mix"), images, labels, mixup_alpha, cutmix_alpha)
         images, labels = sometimes(

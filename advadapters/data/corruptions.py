@@ -82,7 +82,9 @@ def disk(radius, sigma):
     kernel = np.pad(full / full.sum(), soft, mode="reflect")
     for axis in (0, 1):
         kernel = np.apply_along_axis(
-            np.convolve, axis, kernel, weights / weights.sum(), mode="valid"
+            lambda line: np.convolve(line, weights / weights.sum(), mode="valid"),
+            axis,
+            kernel,
         )
     while len(kernel) > 1 and not kernel[0].any():  # no rim of zeros
         kernel = kernel[1:-1, 1:-1]
@@ -143,7 +145,8 @@ def zoom_blur(key, image, stop, step):
     )
 
     def add(total, matrices):
-        return total + filters.along_axes(*matrices, image), None
+        across, along = matrices
+        return total + filters.along_axes(across, along, image), None
 
     total, _ = jax.lax.scan(add, image, (jnp.asarray(rows), jnp.asarray(columns)))
     return total / (len(factors) + 1)
@@ -192,7 +195,8 @@ def ice(key, height, width):
 
 def fog(key, image, amount, decay):
     """Fractal noise is added and the whole darkened to the old maximum."""
-    noise = filters.plasma(key, *image.shape[:2], decay)[..., None]
+    height, width = image.shape[:2]
+    noise = filters.plasma(key, height, width, decay)[..., None]
     brightest = jnp.max(image)
     return (image + amount * noise) * brightest / (brightest + amount)
 

@@ -7,6 +7,7 @@ with PART {"images": how many, "counts": [of each class] or None where only read
 
 import hashlib
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ FEW = 20  # classes that are told one by one
 SPLITS = ("train", "test")
 
 
-def describe(source, classes):
+def describe(source, classes) -> dict[str, Any]:
     """The record of a Source, whose labels are below `classes`."""
     parts = {name: describe_split(getattr(source, name), classes) for name in SPLITS}
     return {"classes": list(source.names)} | parts
@@ -64,8 +65,8 @@ class Absent:
 
 def absent(record):
     """The Source of a record, for what needs its numbers and no image."""
-    splits = (Absent(record[name]["images"]) for name in SPLITS)
-    return Source(*splits, len(record["classes"]), tuple(record["classes"]))
+    train, test = (Absent(record[name]["images"]) for name in SPLITS)
+    return Source(train, test, len(record["classes"]), tuple(record["classes"]))
 
 
 def need_same_names(there, here, titles):

@@ -96,7 +96,8 @@ def settle_worker(number, count):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow():
-        multiprocessing.parent_process().join()
+        if parent := multiprocessing.parent_process():
+            parent.join()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

@@ -7,6 +7,7 @@ Pillow's, up to where its last bit rounds.
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -242,7 +243,7 @@ def draw(key, magnitude, std):
 def augment_image(key, image, layers, magnitude, std, fill):
     """One image uint8 [H, W, C], `layers` operations one after the other."""
     colour = jnp.round(255 * jnp.array(fill, jnp.float32))
-    branches = [
+    branches: list[Callable] = [
         lambda image, size, sign, run=run, value=value: run(
             image, value(size, sign), colour
         )

@@ -191,14 +191,18 @@ def only(source, classes):
         kept = np.flatnonzero(np.isin(split.labels, classes))
         splits.append(Renumbered(Subset(split, kept), numbers))
     names = tuple(source.names[c] for c in classes) if source.names else ()
-    return Source(*splits, len(classes), names, source.notes)
+    train, test = splits
+    return Source(train, test, len(classes), names, source.notes)
 
 
 def digits(path, options):
     """scikit-learn's 1,797 handwritten digits 8x8 (UCI test part); 360 are the test set."""
     need_no_path("digits", path)
     # Its file alone: importing scikit-learn takes a second.
-    (folder,) = importlib.util.find_spec("sklearn").submodule_search_locations
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError("source 'digits' is in scikit-learn: pip install scikit-learn")
+    folder = spec.submodule_search_locations[0]
     file = os.path.join(folder, "datasets", "data", "digits.csv.gz")
     rows = np.loadtxt(file, delimiter=",")  # 64 pixels of 0 to 16, and the class
     images = np.round(rows[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
@@ -232,9 +236,9 @@ def folder(path, options):
         raise UsageError(f"no class folders in {root / 'train'}")
     place, note = find_test(root, options["test_split"])
     test = list_classes(place)
-    splits = [folder_split(found, names, options) for found in (train, test)]
+    first, second = (folder_split(found, names, options) for found in (train, test))
     notes = tuple(filter(None, (note, train.left, test.left)))
-    return Source(*splits, len(names), tuple(names), notes)
+    return Source(first, second, len(names), tuple(names), notes)
 
 
 TESTS = ("test", "val", "validation", "valid")  # the first that there is
@@ -350,11 +354,11 @@ def folder_split(found, names, options):
 def tar(path, options):
     """Tars of images in one folder: see `advadapters.data.tars`."""
     found = tars.open_tars(path, options["test_split"])
-    splits = (
+    train, test = (
         encoded.Encoded(reader, options["channels"], options["skip_corrupt"])
         for reader in (found.train, found.test)
     )
-    return Source(*splits, len(found.names), found.names, found.notes)
+    return Source(train, test, len(found.names), found.names, found.notes)
 
 
 def tar_test(path, options):
@@ -367,7 +371,8 @@ def tar_test(path, options):
 def npz(path, options):
     """Arrays train_images, train_labels, test_images, test_labels in one .npz file."""
     arrays = read_npz(path)
-    return Source(*(npz_split(path, arrays, split) for split in ("train", "test")), 0)
+    train, test = (npz_split(path, arrays, split) for split in ("train", "test"))
+    return Source(train, test, 0)
 
 
 def npz_test(path, options):
@@ -426,7 +431,7 @@ def read_idx(root, name):
         if path.is_file():
             try:
                 with opener(path, "rb") as file:
-                    data = file.read()
+                    data: Any = file.read()
                 shape = np.frombuffer(data, ">i4", data[3], 4)
                 values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
                 return values.reshape(shape)
@@ -451,8 +456,9 @@ def tfds(path, options):
             splits.append(
                 encoded.Encoded(reader, options["channels"], options["skip_corrupt"])
             )
-        label = builder.info.features["label"]
-        return Source(*splits, label.num_classes, prepared.names_of(label))
+        features: Any = builder.info.features
+        (train, test), label = splits, features["label"]
+        return Source(train, test, label.num_classes, prepared.names_of(label))
     except UsageError:
         raise
     # Whatever TFDS says of a name or of files that it cannot use is bad input to us.

@@ -60,7 +60,7 @@ class TarReader(NamedTuple):
 
     def file(self, i):
         """The name in its tar."""
-        return self.tar.names[i].decode(errors="replace")
+        return bytes(self.tar.names[i]).decode(errors="replace")
 
     def name(self, i):
         """The tar and the name in it."""
@@ -69,7 +69,7 @@ class TarReader(NamedTuple):
     def read(self, i):
         """(bytes, label)."""
         offset, size = int(self.tar.offsets[i]), int(self.tar.sizes[i])
-        with open(self.tar.files[self.tar.numbers[i]], "rb") as file:
+        with open(str(self.tar.files[self.tar.numbers[i]]), "rb") as file:
             file.seek(offset)
             data = file.read(size)
         if len(data) != size:
@@ -97,9 +97,9 @@ def open_tars(path, test_split=""):
     if train.numbered != test.numbered:
         raise UsageError(f"{root}: only one split has its classes as numbers in .cls files")
     names = () if train.numbered else np.unique(train.classes)
-    readers = (labelled(tar, names, root) for tar in (train, test))
+    first, second = (labelled(tar, names, root) for tar in (train, test))
     notes = tuple(filter(None, (*told, *more)))
-    return Tars(*readers, tuple(map(os.fsdecode, names)), notes)
+    return Tars(first, second, tuple(map(os.fsdecode, names)), notes)
 
 
 def open_test(path):
@@ -143,7 +143,7 @@ def read_split(root, split, names):
     left = str(tar.left) and f"left out in {place}: {tar.left}"
     named = tar.classes != b""
     if named.any() and not named.all():
-        odd = tar.names[named.argmin()].decode(errors="replace")
+        odd = bytes(tar.names[named.argmin()]).decode(errors="replace")
         raise UsageError(f"{place}: {odd!r} is in no class folder, others are")
     return (tar if named.all() else listed(tar, place)), note, left
 

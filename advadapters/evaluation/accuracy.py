@@ -173,7 +173,9 @@ def strange(table, names, suite):
     """Lines that warn of what is counted by rule in a Table of networks of these names."""
     counts = zip(names, table.not_finite, table.not_attacked, strict=True)
     size = len(table.index)
-    return [line for name, *two in counts for line in warn(name, suite, *two, size)]
+    return [
+        line for name, lost, kept in counts for line in warn(name, suite, lost, kept, size)
+    ]
 
 
 def warn(name, suite, lost, kept, size):

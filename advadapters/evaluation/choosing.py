@@ -95,7 +95,7 @@ def halving_rows(told, tables, labels):
     found = []
     for suite, table in tables.items():
         pool, _ = soups.split_images(table.right.shape[1], labels)
-        right = table.right[np.ix_(candidates, pool)]
+        right = table.right[candidates][:, pool]
         search = soups.halving(
             lambda chosen, part, right=right: right[chosen[:, 0], part],
             np.arange(len(right))[:, None],

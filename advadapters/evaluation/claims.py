@@ -228,5 +228,5 @@ def rights(told, table, text, chosen_on):
     pool, unseen = soups.split_images(len(table.index), chosen_on)
     of = [n for n, one in enumerate(told) if one["kind"] in CHOSEN[text]]
     right = table.right
-    best = of[soups.best(right[np.ix_(of, pool)].mean(axis=1))]
+    best = of[soups.best(right[of][:, pool].mean(axis=1))]
     return table.index[unseen], right[best, unseen]

@@ -47,7 +47,7 @@ class Program(NamedTuple):
 
 def most(mesh, asked):
     """How many networks one call takes at most on these devices, of so many asked."""
-    return min(asked, MOST.get(mesh.devices.flat[0].platform, asked))
+    return min(asked, MOST.get(mesh.devices.flat[0].platform) or asked)
 
 
 def room(mesh, variables):

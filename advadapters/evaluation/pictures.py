@@ -89,7 +89,7 @@ def draw_simplex(told, tables, file):
         for line, (suite, value) in zip(panels, values.items(), strict=True):
             others = [values[other] for other in values if other != suite]
             shown = [n for inside in known.values() for n, _ in inside]
-            span = dict(vmin=value[shown].min(), vmax=value[shown].max())
+            span, points = dict(vmin=value[shown].min(), vmax=value[shown].max()), None
             for axes, (three, inside) in zip(line, known.items(), strict=True):
                 numbers, weights = map(list, zip(*inside, strict=True))
                 x, y = corners(weights).T
@@ -103,7 +103,8 @@ def draw_simplex(told, tables, file):
                 axes.axis("off")
                 axes.set_aspect("equal")
                 axes.margins(0.12)
-            figure.colorbar(points, ax=line[-1], shrink=0.7)
+            if points is not None:
+                figure.colorbar(points, ax=line[-1], shrink=0.7)
 
     sheet(len(tables), len(known), file, draw)
 

@@ -35,7 +35,8 @@ def attend(query, key, value):
     else:
         scores = jnp.einsum("bhqd,bhkd->bhqk", query * scale, key)
     # The derivative may be traced elsewhere, so it is told the precision that holds here.
-    return weigh(scores, value, jax.config.jax_default_matmul_precision)
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    return weigh(scores, value, precision)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

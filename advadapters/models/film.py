@@ -39,7 +39,7 @@ def encoding_matrix(film):
     """float32 [lambdas, size]: the first rows of the encoding's matrix."""
     unit = np.eye(film.size)
     if film.encoding == "dct":
-        unit = dct(unit, axis=0)
+        unit = np.asarray(dct(unit, axis=0))
     elif film.encoding == "random":
         # The legacy generator: its stream is frozen. (The checkpoint has the matrix too.)
         unit, _ = np.linalg.qr(np.random.RandomState(0).randn(film.size, film.size))

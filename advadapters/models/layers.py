@@ -111,12 +111,13 @@ def norm(kind, channels, *, train, stats_axes, dtype, name):
     Raises UsageError for another kind.
     """
     if kind == "batch":
+        axes: Any = tuple(stats_axes) or None  # annotated as a string; several go too
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=MOMENTUM,
             epsilon=EPS,
             dtype=dtype,
-            axis_name=tuple(stats_axes) or None,
+            axis_name=axes,
             name=name,
         )
     groups = {"group": group_count(channels), "layer": 1}

@@ -6,7 +6,7 @@ stage1_block1/{conv1,norm1,conv2,norm2,conv3,norm3,shortcut,shortcut_norm}/..., 
 """
 
 import re
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -123,7 +123,8 @@ class ResNet(nn.Module):
         x = make.conv(x, self.size.width, 7 if large else 3, "stem", 2 if large else 1)
         x = make.act(make.norm(x, "norm"))
         if large:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            padding: Any = ((1, 1), (1, 1))  # annotated as a string
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
         for name, width, stride in layers.stages(self.size.width, self.size.depths):
             x = Block(width, stride, self.size.bottleneck, make, name=name)(x)
         return layers.logits(x, self.classes, self.added)

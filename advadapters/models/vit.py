@@ -324,10 +324,11 @@ class ViT(nn.Module):
         """The transformer blocks, unrolled or scanned."""
         depth = self.size.depth
         rates = jnp.linspace(0, self.drop_path, depth)
-        block, policy = Block, REMAT[self.remat]
+        block: Any = Block
+        policy = REMAT[self.remat]
         if policy:
             block = nn.remat(Block, prevent_cse=not self.scan, policy=policy)
-        arguments = dict(
+        arguments: dict[str, Any] = dict(
             size=self.size,
             attention=self.attention,
             dtype=self.dtype,
@@ -336,10 +337,11 @@ class ViT(nn.Module):
             film=self.film,
         )
         if self.scan:
+            axes: Any = (0, *[nn.broadcast] * 3)  # annotated as one number
             block = nn.scan(
                 block,
                 length=depth,
-                in_axes=(0, *[nn.broadcast] * 3),
+                in_axes=axes,
                 variable_axes={"params": 0, "batch_stats": 0},
                 split_rngs={"params": True, "drop_path": True, "gradient_drop": True},
             )

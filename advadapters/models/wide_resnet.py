@@ -16,7 +16,7 @@ def read_size(text):
     """ "28-10" (depth - width) -> preact_resnet.Size. Raises UsageError."""
     match = re.fullmatch(r"([1-9]\d*)-([1-9]\d*)", text)
     blocks, rest = divmod(int(match[1]) - 4, 6) if match else (0, 0)
-    if blocks < 1 or rest:
+    if match is None or blocks < 1 or rest:
         raise UsageError(
             f"config.model.size={text!r} is not DEPTH-WIDTH with a depth of 6 n + 4, "
             f"like {', '.join(PUBLISHED)}"

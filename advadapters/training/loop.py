@@ -64,6 +64,8 @@ class Feed:
 
     def take(self, running):
         """The next batch. running: of what the last step returned, ready when it ends."""
+        if self.coming is None:
+            raise StopIteration("there are no more batches")
         if not self.coming.done():
             jax.block_until_ready(running)
         asked = time.monotonic()
