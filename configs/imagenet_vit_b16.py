@@ -27,7 +27,7 @@ Ours, where the recipes say another thing: the average's decay grows to its valu
   co-training of ViT-L.
 Command: advadapters train --config=configs/imagenet_vit_b16.py:cotrain --workdir=DIR
 Data: TFDS imagenet2012, prepared once with --file_format=array_record; or
-  --config.data.source=tar:DIR with ImageNet's two tars as they come (docs/guide.md).
+  --config.data.source=tar:DIR with ImageNet's two tars as they come (docs/data.md).
 Variants: cotrain (default), nominal, adversarial, advprop (dual layer norms), pyramid,
   finetune, finetune_released (name weights in config.start.workdir);
   alpha_10, alpha_20, alpha_30, alpha_40, alpha_50, alpha_60, alpha_70, alpha_80, alpha_90
@@ -36,7 +36,7 @@ Variants: cotrain (default), nominal, adversarial, advprop (dual layer norms), p
   devices).
 Cost: about 93,000 steps of 4096 images; 10 forward passes' FLOPs per image (PGD-2: 4,
   two views trained: 6), counted on paper; memory and times: `advadapters dryrun` and
-  docs/guide.md.
+  docs/costs.md.
 Expected (the papers' numbers, not ours; nothing here has been run at this size):
   nominal 82.64% top-1, clean mode of co-training 83.76% (paper's abstract, which does not
   name the alpha), adversarial 76.88%, AdvProp 83.39%, Pyramid-AT 83.14%, fine-tuned MAE

@@ -15,7 +15,7 @@ Ours: CIFAR-100 as CIFAR-10; which images of a batch see the frozen wing (there 
   image (there it is resized to 256 before); the PGD-10 that judges
   keeps the last iterate as there, PGD-20 with a random start keeps the best.
 Command: advadapters train --config=configs/twins.py --workdir=runs/twins
-    --config.start.weights=resnet50_linf_eps4.npz    (docs/guide.md says how)
+    --config.start.weights=resnet50_linf_eps4.npz    (docs/finetuning.md says how)
 Variants: cifar10 (default, TWINS-AT), cifar10_trades (TWINS-TRADES, beta 6), cifar10_at
   and cifar10_trades_alone (the baselines), cifar100, caltech256 (257 classes, 224x224);
   ours: cifar10_averaged (the parameters' average, of decay 0.995, is evaluated),

@@ -1,5 +1,8 @@
 """What `import advadapters` offers, on a run whose training images are gone."""
 
+import functools
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -46,9 +49,9 @@ def run(data, tmp_path_factory):
         ]
         return jax.tree.unflatten(structure, drawn)
 
-    runs.write_run(config, folder / "run", jax.jit(apart))
+    runs.write_run(config, folder / "runs" / "fashion", jax.jit(apart))
     file.unlink()
-    return aa.load(folder / "run")
+    return aa.load(folder / "runs" / "fashion")
 
 
 def test_importing_is_light():
@@ -63,6 +66,24 @@ assert all(hasattr(aa, name) for name in aa.__all__)
 assert set(aa.__all__) <= set(dir(aa))
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_listing_of_the_readme_runs(run, data, monkeypatch, capsys):
+    page = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+    listing = re.search(r"## From Python\n\n```python\n(.*?)```", page, re.DOTALL)[1]
+    monkeypatch.chdir(pathlib.Path(run.path).parents[1])
+    # The standard suite takes half a minute to compile.
+    short = functools.partial(aa.autoattack, version=("square",), queries=5)
+    monkeypatch.setattr(aa, "autoattack", short, raising=False)
+    images, labels = data
+    names = {"images": images, "labels": labels}
+    exec(compile(listing, "README.md", "exec"), names)
+    soup = run.soup(clean=0.3, linf=0.7)
+    text = capsys.readouterr().out
+    assert f"{soup.predict(images)} {soup.accuracy(images, labels)}" in text
+    assert aa.table(names["rows"]) in text
+    assert {row["suite"] for row in names["rows"]} == {"clean", "pgd"}
+    assert len(names["rows"]) == 22
 
 
 def test_a_run_says_what_it_is(run):

@@ -68,8 +68,8 @@ def read(path):
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):  # a member of a zip that is no .npy
             raise UsageError(
-                f"cannot read weights from {path}: {name} is no array; docs/guide.md says "
-                "how to make an .npz from torch's .pt"
+                f"cannot read weights from {path}: {name} is no array; docs/finetuning.md "
+                "says how to make an .npz from torch's .pt"
             )
     return arrays
 

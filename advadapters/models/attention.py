@@ -105,7 +105,7 @@ AUTO = {
     ("cpu", "bfloat16"): "ours",
     # Counted in the compiled program of a v5e, not timed: a block's image gradient moves
     # 2,086 MB and its forward pass 509, with splash attention 1,887 and 609. The tables
-    # of dry runs in docs/guide.md are of this choice.
+    # of dry runs in docs/costs.md are of this choice.
     ("tpu", "float32"): "ours",
     ("tpu", "bfloat16"): "ours",
     # Not measured. cuDNN's takes 16 bits only, and against XLA's ours saves a sum over

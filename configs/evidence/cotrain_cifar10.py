@@ -6,7 +6,7 @@ Paper: Rebuffi, Croce and Gowal, "Revisiting adapters with adversarial training"
   margins are ours.
 Command: advadapters study --config=configs/evidence/cotrain_cifar10.py
     --workdir=runs/evidence/cotrain_cifar10 --minutes=20 --ledger=docs/ledger.jsonl
-Data: CIFAR-10, each image encoded again as a JPEG, as one file of arrays: docs/guide.md
+Data: CIFAR-10, each image encoded again as a JPEG, as one file of arrays: docs/data.md
   says how to make it. 45,000 training images, all 10,000 test images; 5,000 are held out.
 Variants: cotrain (default), nominal, adversarial, norms (each domain's own norms instead of
   class tokens), nothing (the same losses, everything shared).
