@@ -32,6 +32,7 @@ myst_heading_anchors = 3
 
 # Docstrings quote code by single backquotes, as Markdown does.
 default_role = "literal"
+napoleon_use_param = False  # one entry for names that are explained together
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
