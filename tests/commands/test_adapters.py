@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import untrained
 
-from advadapters import builders, defaults
+from advadapters import attacks, builders, defaults
 from advadapters.__main__ import main
-from advadapters.commands import evaluating
 from advadapters.commands import runs as commands
 from advadapters.errors import UsageError
 from advadapters.training import state as states
@@ -116,7 +115,7 @@ def test_autoattack_of_two_files_has_two_journals(runs, monkeypatch):
         journals.append(resume.name)
         raise UsageError("enough")
 
-    monkeypatch.setattr(evaluating.attacks, "autoattack", autoattack)
+    monkeypatch.setattr(attacks, "autoattack", autoattack)
     argv = ("--suite=autoattack", "--eps=1/50", "--examples=8", "--mixture=linf=1")
     for name in ("first", "second", "first"):
         assert evaluate(runs, "first", name, *argv) == 2
