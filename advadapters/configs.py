@@ -354,5 +354,9 @@ class Section:
 
     def sections(self, key):
         """{name: Section} of a section whose keys are free names."""
-        whole = self.section(key)
-        return {name: Section(f"{whole.name}.{name}", v) for name, v in whole.left.items()}
+        return self.section(key).parts()
+
+    def parts(self):
+        """{name: Section} of all that is left here, each of them a section."""
+        values, self.left = self.left, {}
+        return {name: Section(f"{self.name}.{name}", v) for name, v in values.items()}

@@ -21,7 +21,6 @@ import numpy as np
 from advadapters import attacks as suites
 from advadapters import configs, defaults, losses, networks, soups
 from advadapters.attacks import checks
-from advadapters.builders import methods
 from advadapters.builders.views import read_attacks
 from advadapters.commands import evaluating, runs, workdir
 from advadapters.data.sources import ArraySplit
@@ -147,11 +146,10 @@ class Run(NamedTuple):
     def at(self, lam: float, width: float = 1.0) -> Classifier:
         """The network at a lambda (and width) of a run that is conditioned on it."""
         method = self.opened.run.method
-        if not self.opened.run.film and "lambdas" not in getattr(method, "_fields", ()):
+        if "lambda" not in method.numbers:
             raise UsageError("this run is not conditioned on lambda: take run.soup(...)")
-        asked = {"lambda": [float(lam)], "width": [float(width)]}
-        read = methods.read_knobs
-        return self._classifier(read(method, self.opened.run.film, asked)[0])
+        numbers = {"lambda": [float(lam)], "width": [float(width)]}
+        return self._classifier(method.cases_at(numbers)[0])
 
     def evaluate(
         self,

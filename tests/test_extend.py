@@ -52,6 +52,26 @@ def test_what_others_add_is_trained_and_evaluated(folder):
     assert code == 2 and "config.model.scale must be above 0" in text
 
 
+def test_a_method_of_others_is_trained_and_evaluated(folder):
+    workdir, batch = f"--workdir={folder}/line", "--config.evaluation.batch_size=120"
+    held = ("--config.data.validation=0.1", "--config.validate_every=100")
+    code, text = run(
+        folder, "train", f"--config={folder}/my_line.py", batch, *held, workdir
+    )
+    assert code == 0, text
+    assert "Along: clean, attacked" in text and "| attacked mode |" in text
+    assert "validation/attacked 0." in text
+    code, text = run(folder, "evaluate", workdir, "--mixture=clean=0.5,attacked=0.5")
+    assert code == 0 and "| 0.5 clean + 0.5 attacked |" in text, text
+    code, text = run(folder, "evaluate", workdir, "--lambda=0.5")
+    assert code == 2 and "--lambda: this network is not conditioned on lambda" in text
+    code, text = run(
+        folder, "train", f"--config={folder}/my_line.py", f"--workdir={folder}/c",
+        "--config.domains=('a',)",
+    )  # fmt: skip
+    assert code == 2 and "config.loss='along' names its domains itself" in text
+
+
 def test_listings_are_short():
     page = (ROOT / "docs" / "extend.md").read_text()
     for listing in re.findall(r"```python\n(.*?)```", page, re.DOTALL):

@@ -1,13 +1,53 @@
-"""config.loss and its section -> a training method: views, oat or twins."""
+"""config.loss, and the section of that name, -> a training method."""
 
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from advadapters.builders.views import read_tricks, read_views
 from advadapters.configs import Section
 from advadapters.errors import UsageError, pick
-from advadapters.training import oat, twins
+from advadapters.networks import Network
+from advadapters.training.method import Method
+from advadapters.training.oat import OAT, need_known
+from advadapters.training.twins import TWINS
+from advadapters.training.views import Views
 
 
-def read_oat(c, attacks, film):
-    """config.oat -> OAT; film: the model's, or None."""
-    lambdas = read_lambdas(c, "lambdas")
+class Parts(NamedTuple):
+    """What of a config a method may be made of, beside its own section.
+
+    attacks: {name: attack} of config.attacks. domains: as config.domains names them, () for
+    a method that names its own. network: of the full width. film: how it is conditioned on
+    lambda, or None. separate: whether batch statistics are kept for each view and domain.
+    perturbation: size of those of weights. epoch: steps in one.
+    """
+
+    attacks: Mapping[str, Callable]
+    domains: tuple[str, ...]
+    network: Network
+    film: Any
+    separate: bool
+    perturbation: float
+    epoch: float
+
+    def attack(self, c):
+        """The attack that the key `attack` of a section names."""
+        return pick(self.attacks, c.take("attack", str), f"{c.name}.attack")
+
+
+def read_listed(c, parts):
+    """config.views -> Views."""
+    if parts.film:
+        raise UsageError("config.model.film conditions on lambda: set config.loss='oat'")
+    read = functools.partial(read_tricks, network=parts.network, epoch=parts.epoch)
+    views = read_views(c.parts(), parts.domains, parts.attacks, read)
+    return Views(parts.domains, views, not parts.separate, parts.perturbation)
+
+
+def read_oat(c, parts):
+    """config.oat -> OAT."""
+    lambdas, film = read_lambdas(c, "lambdas"), parts.film
     zeros = c.take("zeros", float, low=0.0, below=1.0)
     if 0.0 not in lambdas and zeros:
         raise UsageError(
@@ -20,8 +60,7 @@ def read_oat(c, attacks, film):
             f"{c.name}.mixed={mixed}: lambda mixes adapters or goes through FiLM, one of "
             "them: " + ("set config.model.film={}" if mixed else "set config.model.film")
         )
-    if film and film.encoding != "none":
-        need_known(lambdas, film, f"{c.name}.lambdas")
+    need_known(lambdas, film, f"{c.name}.lambdas")
     widths = c.take("widths", tuple, of=float)
     if sorted(set(widths)) != list(widths) or widths[-1:] != (1.0,) or widths[0] <= 0:
         raise UsageError(
@@ -29,13 +68,14 @@ def read_oat(c, attacks, film):
         )
     if mixed and len(widths) > 1:
         raise UsageError(f"{c.name}.mixed goes with one width, got widths={widths}")
-    return oat.OAT(
+    return OAT(
         lambdas=lambdas,
         zeros=zeros or (1 / len(lambdas) if 0.0 in lambdas else 0.0),
-        attack=pick(attacks, c.take("attack", str), f"{c.name}.attack"),
+        attack=parts.attack(c),
         dual=c.take("dual", bool) and not mixed,
         widths=widths,
         mixed=mixed,
+        film=film,
     )
 
 
@@ -50,113 +90,45 @@ def read_lambdas(c, key):
     return lambdas
 
 
-def need_known(lambdas, film, where):
-    """Raises UsageError for a lambda that the encoding has no row for."""
-    unknown = [lam for lam in lambdas if lam not in film.lambdas]
-    if unknown:
-        raise UsageError(
-            f"{where}: the {film.encoding} encoding has no row for {unknown}; it has "
-            f"{film.lambdas}; the encoding 'none' takes any lambda"
-        )
-
-
-def read_knobs(method, film, numbers):
-    """{"lambda": numbers, "width": numbers}, either or both, -> cases of an OAT network.
-
-    Raises UsageError for a lambda outside [0, 1] or that the encoding does not know, and
-    for a width that was not trained.
-    """
-    lambdas = numbers.get("lambda", method.lambdas)
-    widths = numbers.get("width", method.widths)
-    wrong = [lam for lam in lambdas if not 0 <= lam <= 1]
-    if wrong:
-        raise UsageError(f"--lambda must be within 0 and 1, got {wrong}")
-    if film and film.encoding != "none":
-        need_known(lambdas, film, "--lambda")
-    unknown = [width for width in widths if width not in method.widths]
-    if unknown:
-        raise UsageError(f"--width: {unknown} was not trained; there are: {method.widths}")
-    return [method.case(lam, width) for width in widths for lam in lambdas]
-
-
-def read_twins(c, attacks, film):
+def read_twins(c, parts):
     """config.twins -> TWINS."""
-    if film:
+    if parts.film:
         raise UsageError("config.model.film conditions on lambda, which TWINS has not")
-    return twins.TWINS(
+    return TWINS(
         weight=c.take("weight", float, low=0.0),
-        attack=pick(attacks, c.take("attack", str), f"{c.name}.attack"),
+        attack=parts.attack(c),
         beta=c.take("beta", float, low=0.0),
         keep_norms=c.take("keep_norms", bool),
         gradient_norms=c.take("gradient_norms", bool),
     )
 
 
-READ = {"oat": read_oat, "twins": read_twins}
+# {config.loss: reader}: (the section of that name, Parts) -> Method.
+METHODS: dict[str, Callable[[Section, Parts], Method]] = {
+    "views": read_listed,
+    "oat": read_oat,
+    "twins": read_twins,
+}
 
 
-def read(kind, section, attacks, film, *, views):
-    """The method of a config that is no list of views; views: the section of them."""
+def read(kind, c, parts, *, views):
+    """The method of a row in METHODS from its section; views: the names in config.views."""
+    if kind != "views":
+        need_none(kind, parts.domains, views)
+    with c:
+        method = METHODS[kind](c, parts)
+    if parts.perturbation and kind != "views":
+        name = type(method).__name__
+        raise UsageError(f"config.weight_perturbation is for views; {name} has none")
+    return method
+
+
+def need_none(kind, domains, views):
+    """Raises UsageError for domains and views, which only a list of views has."""
+    if domains:
+        raise UsageError(f"config.loss={kind!r} names its domains itself: set domains=()")
     if views:
         raise UsageError(
             f"config.loss={kind!r} has no views, got config.views={sorted(views)}: set "
             "config.views={}, or config.loss='views'"
-        )
-    with Section(f"config.{kind}", section) as c:
-        return READ[kind](c, attacks, film)
-
-
-def check(method, network, run):
-    """Raises UsageError for a method and a run that do not go together.
-
-    network: the full one's first parameters as shapes. run: {"patterns", "separate",
-    "perturbation", "start", "rows"}, rows being those of one device and part of a batch.
-    """
-    check_rows(method, run["rows"])
-    statistics = bool(network["batch_stats"])
-    name = type(method).__name__
-    if run["perturbation"]:
-        raise UsageError(f"config.weight_perturbation is for views; {name} has none")
-    if statistics and not run["separate"]:
-        raise UsageError(
-            f"{name} keeps the batch statistics of its domains apart: set "
-            "config.statistics='separate'"
-        )
-    if len(method.domains()) > 1 and not run["patterns"]:
-        raise UsageError(
-            f"{name} has {len(method.domains())} domains, which differ in config.adapters: "
-            "name some, like ('norms',)"
-        )
-    if isinstance(method, twins.TWINS):
-        check_twins(method, statistics, run["start"])
-    elif method.mixed and statistics:
-        raise UsageError("config.oat.mixed needs a network without batch norm")
-
-
-def check_rows(method, rows):
-    """Raises UsageError if the rows of a device do not split as the method needs it."""
-    if isinstance(method, twins.TWINS):
-        wrong, need = rows % 2, "an even number, half for each wing"
-    else:
-        zero, rest = oat.split_rows(rows, method.zeros)
-        wrong = not len(rest)
-        need = f"more: {len(zero)} have lambda 0, and some must be attacked"
-    if wrong:
-        raise UsageError(
-            f"config.batch_size gives {rows} images to each device and part; "
-            f"{type(method).__name__} needs {need}"
-        )
-
-
-def check_twins(method, statistics, start):
-    """Raises UsageError where there is nothing to freeze."""
-    if not statistics and not method.keep_norms:
-        raise UsageError(
-            "TWINS freezes batch statistics, and this network has none: give a model with "
-            "norm='batch', or set config.twins.keep_norms=True to freeze scale and offset"
-        )
-    if start is None:
-        raise UsageError(
-            "TWINS fine-tunes a robust network: name it in config.start.workdir or "
-            "config.start.weights"
         )

@@ -7,26 +7,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from advadapters import adapters, plugins, soups
+from advadapters import adapters, plugins
 from advadapters import mesh as meshes
 from advadapters.builders import methods
 from advadapters.builders.data import Data, need_divisible, read_data
 from advadapters.builders.model import check_patterns, read_exact, read_model
 from advadapters.builders.optimizer import read_drops, read_optimizer
-from advadapters.builders.views import (
-    need_trained,
-    read_attacks,
-    read_growing,
-    read_tricks,
-    read_views,
-)
+from advadapters.builders.views import need_trained, read_attacks, read_growing
 from advadapters.configs import Section
 from advadapters.data import pipeline
 from advadapters.errors import UsageError, pick
 from advadapters.evaluation import suites
-from advadapters.networks import ENSEMBLE, Network, ensemble, mixture_case
-from advadapters.training import oat, state, step, views
+from advadapters.networks import ENSEMBLE, Network, ensemble
+from advadapters.training import state, step
 from advadapters.training.loop import Every
+from advadapters.training.method import Facts, Method
 
 STATISTICS = ("pooled", "separate")
 
@@ -86,7 +81,7 @@ class Run(NamedTuple):
     networks: dict  # {width: Network}, the one above at 1, and ENSEMBLE of several modes
     film: Any  # how the network is conditioned on lambda, or None
     data: Data
-    method: Any  # see training.method
+    method: Method
     schedule: Callable
     tx: Any
     evaluation: Evaluation
@@ -119,10 +114,14 @@ def build(config, mesh, source=None):
             drops = read_drops(section, epochs, epoch)
             schedule, tx, chosen = read_optimizer(section, batch_size, epoch, steps, drops)
         network = widths.make()
-        parameters: dict[str, Any] = read_parameters(c, network, chosen, config["model"])
-        rows = batch_size // (mesh.size * accumulate)
-        known = parameters | {"rows": rows}
-        method = read_method(c, widths, network, known, epochs, epoch)
+        parameters = read_parameters(c, network, chosen, config["model"])
+        facts = Facts(
+            rows=batch_size // (mesh.size * accumulate),
+            statistics=has_statistics(network),
+            scanned=config["model"].get("scan", False),
+            **{key: parameters[key] for key in ("separate", "patterns", "start")},
+        )
+        method = read_method(c, widths, network, facts, epochs, epoch)
         domains = method.domains()
         with evaluated:
             evaluation = read_evaluation(evaluated, method, mesh, exact, widths.shape)
@@ -151,7 +150,7 @@ def build(config, mesh, source=None):
             tx=tx,
             evaluation=evaluation,
         )
-    check_run(run, scanned=config["model"].get("scan", False))
+    check_run(run)
     return run
 
 
@@ -179,14 +178,8 @@ def read_parameters(c, network, chosen, model):
     return dict(patterns=patterns, trained=trained, start=start, separate=separate)
 
 
-def check_run(run, scanned):
+def check_run(run):
     """Raises UsageError for parts that do not go together."""
-    perturbed = isinstance(run.method, views.Views) and run.method.perturbation
-    if perturbed and scanned:
-        raise UsageError(
-            "config.weight_perturbation goes by layer, and with config.model.scan=True all "
-            "blocks are one: set scan=False"
-        )
     if run.every.validate and not len(run.data.validation):
         raise UsageError(
             "config.validate_every needs held-out images: set config.data.validation "
@@ -200,33 +193,30 @@ def check_run(run, scanned):
         )
 
 
-def read_method(c, widths, network, parameters, epochs, epoch):
-    """config.loss and what belongs to it -> a training method.
+def read_method(c, widths, network, facts, epochs, epoch):
+    """config.loss and what belongs to it -> a training method that goes with the `Facts`.
 
     epochs: of the training; epoch: steps in one.
     """
-    kind = c.choice("loss", ("views", *methods.READ))
+    kind = c.choice("loss", methods.METHODS)
     domains = c.take("domains", tuple, of=str)
     grow = functools.partial(read_growing, epochs=epochs, epoch=epoch)
     attacks = read_attacks(c.sections("attacks"), widths.shape, grow)
     perturbation = c.take("weight_perturbation", float, low=0.0, high=1.0)
-    seen = c.sections("views")
-    if kind == "views":
-        if widths.film:
-            raise UsageError(
-                "config.model.film conditions on lambda: set config.loss='oat'"
-            )
-        read = functools.partial(read_tricks, network=network, epoch=epoch)
-        seen = read_views(seen, domains, attacks, read)
-        need_trained(attacks, [attack for view in seen for attack in view.attacks])
-        return views.Views(domains, seen, not parameters["separate"], perturbation)
-    if domains:
-        raise UsageError(f"config.loss={kind!r} names its domains itself: set domains=()")
-    method = methods.read(kind, c.take(kind, dict), attacks, widths.film, views=seen)
-    need_trained(attacks, [method.attack])
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
-    methods.check(method, shapes, parameters | {"perturbation": perturbation})
+    views = c.section("views")
+    parts = methods.Parts(
+        attacks, domains, network, widths.film, facts.separate, perturbation, epoch
+    )
+    section = views if kind == "views" else c.section(kind)
+    method = methods.read(kind, section, parts, views=views.left)
+    need_trained(attacks, method.attacks())
+    method.need(facts)
     return method
+
+
+def has_statistics(network):
+    """Whether a network has batch norm, whose statistics run."""
+    return bool(jax.eval_shape(network.init, jax.random.key(0))["batch_stats"])
 
 
 def make_networks(widths, network, method):
@@ -234,8 +224,7 @@ def make_networks(widths, network, method):
 
     network: the one of the full width.
     """
-    narrow = getattr(method, "widths", (1.0,))[:-1]
-    made = {width: widths.make(width) for width in narrow} | {1.0: network}
+    made = {width: widths.make(width) for width in method.widths[:-1]} | {1.0: network}
     several = len(method.domains()) > 1 and len(made) == 1
     return made | ({ENSEMBLE: ensemble(made[1.0])} if several else {})
 
@@ -243,8 +232,7 @@ def make_networks(widths, network, method):
 def read_statistics(c, network):
     """config.statistics -> whether they are separate."""
     separate = c.choice("statistics", STATISTICS) == "separate"
-    made = jax.eval_shape(network.init, jax.random.key(0))
-    if separate and not made["batch_stats"]:
+    if separate and not has_statistics(network):
         raise UsageError(
             "config.statistics='separate' is about batch norm, and this model has none: "
             "set config.statistics='pooled', or a model with norm='batch'"
@@ -282,15 +270,10 @@ def read_evaluation(c, method, mesh, exact, shape):
     weights = c.take("soup_weights", tuple, of=float)
     if not weights:
         raise UsageError(f"{c.name}.soup_weights is empty: give weights like (1.0, 0.0)")
-    if isinstance(method, oat.OAT):
-        cases = [method.case(lam, w) for w in method.widths for lam in method.lambdas]
-    else:
-        names = method.domains()
-        try:
-            mixtures = dict.fromkeys(soups.lines(len(names), weights))
-        except ValueError as error:  # beyond what floats can subtract from 1
-            raise UsageError(f"{c.name}.soup_weights={weights}: {error}") from None
-        cases = [mixture_case(names, mixture) for mixture in mixtures]
+    try:
+        cases = method.cases(weights)
+    except ValueError as error:  # beyond what floats can subtract from 1
+        raise UsageError(f"{c.name}.soup_weights={weights}: {error}") from None
     at_once = c.take("soups_at_once", int, low=1)
     sections = c.sections("suites")
     try:

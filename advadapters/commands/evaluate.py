@@ -61,7 +61,6 @@ import hashlib
 import json
 import os
 import shlex
-from fractions import Fraction
 
 from advadapters import configs
 from advadapters.commands import cascades
@@ -121,7 +120,7 @@ def main(argv):
         flags["workdir"], overrides, images=bool(images) or not others
     )
     run = opened.run
-    cases = read_cases(run, flags) or run.evaluation.cases
+    cases = run.method.read_cases(flags, run.evaluation.cases)
     examples = configs.read_number("examples", flags["examples"])
     test = sources.few(run.data.test, examples)
     if flags["names"]:
@@ -239,75 +238,3 @@ def digest(path):
     """Eight letters for the content of a file."""
     with open(path, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()[:8]
-
-
-def read_cases(run, flags):
-    """The networks that the flags ask for; none if they ask for none."""
-    from advadapters import networks
-    from advadapters.builders import methods
-
-    asked = {key: flags[key] for key in ("lambda", "width") if flags[key]}
-    mixed = [key for key in ("mixture", "grid", "ensemble") if flags.get(key)]
-    if isinstance(run.method, methods.oat.OAT):
-        if mixed:
-            raise UsageError(
-                f"--{mixed[0]}: this network goes by --lambda=... and --width=..."
-            )
-        if not asked:
-            return []
-        numbers = {key: read_list(key, text) for key, text in asked.items()}
-        return methods.read_knobs(run.method, run.film, numbers)
-    if asked:
-        raise UsageError(
-            f"--{next(iter(asked))}: this network is not conditioned on lambda; choose by "
-            "--mixture=..."
-        )
-    mixtures = read_mixtures("mixture", flags["mixture"], run.domains)
-    ensembles = read_mixtures("ensemble", flags.get("ensemble", ""), run.domains)
-    if ensembles and len(run.domains) == 1:
-        raise UsageError(
-            f"--ensemble mixes the probabilities of several domains; {run.domains[0]} is "
-            "the only one here"
-        )
-    if flags.get("grid"):
-        mixtures += read_grid(flags, len(run.domains))
-    mixtures = dict.fromkeys(mixtures)
-    cases = [networks.mixture_case(run.domains, mixture) for mixture in mixtures]
-    if ensembles and not cases:
-        cases = list(run.evaluation.cases)
-    return cases + [networks.mixture_case(run.domains, one, True) for one in ensembles]
-
-
-def read_mixtures(flag, text, domains):
-    """ "clean=0.9,linf=0.1;clean=1" -> [(0.9, 0.1), (1.0, 0.0)], each once.
-
-    flag: "ensemble" asks for mixtures of probabilities.
-    """
-    from advadapters import soups
-
-    parts = [part for part in text.split(";") if part.strip()]
-    if text and not parts:
-        raise UsageError(f"--{flag}={text!r} names no mixture; write --{flag}=DOMAIN=1")
-    try:
-        found = [soups.parse(part, domains, flag == "ensemble") for part in parts]
-        return list(dict.fromkeys(found))
-    except ValueError as error:
-        raise UsageError(f"--{flag}: {error}") from None
-
-
-def read_grid(flags, count):
-    """The mixtures of the grid that --grid and --extrapolation describe."""
-    from advadapters import soups
-
-    try:
-        return soups.simplex(count, float(flags["grid"]), float(flags["extrapolation"]))
-    except ValueError as error:
-        raise UsageError(f"--grid, --extrapolation: {error}") from None
-
-
-def read_list(key, text):
-    """ "0,0.3" -> (0.0, 0.3)."""
-    try:
-        return tuple(float(Fraction(part)) for part in text.split(",") if part)
-    except (ValueError, ZeroDivisionError):
-        raise UsageError(f"--{key} must be numbers like 0,0.3, got {text!r}") from None

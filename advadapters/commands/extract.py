@@ -61,8 +61,8 @@ def soup(opened, config, flags):
     """(config of a network with one domain, variables -> its variables)."""
     from advadapters import defaults, networks, trees
     from advadapters.commands import evaluating
-    from advadapters.commands.evaluate import read_mixtures
     from advadapters.training import state as states
+    from advadapters.training.cases import read_mixtures
 
     run = opened.run
     if run.film:
@@ -91,23 +91,21 @@ def soup(opened, config, flags):
 
 
 def narrow(opened, config, flags):
-    """(config of a smaller OAT network, variables -> its variables)."""
+    """(config of a network of one width, variables -> its variables)."""
     import jax
 
     from advadapters import trees
-    from advadapters.builders import methods
-    from advadapters.commands.evaluate import read_list
+    from advadapters.training.cases import read_numbers
 
-    run = opened.run
-    if not isinstance(run.method, methods.oat.OAT):
+    method = opened.run.method
+    if "width" not in method.numbers:
         raise UsageError("--width: this network has one width; take out a --mixture")
-    widths = read_list("width", flags["width"])
+    widths = read_numbers("width", flags["width"])
     if len(widths) != 1:
         raise UsageError(f"--width must be one number, got {flags['width']!r}")
-    width = widths[0]
-    case = methods.read_knobs(run.method, run.film, {"width": widths})[0]
-    count = 1 + run.method.dual
-    first = run.method.widths.index(case.network) * count
+    (width,) = {case.network for case in method.cases_at({"width": widths})}
+    count = len(method.domains()) // len(method.widths)
+    first = method.widths.index(width) * count
 
     def make(variables, like):
         def rows(tree):
@@ -120,7 +118,8 @@ def narrow(opened, config, flags):
         }
         return trees.corner(own, like)
 
-    changed = plain_config(config, {"oat": config["oat"] | {"widths": (1.0,)}})
+    kind = config["loss"]
+    changed = plain_config(config, {kind: config[kind] | {"widths": (1.0,)}})
     factor = config["model"]["width"] * width
     return changed | {"model": config["model"] | {"width": factor}}, make
 
@@ -129,5 +128,5 @@ def plain_config(config, changes):
     """A config that starts from nothing, with changes."""
     from advadapters import defaults
 
-    changed = {key: x for key, x in config.items() if key not in ("oat", "twins")}
+    changed = {key: x for key, x in config.items() if key != config["loss"]}
     return changed | {"start": config["start"] | defaults.NO_START} | changes

@@ -37,6 +37,7 @@ def main(argv):
     """Returns the exit code."""
     _, flags = configs.parse(argv, FLAGS)
     from advadapters import defaults, soups
+    from advadapters.training import cases
 
     names = [name for name in flags["variants"].split(",") if name]
     if len(names) < 2 or len(set(names)) != len(names):
@@ -45,8 +46,8 @@ def main(argv):
         soups.check_names(names)
     except ValueError as error:
         raise UsageError(f"--variants: {error}") from None
-    evaluate.read_grid(flags, len(names))
-    evaluate.read_mixtures("ensemble", flags["ensemble"], names)
+    cases.read_grid(flags, len(names))
+    cases.read_mixtures("ensemble", flags["ensemble"], names)
     from advadapters import builders
     from advadapters import mesh as meshes
     from advadapters.commands import runs, soup, study, workdir

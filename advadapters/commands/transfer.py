@@ -38,13 +38,13 @@ def main(argv):
     """Returns the exit code."""
     argv, overrides = configs.split(argv)
     _, flags = configs.parse(argv, FLAGS, with_config=False)
-    from advadapters.commands import evaluate, evaluating, runs, workdir
+    from advadapters.commands import evaluating, runs, workdir
     from advadapters.data import sources
     from advadapters.evaluation import transfer
 
     opened = runs.open_trained(flags["workdir"], overrides)
     run = opened.run
-    cases = evaluate.read_cases(run, flags) or run.evaluation.cases
+    cases = run.method.read_cases(flags, run.evaluation.cases)
     if len({case.network for case in cases}) > 1:
         raise UsageError(
             "name networks of one width, and no ensembles: attacks go between those"

@@ -50,7 +50,7 @@ class Encode(nn.Module):
     """lambda [B] -> [B, 1] for "none", else rows [B, size] of the leaf "matrix".
 
     A lambda that is not in the list gets the row of the nearest value; whoever takes
-    lambdas from users refuses it, see `methods.read_knobs`.
+    lambdas from users refuses it, see `OAT.cases_at`.
     """
 
     film: Film

@@ -8,6 +8,7 @@ adapters, and a domain is a width with one of the two sets. A narrower network i
 corner of the same tree. The step over all widths is ours: OATS' was never published.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,12 +19,15 @@ import numpy as np
 
 from advadapters import losses, rng
 from advadapters import networks as nets
+from advadapters.errors import UsageError
+from advadapters.models.film import Film
 from advadapters.soups import one_hot
 from advadapters.training import radius
-from advadapters.training.method import Check
+from advadapters.training.method import Check, Method, need_apart, need_rows
 
 
-class OAT(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class OAT(Method):
     """The method's values.
 
     lambdas: those drawn in training, in [0, 1]. zeros: share of the images with lambda 0,
@@ -32,6 +36,7 @@ class OAT(NamedTuple):
     dual: whether lambda 0 has norms of its own. widths: as factors, the full one last.
     mixed: no FiLM: lambda mixes the two domains' adapters, (1 - lambda, lambda), for each
       image its own. Ours; for networks without batch norm.
+    film: how the network is conditioned on lambda, None where it is `mixed`.
     """
 
     lambdas: tuple[float, ...]
@@ -40,6 +45,8 @@ class OAT(NamedTuple):
     dual: bool
     widths: tuple[float, ...] = (1.0,)
     mixed: bool = False
+    film: Film | None = None
+    numbers = ("lambda", "width")
 
     def domains(self):
         """Names of the domains, in order."""
@@ -70,9 +77,41 @@ class OAT(NamedTuple):
             told["width"] = width
         return nets.Case(told, knob, width)
 
-    def running_errors(self):
-        """No attacks to draw from."""
-        return {}
+    def attacks(self):
+        """The one attack."""
+        return (self.attack,)
+
+    def cases(self, weights):
+        """Every lambda and width that is trained."""
+        return self.cases_at({})
+
+    def cases_at(self, numbers):
+        """{"lambda": numbers, "width": numbers}, either or both, -> [Case].
+
+        Raises UsageError for a lambda outside [0, 1] or that the encoding does not know,
+        and for a width that was not trained.
+        """
+        lambdas = numbers.get("lambda", self.lambdas)
+        widths = numbers.get("width", self.widths)
+        wrong = [lam for lam in lambdas if not 0 <= lam <= 1]
+        if wrong:
+            raise UsageError(f"--lambda must be within 0 and 1, got {wrong}")
+        need_known(lambdas, self.film, "--lambda")
+        unknown = [width for width in widths if width not in self.widths]
+        if unknown:
+            raise UsageError(
+                f"--width: {unknown} was not trained; there are: {self.widths}"
+            )
+        return [self.case(lam, width) for width in widths for lam in lambdas]
+
+    def need(self, facts):
+        """Images to attack, norms of its own for each domain; and no batch norm to mix."""
+        zero, rest = split_rows(facts.rows, self.zeros)
+        more = f"more: {len(zero)} have lambda 0, and some must be attacked"
+        need_rows(self, facts, len(rest) > 0, more)
+        need_apart(self, facts)
+        if self.mixed and facts.statistics:
+            raise UsageError("config.oat.mixed needs a network without batch norm")
 
     def checks(self):
         """Every lambda and width, clean and attacked, with their weights in the loss."""
@@ -97,6 +136,18 @@ class OAT(NamedTuple):
             + radius.told([self.attack]),
             "widths: " + ", ".join(f"{width:g}" for width in self.widths),
         ]
+
+
+def need_known(lambdas, film, where):
+    """Raises UsageError for a lambda that the encoding, if there is any, has no row for."""
+    if film is None or film.encoding == "none":
+        return
+    unknown = [lam for lam in lambdas if lam not in film.lambdas]
+    if unknown:
+        raise UsageError(
+            f"{where}: the {film.encoding} encoding has no row for {unknown}; it has "
+            f"{film.lambdas}; the encoding 'none' takes any lambda"
+        )
 
 
 def check_name(lam, width, kind):

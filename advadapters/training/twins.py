@@ -6,8 +6,8 @@ offset are each wing's own, and both are trained. In terms of `trees`: the norms
 adapters of two domains. The adaptive wing is what is deployed.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,18 @@ import optax
 
 from advadapters import losses, rng
 from advadapters import networks as nets
+from advadapters.errors import UsageError
 from advadapters.training import radius
 from advadapters.training import state as states
-from advadapters.training.method import Check
+from advadapters.training.method import Check, Method, need_apart, need_rows
 from advadapters.training.oat import accuracy, written
 
 DOMAINS = ("frozen", "adaptive")
 FROZEN, ADAPTIVE = 0, 1
 
 
-class TWINS(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class TWINS(Method):
     """The method's values.
 
     weight: of the frozen wing's loss (lambda in the paper). attack: sees the adaptive wing
@@ -50,9 +52,26 @@ class TWINS(NamedTuple):
         """The method's loss(variables, batch, key), see `twins_loss`."""
         return twins_loss(networks[1.0], self, axis)
 
-    def running_errors(self):
-        """No attacks to draw from."""
-        return {}
+    def attacks(self):
+        """The one attack."""
+        return (self.attack,)
+
+    def need(self, facts):
+        """Halves of the rows, something to freeze, and a network to start from."""
+        half = "an even number, half for each wing"
+        need_rows(self, facts, facts.rows % 2 == 0, half)
+        need_apart(self, facts)
+        if not facts.statistics and not self.keep_norms:
+            raise UsageError(
+                "TWINS freezes batch statistics, and this network has none: give a model "
+                "with norm='batch', or set config.twins.keep_norms=True to freeze scale "
+                "and offset"
+            )
+        if facts.start is None:
+            raise UsageError(
+                "TWINS fine-tunes a robust network: name it in config.start.workdir or "
+                "config.start.weights"
+            )
 
     def checks(self):
         """The adaptive wing, clean and attacked; the attacked one counts."""

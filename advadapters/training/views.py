@@ -6,6 +6,7 @@ alpha of the clean loss under the clean adapters, 1 - alpha of the attacked loss
 under the adversarial ones. TRADES is a clean view and one that is compared with it.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,10 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from advadapters import losses, rng, trees
+from advadapters.errors import UsageError
 from advadapters.networks import mixture_case
 from advadapters.training import radius, tricks
 from advadapters.training import state as states
-from advadapters.training.method import Check
+from advadapters.training.method import Check, Method
 
 ERROR_DECAY = 0.9  # of the running robust errors by which attacks are drawn
 
@@ -53,7 +55,8 @@ class View(NamedTuple):
     warmup: float = 0.0
 
 
-class Views(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Views(Method):
     """A list of views as a method (see `method`); names: of the domains."""
 
     names: tuple[str, ...]
@@ -74,6 +77,18 @@ class Views(NamedTuple):
             perturbation=self.perturbation,
             axis=axis,
         )
+
+    def attacks(self):
+        """Those of all views."""
+        return tuple(attack for view in self.views for attack in view.attacks)
+
+    def need(self, facts):
+        """Layers to perturb, where weights are perturbed."""
+        if self.perturbation and facts.scanned:
+            raise UsageError(
+                "config.weight_perturbation goes by layer, and with config.model.scan=True "
+                "all blocks are one: set scan=False"
+            )
 
     def running_errors(self):
         """Ones, for views that draw their attack."""

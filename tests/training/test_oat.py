@@ -1,5 +1,6 @@
 """OAT and OATS: against the published formulas in numpy, and against their definition."""
 
+import dataclasses
 import functools
 
 import jax
@@ -230,16 +231,16 @@ def test_the_norms_of_lambda_0_see_clean_images_of_lambda_0_alone():
 def test_attacks_change_no_statistic():
     """The same statistics whatever the attack, as long as it gives the same images."""
     net, tree, batch, key, _ = stepped()
-    gentle = METHOD._replace(attack=lambda f, images, labels, keys: images)
+    gentle = dataclasses.replace(METHOD, attack=lambda f, images, labels, keys: images)
 
     def looking(logits_fn, images, labels, keys):
         seen = logits_fn(100 * images) + logits_fn(1 - images)
         return images + 0 * jnp.sum(seen)
 
     found = [
-        on_one_device(METHOD._replace(attack=attack).loss({1.0: net}))(tree, batch, key)[1][
-            0
-        ]
+        on_one_device(dataclasses.replace(METHOD, attack=attack).loss({1.0: net}))(
+            tree, batch, key
+        )[1][0]
         for attack in (gentle.attack, looking)
     ]
     # Two programs, which may round otherwise; what is looked at is much brighter.
@@ -275,7 +276,7 @@ def slim_networks(size="16x1x1"):
     }
 
 
-SLIM = METHOD._replace(widths=WIDTHS)
+SLIM = dataclasses.replace(METHOD, widths=WIDTHS)
 
 
 def test_widths_and_kinds_are_domains():
@@ -284,7 +285,7 @@ def test_widths_and_kinds_are_domains():
     )  # fmt: skip
     np.testing.assert_array_equal(SLIM.knob(0.0, 0.75).mixture, np.eye(6)[2])
     np.testing.assert_array_equal(SLIM.knob(0.4, 1.0).mixture, np.eye(6)[5])
-    assert METHOD._replace(dual=False).domains() == ("all",)
+    assert dataclasses.replace(METHOD, dual=False).domains() == ("all",)
 
 
 def test_a_narrow_network_is_an_ordinary_one_with_the_corner_of_the_leaves():
@@ -376,7 +377,7 @@ def test_one_step_of_oats_is_the_sum_over_its_widths():
 
 
 def test_lambda_as_a_mixture_of_class_tokens():
-    method = METHOD._replace(dual=False, mixed=True)
+    method = dataclasses.replace(METHOD, dual=False, mixed=True)
     net = networks.make_network(small.model("vit"), (8, 8, 1))
     tree = state.branches(tiny.plain(net), ("class_token",), 2)
     tokens = jax.tree.map(lambda x: x * jnp.array([1.0, -1.0])[:, None, None, None], tree["adapters"])  # fmt: skip # noqa: E501
@@ -405,7 +406,7 @@ def test_lambda_as_a_mixture_of_class_tokens():
 def train(devices, accumulate=1):
     """The variables after a step on so many devices."""
     mesh = meshes.make(jax.devices()[:devices])
-    method, net = METHOD._replace(zeros=0.5), network()
+    method, net = dataclasses.replace(METHOD, zeros=0.5), network()
     tx = optax.apply_if_finite(optax.sgd(0.1), 5)
     run = step.make_step(
         method.loss({1.0: net}, "data"),

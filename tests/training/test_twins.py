@@ -1,5 +1,6 @@
 """TWINS: two wings against numpy, statistics that stay, losses by hand."""
 
+import dataclasses
 import functools
 
 import jax
@@ -88,7 +89,7 @@ def test_two_wing_batch_norm_is_the_published_formula():
         pooled = np.maximum(x + y, 0).mean((1, 2))
         return pooled @ flat["head/kernel"] + flat["head/bias"]
 
-    still = METHOD._replace(attack=lambda f, x, labels, keys: x, weight=1.0)
+    still = dataclasses.replace(METHOD, attack=lambda f, x, labels, keys: x, weight=1.0)
     batch = {
         "images": jnp.array(images),
         "labels": jnp.array([0, 1, 2, 3, 4, 0]),
@@ -105,7 +106,7 @@ def test_two_wing_batch_norm_is_the_published_formula():
 
 @pytest.mark.parametrize("beta", [0.0, 6.0])
 def test_the_loss_is_that_by_hand(beta):
-    method, net, tree = METHOD._replace(beta=beta), network(), variables()
+    method, net, tree = dataclasses.replace(METHOD, beta=beta), network(), variables()
     batch = tiny.batch(8)
 
     def by_hand(tree, batch, key):
@@ -194,7 +195,7 @@ def test_eight_devices_are_one_device():
 
 
 def test_the_vit_analogue_keeps_the_frozen_wings_norms_bitwise():
-    method = METHOD._replace(keep_norms=True)
+    method = dataclasses.replace(METHOD, keep_norms=True)
     before, after, _ = train(1, name="vit", method=method)
     pairs = zip(
         jax.tree.leaves(before["adapters"]),
@@ -207,12 +208,18 @@ def test_the_vit_analogue_keeps_the_frozen_wings_norms_bitwise():
 
 
 def test_gradient_norms_of_the_wings_are_those_of_their_losses():
-    method, net, tree = METHOD._replace(gradient_norms=True), network(), variables()
+    method, net, tree = (
+        dataclasses.replace(METHOD, gradient_norms=True),
+        network(),
+        variables(),
+    )
     batch = tiny.batch(8)
     _, (_, metrics) = on_one_device(method.loss({1.0: net}, "data"))(tree, batch, KEY)
 
     def frozen_alone(tree, batch, key):
-        only = METHOD._replace(weight=1e6)  # the adaptive wing is lost in rounding
+        only = dataclasses.replace(
+            METHOD, weight=1e6
+        )  # the adaptive wing is lost in rounding
         slopes = jax.grad(lambda t: only.loss({1.0: net})(tree | t, batch, key)[0])(
             state.trained(tree)
         )
