@@ -77,7 +77,7 @@ class Checkpoints:
         self.manager.save(step, args=arguments, metrics=metrics, force=True)
 
     def restore_raw(self, step):
-        """The state at `step` as nested dicts of numpy arrays, whatever it holds.
+        """The state at `step` as nested dicts of numpy arrays, but for the optimizer's.
 
         From any number of devices; raises UsageError if it cannot be read.
         """
@@ -85,15 +85,27 @@ class Checkpoints:
         try:
             with ocp.StandardCheckpointer() as reader:
                 path = epath.Path(self.folder) / str(step) / "default"
-                there = reader.metadata(path).item_metadata.tree
-                target = jax.tree.map(
-                    lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), there
-                )
-                item = reader.restore(path, target)
+                there = dict(reader.metadata(path).item_metadata.tree)
+            there.pop("optimizer", None)
+            target = jax.tree.map(
+                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), there
+            )
+            item = self.restore_part(target, step)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UsageError(f"cannot read checkpoint {step}: {reason}") from None
         return jax.tree.map(np.asarray, item)
+
+    def restore_part(self, abstract, step):
+        """What an abstract tree, nested dicts, has of the state at `step`, placed like it.
+
+        Nothing else is read.
+        """
+        arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+        wanted = ocp.args.PyTreeRestore(
+            item=abstract, restore_args=arguments, partial_restore=True
+        )
+        return self.manager.restore(step, args=wanted)
 
     def restore(self, abstract, step):
         """The state at `step`, placed like the abstract tree."""

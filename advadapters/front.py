@@ -22,7 +22,7 @@ from advadapters import attacks as suites
 from advadapters import configs, defaults, losses, networks, soups
 from advadapters.attacks import checks
 from advadapters.builders.views import read_attacks
-from advadapters.commands import evaluating, runs, workdir
+from advadapters.commands import evaluating, runs
 from advadapters.data.sources import ArraySplit
 from advadapters.errors import UsageError
 from advadapters.evaluation import tables
@@ -95,11 +95,17 @@ class Classifier:
 
 
 class Run(NamedTuple):
-    """A trained run, see `load`."""
+    """A trained run, see `load`.
+
+    Attributes:
+      step: of the checkpoint. classes: names of the classes, or their numbers as text where
+        they have none. opened, variables: what the package itself takes.
+    """
 
     opened: Any
     variables: Any
     step: int
+    classes: tuple[str, ...]
 
     def __repr__(self):
         domains = ", ".join(self.domains)
@@ -119,12 +125,6 @@ class Run(NamedTuple):
     def domains(self) -> tuple[str, ...]:
         """Names of the domains, which soups weigh."""
         return tuple(self.opened.run.domains)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, or their numbers as text where they have none."""
-        names = (workdir.read_data(self.path) or {}).get("classes")
-        return tuple(names or map(str, range(self.config["model"]["classes"])))
 
     def soup(self, weights: Mapping[str, float] | None = None, /, **more) -> Classifier:
         """The network at these weights of the domains, which must sum to 1.
@@ -232,10 +232,14 @@ def as_bytes(images):
 def load(path: str | os.PathLike, step: str | int = "latest") -> Run:
     """A trained run from its folder; step: "latest", "best" or the number of a checkpoint.
 
-    Reads the averaged parameters, and no image. Raises UsageError where there is no run.
+    Reads the averaged parameters, neither images nor what only training needs. Raises
+    UsageError where there is no run.
     """
     opened = runs.open_trained(os.fspath(path), images=False)
-    return Run(opened, *runs.restore_variables(opened, str(step)))
+    variables, found = runs.restore_variables(opened, str(step))
+    names = opened.run.data.source.names
+    classes = names or map(str, range(opened.config["model"]["classes"]))
+    return Run(opened, variables, found, tuple(classes))
 
 
 def config(name: str, **changes) -> dict:

@@ -32,6 +32,18 @@ def test_the_newest_and_the_best_are_kept(tmp_path, one_device):
     chex.assert_trees_all_equal(found, state(2))
 
 
+def test_a_part_is_read_alone(tmp_path, one_device):
+    """What is not asked for may be of any shape, as an optimizer's state is."""
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        saved.save(3, state(3) | {"optimizer": (jnp.ones(5), {"count": jnp.int32(1)})})
+    part = {"b": abstract(meshes.replicated(one_device))["b"]}
+    with checkpoints.Checkpoints(tmp_path, read_only=True) as saved:
+        chex.assert_trees_all_equal(saved.restore_part(part, 3), {"b": state(3)["b"]})
+        raw = saved.restore_raw(3)
+    assert raw.keys() == {"a", "b"}
+    np.testing.assert_array_equal(raw["a"], state(3)["a"])
+
+
 def test_without_best_only_the_newest_are_kept(tmp_path):
     with checkpoints.Checkpoints(tmp_path, keep=1) as saved:
         assert saved.latest() is None

@@ -3,15 +3,21 @@
 import functools
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
+import chex
 import jax
 import numpy as np
 import pytest
 
 import advadapters as aa
-from advadapters.commands import runs
+from advadapters import builders, checkpoints
+from advadapters.commands import runs, workdir
+from advadapters.data import identity, sources
+from advadapters.training import optim
+from advadapters.training import state as states
 
 NAMES = ("a", "b", "c")
 SMALL = {
@@ -86,11 +92,42 @@ def test_the_listing_of_the_readme_runs(run, data, monkeypatch, capsys):
     assert len(names["rows"]) == 22
 
 
+def built(run):
+    """All that its config says, training included."""
+    images = identity.absent(workdir.read_data(run.path))
+    return builders.build(run.config, run.opened.mesh, images)
+
+
+def test_opening_reads_what_networks_need_and_no_more(run, monkeypatch):
+    """No data, no optimizer, and config.json once; the same values as the whole state."""
+    read, names = workdir.read_json, []
+    monkeypatch.setattr(workdir, "read_json", lambda path: names.append(path) or read(path))
+    monkeypatch.setattr(optim, "make", None)
+    monkeypatch.setattr(sources, "load", None)
+    again = aa.load(run.path)
+    assert len(names) == 1 and not hasattr(again.opened.run, "tx")
+    monkeypatch.undo()
+    whole = built(run)
+    abstract = builders.abstract_state(whole, run.opened.mesh)
+    with checkpoints.Checkpoints(f"{run.path}/checkpoints", read_only=True) as saved:
+        state = saved.restore(abstract, run.step)
+    assert np.abs(jax.tree.leaves(state.ema["shared"])[0]).max() > 0
+    chex.assert_trees_all_equal(again.variables, states.averaged(state))
+
+
+def test_a_run_that_knows_nothing_of_its_images_can_be_used(run, data, tmp_path):
+    shutil.copytree(run.path, tmp_path / "bare")
+    (tmp_path / "bare" / "data.json").unlink()
+    bare = aa.load(tmp_path / "bare")
+    assert bare.classes == run.classes
+    np.testing.assert_array_equal(bare.mode("linf")(data[0]), run.mode("linf")(data[0]))
+
+
 def test_a_run_says_what_it_is(run):
     assert run.domains == ("clean", "linf")
     assert run.classes == ("0", "1", "2")
     assert run.config["model"]["size"] == "16x1x32x2"
-    assert run.step == run.opened.run.steps and run.path in repr(run)
+    assert run.step == built(run).steps and run.path in repr(run)
 
 
 def test_a_soup_is_the_ordinary_network_of_its_weights(run, data):

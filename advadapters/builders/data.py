@@ -48,11 +48,6 @@ def read_data(c, classes, mesh, source=None):
     train, validation = sources.hold_out(source.train, fraction)
     tests = {"test": source.test, "validation": validation}
     judged = tests[c.choice("judged_on", tests)]
-    if not len(judged):
-        raise UsageError(
-            f"{c.name}.judged_on='validation' needs held-out images: set "
-            f"{c.name}.validation to the fraction of the training images to hold out"
-        )
     return Data(
         source=source,
         train=sources.few(train, c.take("train_images", int, low=0)),

@@ -108,7 +108,7 @@ def shifted(opened, variables, cases, names, *, data_dir, combine, examples):
     A set whose labels are several answers has a table for each, "NAME/READING".
     """
     run, found = opened.run, {}
-    classes = workdir.read_config(opened.folder)["model"]["classes"]
+    classes = opened.config["model"]["classes"]
     known = (workdir.read_data(opened.folder) or {"classes": ()})["classes"]
     channels, skip = run.data.channels, opened.config["data"]["skip_corrupt"]
     loaded = {}
@@ -202,7 +202,7 @@ def rows(opened, variables, cases, found, step, compared=(), about=None, attacke
     if found.keys() >= {*cues}:
         shape, texture = (found[cue] for cue in cues)
         listed += shifts.shape_bias_rows(told, shape, texture, step)
-    classes = workdir.read_config(opened.folder)["model"]["classes"]
+    classes = opened.config["model"]["classes"]
     imagenet = classes == 1000 and opened.run.data.image_size == 224
     return listed + shifts.summary(listed, imagenet)
 

@@ -26,7 +26,7 @@ from advadapters.training import state as states
 class OpenRun(NamedTuple):
     """A run with its mesh and its folder."""
 
-    run: builders.Run
+    run: builders.Run | builders.Networks
     mesh: Any
     folder: Any
     made: dict  # what was compiled or counted once, see `evaluating`
@@ -56,19 +56,21 @@ def open_run(config, path, said=()):
 def open_trained(path, overrides=(), images=True):
     """The run in a workdir, whose config is that there but for --config.KEY=VALUE.
 
-    images: whether any will be read; if not, the data need not be there. Changes nothing.
-    Raises UsageError for an override that changes what was trained, or for classes that
-    are not those it was trained on.
+    images: whether any will be read; if not, the run is its `builders.Networks`, and the
+    data need not be there. Changes nothing. Raises UsageError for an override that changes
+    what was trained, or for classes that are not those it was trained on.
     """
     old, there = workdir.read_config(path), workdir.read_data(path)
     config = configs.override(old, overrides)
     changed = changes.find(path, old, config)
     mesh = meshes.make()
-    source = None if images or there is None else identity.absent(there)
-    run = builders.build(config, mesh, source)
+    if images:
+        run = builders.build(config, mesh)
+    else:
+        run = builders.build_network(config, mesh, there and identity.absent(there))
     if changed:
         print(changes.told(changed, "changed for this call"))
-    if source is None:
+    if images:
         tell(run)
         for line in changes.compare(path, there, run, changed, training=False):
             print(line)
@@ -93,8 +95,7 @@ def write_run(config, path, make, data=None):
         raise UsageError(f"{path} holds a run already: name a new folder")
     mesh, config = meshes.make(), defaults.complete(config)
     run = builders.build(config, mesh, data and identity.absent(data))
-    like = jax.eval_shape(functools.partial(builders.initial_state, run))
-    variables = make(like.variables)
+    variables = make(jax.eval_shape(functools.partial(builders.initial_variables, run)))
     state = jax.jit(functools.partial(states.create, tx=run.tx))(variables)
     data = data or changes.record_of(run, config["model"]["classes"])
     new = OpenRun(run, mesh, workdir.open_workdir(path, config, data), {}, config)
@@ -104,15 +105,10 @@ def write_run(config, path, make, data=None):
     return new
 
 
-def open_checkpoints(opened, read_only=False):
-    """The checkpoints of a run; read_only leaves a running trainer's files alone."""
-    run = opened.run
-    return checkpoints.Checkpoints(
-        opened.folder / "checkpoints",
-        keep=run.keep,
-        best=bool(run.every.validate),
-        read_only=read_only,
-    )
+def open_checkpoints(opened):
+    """The checkpoints of a run, to save to."""
+    run, folder = opened.run, opened.folder / "checkpoints"
+    return checkpoints.Checkpoints(folder, keep=run.keep, best=bool(run.every.validate))
 
 
 def abstract_state(opened):
@@ -193,7 +189,7 @@ def adapter_settings(opened):
 
     The domains and the model, without what is of training alone.
     """
-    model = workdir.read_config(opened.folder)["model"]
+    model = opened.config["model"]
     kept = {f"model.{k}": v for k, v in model.items() if k not in TRAINING_ONLY}
     return {"domains": opened.run.domains} | kept
 
@@ -342,18 +338,21 @@ def parameter_table(variables, patterns, domains):
 def restore_variables(opened, step, adapters=""):
     """(averaged variables, step) of a checkpoint: "latest", "best" or a number.
 
-    adapters: a file whose adapters replace those of the checkpoint.
+    adapters: a file whose adapters replace those of the checkpoint. Whole on every device;
+    nothing that only training needs is read.
     """
-    abstract = abstract_state(opened)
-    if adapters and not jax.tree.leaves(abstract.variables["frozen"]):
+    abstract = builders.abstract_variables(opened.run, opened.mesh)
+    if adapters and not jax.tree.leaves(abstract["frozen"]):
         raise UsageError(
             f"--adapters={adapters}: nothing is frozen in {opened.folder}, so it has no "
             "backbone for them; name the workdir of a run whose config.trained leaves "
             "something out"
         )
-    with open_checkpoints(opened, read_only=True) as saved:
+    best = bool(opened.config.get("validate_every"))
+    folder = opened.folder / "checkpoints"
+    with checkpoints.Checkpoints(folder, best=best, read_only=True) as saved:
         found = saved.find(step, opened.folder)
-        variables = averaged(opened, saved.restore(abstract, found))
+        variables = states.joined(saved.restore_part(states.parts(abstract), found))
     if adapters:
         variables = files.load(adapters, variables, adapter_settings(opened))
         variables = meshes.put(variables, meshes.replicated(opened.mesh))

@@ -63,8 +63,10 @@ class Absent:
         raise UsageError("the images of this run were not opened")
 
 
-def absent(record):
-    """The Source of a record, for what needs its numbers and no image."""
+def absent(record=None):
+    """The Source of a record, for what needs its numbers and no image; empty for None."""
+    if record is None:
+        return Source(Absent(0), Absent(0), 0)
     train, test = (Absent(record[name]["images"]) for name in SPLITS)
     return Source(train, test, len(record["classes"]), tuple(record["classes"]))
 

@@ -86,6 +86,17 @@ def averaged(state):
     return state.variables | state.ema
 
 
+def parts(variables):
+    """What `averaged` takes of a State with such variables, as nested dicts of a State."""
+    frozen = {"frozen": variables["frozen"]}
+    return {"variables": frozen, "ema": moving(variables)}
+
+
+def joined(found):
+    """The variables that `averaged` makes, of what `parts` names."""
+    return found["variables"] | found["ema"]
+
+
 def create(variables, tx):
     """The state before the first step."""
     return State(
