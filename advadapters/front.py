@@ -26,6 +26,7 @@ from advadapters.commands import evaluating, runs
 from advadapters.data.sources import ArraySplit
 from advadapters.errors import UsageError
 from advadapters.evaluation import tables
+from advadapters.pixels import to_float
 
 BATCH = 256  # images that a Classifier looks at in one call of its program
 
@@ -77,7 +78,7 @@ class Classifier:
         # A last part of another size would be compiled anew.
         short = 0 if len(images) == BATCH else -len(images) % 8
         padded = np.concatenate([images, np.repeat(images[:1], short, axis=0)])
-        return self._jitted(self.logits_fn, checks.to_float(padded))[: len(images)]
+        return self._jitted(self.logits_fn, to_float(padded))[: len(images)]
 
     def _read(self, images):
         images = np.asarray(images)

@@ -5,7 +5,17 @@ import pathlib
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "advadapters"
 FLOORS = [
-    {"errors", "intervals", "trees", "rng", "mesh", "papers"},
+    {
+        "errors",
+        "files",
+        "intervals",
+        "markdown",
+        "mesh",
+        "papers",
+        "pixels",
+        "rng",
+        "trees",
+    },
     {
         "balls",
         "losses",

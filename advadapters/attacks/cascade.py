@@ -19,9 +19,9 @@ import numpy as np
 from advadapters import costs, losses, rng
 from advadapters import mesh as meshes
 from advadapters.attacks import checks
-from advadapters.attacks.checks import to_float
 from advadapters.attacks.contract import rows_where
 from advadapters.attacks.malt import nearest_classes
+from advadapters.pixels import to_float
 
 JUDGES = 100  # draws of a random network that an image found is judged on
 # What is compiled for networks whose parameters are arguments, of all cascades of this

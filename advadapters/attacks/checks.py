@@ -17,16 +17,10 @@ from advadapters import losses, rng, trees
 from advadapters.balls import BALLS
 from advadapters.errors import UsageError, check_word
 from advadapters.intervals import wilson
+from advadapters.pixels import to_float
 
 SAMPLE = 64  # images that gradients are looked at on
 BLACK_BOX = ("square",)  # attacks without gradients
-
-
-def to_float(images):
-    """uint8 images, numpy or traced, as float32 in [0, 1]; float32 ones as they are."""
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / np.float32(255)
-    return images
 
 
 def concrete(value):

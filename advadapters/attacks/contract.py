@@ -12,6 +12,7 @@ from advadapters import losses, rng, schema, trees
 from advadapters.attacks import checks
 from advadapters.balls import BALLS
 from advadapters.errors import UsageError, check_word
+from advadapters.pixels import to_float
 
 TARGETS = ("", "random", "least_likely")
 
@@ -36,7 +37,7 @@ def checked(attack):
     def run(logits_fn, images, labels, key, **settings):
         checks.check_images(images)
         checks.check_labels(labels, len(images))
-        images = checks.to_float(images)
+        images = to_float(images)
         check_settings(attack, settings, images.shape[1:])
         targets = settings.get("targets")
         if targets is not None:

@@ -7,11 +7,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters.attacks.checks import to_float
-from advadapters.attacks.resume import load_arrays, save_arrays, write_atomically
+from advadapters.attacks.resume import load_arrays, save_arrays
 from advadapters.balls import BALLS
 from advadapters.errors import UsageError
+from advadapters.files import write_whole
 from advadapters.intervals import wilson
+from advadapters.markdown import markdown_table
+from advadapters.pixels import to_float
 
 # The parts of a Report that are arrays; all others are plain values.
 ARRAYS = ("robust", "share", "broken_by", "norms", "index", "points")
@@ -180,14 +182,17 @@ class Report(NamedTuple):
             f"AutoAttack {self.version}, {self.norm} {told(self.eps)}, {count} images"
             + (f", mean of {self.draws} fresh draws" if self.draws > 1 else ""),
             "",
-            "| after | accuracy, % | images found | forward passes | seconds |",
-            "| --- | --- | --- | --- | --- |",
         ]
+        rows = []
         for name, value in self.stages.items():
             cost = self.costs.get(name)
-            spent = f"{cost['forwards']:,} | {cost['seconds']:.1f}" if cost else " | "
+            spent = ("", "")
+            if cost:
+                spent = f"{cost['forwards']:,}", f"{cost['seconds']:.1f}"
             found = int((self.broken_by == name).sum())
-            lines.append(f"| {name} | {100 * value:.2f} | {found} | {spent} |")
+            rows.append((name, f"{100 * value:.2f}", str(found), *spent))
+        titles = "after", "accuracy, %", "images found", "forward passes", "seconds"
+        lines.append(markdown_table(titles, rows))
         low, high = self.intervals["robust"]
         lines += [
             "",
@@ -207,9 +212,7 @@ class Report(NamedTuple):
         arrays = {name: plain.pop(name) for name in ARRAYS}
         text = json.dumps(plain, indent=1) + "\n"
         save_arrays(file.with_name(file.name + ".npz"), **arrays)
-        write_atomically(
-            file.with_name(file.name + ".json"), lambda f: f.write(text.encode())
-        )
+        write_whole(file.with_name(file.name + ".json"), lambda f: f.write(text.encode()))
 
     @classmethod
     def load(cls, path, images=None):

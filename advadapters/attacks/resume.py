@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import os
 import pathlib
 import zipfile
 import zlib
@@ -15,8 +14,9 @@ import numpy as np
 from advadapters import losses, rng
 from advadapters.attacks import checks
 from advadapters.attacks.cascade import Batch, forward
-from advadapters.attacks.checks import to_float
 from advadapters.errors import UsageError
+from advadapters.files import write_whole
+from advadapters.pixels import to_float
 
 SIZES = (1 / 1020, 1 / 100, 1 / 10)  # of the noise that images are moved by
 # What reading a file raises that is cut short or not what it should be.
@@ -67,7 +67,7 @@ class Journal(NoJournal):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 save_arrays(self.folder / "network.npz", **network)
                 text = json.dumps(manifest, indent=1)
-                write_atomically(file, lambda raw: raw.write(text.encode()))
+                write_whole(file, lambda raw: raw.write(text.encode()))
         except UsageError:
             raise
         except (OSError, *DAMAGED) as error:
@@ -204,17 +204,7 @@ def load_arrays(path, names=None):
 
 def save_arrays(path, **arrays):
     """Writes an .npz file."""
-    write_atomically(path, lambda raw: np.savez(raw, **arrays))
-
-
-def write_atomically(path, write):
-    """A file that is there whole or not at all; write: called with the open file."""
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_whole(path, lambda raw: np.savez(raw, **arrays))
 
 
 def checksum(array):

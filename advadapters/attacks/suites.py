@@ -23,7 +23,6 @@ from advadapters.attacks.cascade import (
     programs_of,
     run_stage,
 )
-from advadapters.attacks.checks import to_float
 from advadapters.attacks.fab import run_fab
 from advadapters.attacks.malt import CANDIDATES
 from advadapters.attacks.pgd import pgd
@@ -34,6 +33,7 @@ from advadapters.attacks.square import run_square
 from advadapters.balls import BALLS
 from advadapters.errors import UsageError, pick
 from advadapters.intervals import wilson
+from advadapters.pixels import to_float
 from advadapters.precision import in_precision
 
 SETTINGS = ("steps", "restarts", "targets", "queries")

@@ -31,6 +31,8 @@ from typing import Any
 
 from advadapters import configs
 from advadapters.errors import UsageError
+from advadapters.files import write_whole
+from advadapters.markdown import markdown_table
 
 FLAGS = {
     "data": "",
@@ -75,7 +77,8 @@ def main(argv):
         found["needed"] = needed(found, wanted, chips)
         print("\n" + advice(found["needed"], found["host"]))
     if flags["output"]:
-        pathlib.Path(flags["output"]).write_text(json.dumps(found, indent=1) + "\n")
+        text = json.dumps(found, indent=1) + "\n"
+        write_whole(pathlib.Path(flags["output"]), lambda file: file.write(text.encode()))
     return 0
 
 
@@ -194,11 +197,11 @@ def spread(values):
 
 def markdown(told):
     """The table of `measure`."""
-    lines = ["| stage | ms of CPU per image | images/s of a core |", "| --- | --- | --- |"]
+    lines = []
     for name, seconds in told["stages"].items():
         middle, low, high = (1000 * seconds[k] for k in ("median", "low", "high"))
         rate = f"{1000 / middle:,.0f}" if middle and name != "waiting" else ""
-        lines.append(f"| {name} | {middle:.3f} ({low:.3f}-{high:.3f}) | {rate} |")
+        lines.append((name, f"{middle:.3f} ({low:.3f}-{high:.3f})", rate))
     for name in ("core", "together"):
         middle, low, high = (told[name][k] for k in ("median", "low", "high"))
         title = {
@@ -206,9 +209,10 @@ def markdown(told):
             "together": f"all together: {told['threads']} threads"
             + (f" in each of {told['workers']} workers" if told["workers"] else ""),
         }[name]
-        lines.append(f"| {title} | | {middle:,.0f} ({low:,.0f}-{high:,.0f}) |")
+        lines.append((title, "", f"{middle:,.0f} ({low:,.0f}-{high:,.0f})"))
     drawn = f"{told['rounds']} x {told['drawn']} of {told['images']:,} images"
-    return "\n".join([*lines, "", f"{drawn}; median (lowest-highest)"])
+    titles = ("stage", "ms of CPU per image", "images/s of a core")
+    return f"{markdown_table(titles, lines)}\n\n{drawn}; median (lowest-highest)"
 
 
 def needed(found, wanted, chips):

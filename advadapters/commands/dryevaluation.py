@@ -7,6 +7,8 @@ attacks only these are compiled.
 import math
 import time
 
+from advadapters.markdown import markdown_table
+
 COLUMNS = (
     "topology", "suite", "networks", "at once", "images on a chip",
     "GFLOP/image and network", "variables, GiB", "temporaries", "peak", "of", "calls",
@@ -72,13 +74,7 @@ def times(row, program, chip, exact):
 
 def markdown(rows):
     """All rows as a table, "" for none."""
-    return table([COLUMNS, *map(cells, rows)]) if rows else ""
-
-
-def table(rows):
-    """Rows of texts as a table, the first one its head."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(COLUMNS, map(cells, rows)) if rows else ""
 
 
 def cells(row):

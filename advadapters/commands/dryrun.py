@@ -32,8 +32,9 @@ import time
 
 from advadapters import configs
 from advadapters.commands import dryevaluation
-from advadapters.commands.dryevaluation import number, table
+from advadapters.commands.dryevaluation import number
 from advadapters.errors import UsageError, check_word, pick
+from advadapters.markdown import markdown_table
 
 SWEPT = ("batch_size", "sharding", "remat")
 PARTS = ("training", "evaluation")
@@ -239,7 +240,7 @@ def version(package):
 
 def markdown(rows):
     """All rows as a table."""
-    return table([COLUMNS, *map(cells, rows)])
+    return markdown_table(COLUMNS, map(cells, rows))
 
 
 def cells(row):

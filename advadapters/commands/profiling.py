@@ -8,6 +8,7 @@ import jax
 
 from advadapters import hlo, hosts, profiles
 from advadapters.errors import UsageError
+from advadapters.markdown import markdown_table
 
 # Steps before the first that is traced: one compiles, two fill the devices' queues.
 BEFORE = 3
@@ -60,11 +61,12 @@ class Profiled:
         seconds = (time.monotonic() - self.started) / self.steps
         jax.profiler.stop_trace()
         scopes = hlo.scopes(self.program.as_text())
-        print(table(profiles.read(self.folder), scopes, self.steps, seconds), flush=True)
+        found = profiles.read(self.folder)
+        print(describe(found, scopes, self.steps, seconds), flush=True)
         print(f"profile: {self.folder} (open it with TensorBoard's profile plugin, xprof)")
 
 
-def table(found, scopes, steps, seconds):
+def describe(found, scopes, steps, seconds):
     """What the devices did in so many steps, of so many seconds each on the clock."""
     lines = [
         f"profile of {steps} steps, {1e3 * seconds:,.1f} ms each; devices worked "
@@ -75,10 +77,11 @@ def table(found, scopes, steps, seconds):
         ("part", profiles.by_scope(found, scopes)),
         ("kind of operation", profiles.by_kind(found, scopes)),
     ):
-        lines += [f"| {title} | ms a step, devices and threads added | share |"]
-        lines += ["| --- | --- | --- |"]
-        lines += [
-            f"| {name} | {1e3 * spent / steps:,.2f} | {spent / whole:.1%} |"
+        rows = [
+            (name, f"{1e3 * spent / steps:,.2f}", f"{spent / whole:.1%}")
             for name, spent in parts.items()
         ]
+        lines.append(
+            markdown_table((title, "ms a step, devices and threads added", "share"), rows)
+        )
     return "\n".join(lines)

@@ -32,6 +32,7 @@ import numpy as np
 
 from advadapters import configs
 from advadapters.errors import UsageError, pick
+from advadapters.markdown import markdown_table
 
 MOST = 5  # suites that are told by class
 FLAGS = dict(workdir="", name="evaluation", papers="", ledger="", output="")
@@ -84,14 +85,15 @@ def describe(folders, read, classes):
     from advadapters.evaluation.tables import name_of
 
     told, tables, _ = read[0]
-    lines = ["| network | " + " | ".join(tables) + " |", "| --- |" + " --- |" * len(tables)]
     means = {
         suite: np.array([found[suite].right.mean(axis=1) for _, found, _ in read])
         for suite in tables
     }
-    for n, one in enumerate(told):
-        cells = [spread(list(means[suite][:, n])) for suite in tables]
-        lines.append(f"| {name_of(one)} | " + " | ".join(cells) + " |")
+    cells = [
+        [name_of(one), *(spread(list(means[suite][:, n])) for suite in tables)]
+        for n, one in enumerate(told)
+    ]
+    lines = [markdown_table(["network", *tables], cells)]
     lines += ["", f"percent; {len(read)} seed(s), half of the 95% interval over them:", ""]
     for folder, (_, _, command) in zip(folders, read, strict=True):
         lines.append(f"- `{command or f'advadapters train ... --workdir={folder}'}`")

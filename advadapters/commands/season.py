@@ -26,6 +26,7 @@ import pathlib
 from advadapters import configs, hosts
 from advadapters.commands import evaluate
 from advadapters.errors import UsageError
+from advadapters.markdown import markdown_table
 
 PASSED = {"grid": "0.25", "extrapolation": "0.0"} | dict.fromkeys(
     ("ensemble", "statistics", "suite", "examples"), ""
@@ -85,11 +86,13 @@ def main(argv):
 @hosts.once
 def summarise(folder):
     """Writes season.md from evaluation.json; returns the table of the best."""
+    from advadapters.commands import workdir
     from advadapters.evaluation import tables
 
     rows = json.loads((folder / "evaluation.json").read_text())
     told = best(rows) + "\n\n" + barriers(rows)
-    (folder / "season.md").write_text(tables.markdown(rows) + "\n\n" + told + "\n")
+    text = tables.markdown(rows) + "\n\n" + told + "\n"
+    workdir.write_text(folder / "season.md", text)
     return told
 
 
@@ -105,18 +108,15 @@ def barriers(rows):
     clean = [row for row in mixed if row["suite"] == "clean"]
     names = list(clean[0]["mixture"])
     errors = {key_of(row["mixture"].values()): 1 - row["value"] for row in clean}
-    lines = [
-        "| between | clean accuracy below the line, points | at |",
-        "| --- | --- | --- |",
-    ]
+    lines = []
     for first, second in itertools.combinations(range(len(names)), 2):
         edge = [m for m in errors if m[first] >= 0 <= m[second]]
         edge = [m for m in edge if abs(m[first] + m[second] - 1) < 1e-6]
         score = lambda mixtures: [errors[key_of(m)] for m in mixtures]  # noqa: E731
         found = soups.barrier(score, len(names), first, second, points=len(edge))
         pair = f"{names[first]} and {names[second]}"
-        lines.append(f"| {pair} | {100 * found.height:.1f} | {found.at:g} {names[first]} |")
-    return "\n".join(lines)
+        lines.append((pair, f"{100 * found.height:.1f}", f"{found.at:g} {names[first]}"))
+    return markdown_table(("between", "clean accuracy below the line, points", "at"), lines)
 
 
 def key_of(mixture):
@@ -132,10 +132,7 @@ def best(rows):
     from advadapters import soups
     from advadapters.evaluation.tables import by_network, name_of, percent
 
-    lines = [
-        "| suite | best ingredient | | best soup | |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    lines = []
     mixed = by_network([row for row in rows if row["kind"] != "ensemble"])
     suites = [name for name, row in mixed[0].items() if row["metric"] != "mCE"]
     for suite in suites:
@@ -146,5 +143,5 @@ def best(rows):
             others = [values[other] for other in suites if other != suite]
             row = part[soups.best(values[suite], *others)][suite]
             cells += [name_of(row), percent(row)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(("suite", "best ingredient", "", "best soup", ""), lines)

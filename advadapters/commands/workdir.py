@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from advadapters import defaults, hosts
+from advadapters import defaults, files, hosts
 from advadapters.errors import UsageError
 
 
@@ -215,16 +215,11 @@ def write_text(file, text):
 
 
 def write_whole(file, write, everywhere=False):
-    """Has `write` fill an open binary file, which takes its name when all is there.
-
-    In process 0, in the others nothing, unless each has a file of its own (everywhere).
+    """See `files.write_whole`: in process 0, in the others nothing, unless each has a file
+    of its own (everywhere).
     """
-    if not (everywhere or hosts.first()):
-        return
-    part = file.with_name(file.name + ".part")
-    with part.open("wb") as raw:
-        write(raw)
-    part.replace(file)
+    if everywhere or hosts.first():
+        files.write_whole(file, write)
 
 
 def write_results(folder, rows):

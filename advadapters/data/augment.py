@@ -11,11 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from advadapters import rng
-
-
-def to_float(images):
-    """uint8 -> float32 in [0, 1]."""
-    return images.astype(jnp.float32) / 255
+from advadapters.pixels import to_float
 
 
 def flip(key, image):

@@ -11,11 +11,11 @@ that can be written, as finding them reads the header of every image.
 
 import collections
 import contextlib
+import functools
 import os
 import pathlib
 import tarfile
 import unicodedata
-import uuid
 import zipfile
 import zlib
 from typing import NamedTuple
@@ -24,6 +24,7 @@ import numpy as np
 
 from advadapters.data import encoded
 from advadapters.errors import UsageError
+from advadapters.files import write_whole
 
 NAMES = {
     "train": ("train", "ILSVRC2012_img_train"),
@@ -326,11 +327,6 @@ def load(index):
 
 def save(index, tar):
     """Writes an index file whole or, where that is not allowed, not at all."""
-    part = index.with_name(f"{index.name}.{uuid.uuid4().hex}.part")
-    try:
-        with open(part, "wb") as file:
-            np.savez_compressed(file, **tar._asdict())
-        part.replace(index)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        write = functools.partial(np.savez_compressed, **tar._asdict())
+        write_whole(index, write, several=True)

@@ -10,9 +10,9 @@ from jax.sharding import PartitionSpec as P
 
 from advadapters import mesh as meshes
 from advadapters import rng, trees
-from advadapters.data.augment import to_float
 from advadapters.evaluation import fitting, passes
 from advadapters.intervals import wilson
+from advadapters.pixels import to_float
 
 NO_CLASS = -1  # the logits are not finite: not right, whatever the label
 WRONG = -2  # of a union: some other class

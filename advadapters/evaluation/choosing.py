@@ -6,6 +6,7 @@ from advadapters import soups
 from advadapters.evaluation.studies import spread
 from advadapters.evaluation.tables import name_of
 from advadapters.intervals import wilson
+from advadapters.markdown import markdown_table
 from advadapters.networks import ENSEMBLE, key_of
 
 WAYS = ("ingredient", "single", "specific", "ensemble")
@@ -158,19 +159,17 @@ def table(runs, protocol):
         {(row["suite"], column_of(row)): row for row in rows if column_of(row) in keys}
         for rows in runs
     ]
-    lines = [
-        f"| {PROTOCOLS[protocol]} | " + " | ".join(keys.values()) + " | tied |",
-        "| --- |" + " --- |" * len(keys) + " ---: |",
-    ]
+    lines = []
     for suite in suites:
         cells = [cell([run[suite, key] for run in values], protocol) for key in keys]
-        lines.append(f"| {suite} | " + " | ".join([*cells, tied(values, suite)]) + " |")
+        lines.append([suite, *cells, tied(values, suite)])
     means = [
         spread([np.mean([run[s, key][protocol] for s in suites]) for run in values])
         for key in keys
     ]
-    lines.append("| mean | " + " | ".join(means) + " | |")
-    return "\n".join(lines)
+    lines.append(["mean", *means, ""])
+    titles = [PROTOCOLS[protocol], *keys.values(), "tied"]
+    return markdown_table(titles, lines, right=[len(titles) - 1])
 
 
 def tied(values, suite):

@@ -4,6 +4,7 @@ import numpy as np
 
 from advadapters import soups
 from advadapters.evaluation.tables import name_of
+from advadapters.markdown import markdown_table
 from advadapters.networks import ENSEMBLE
 
 
@@ -49,12 +50,12 @@ def changes(told, tables, suite):
 def markdown(rows, suite, most=10):
     """A line per class, the `most` that lose the most clean accuracy, percent."""
     first, second = rows[0]["from"], rows[0]["to"]
+    titles = [f"{name}, {end}" for name in ("clean", suite) for end in (first, second)]
     lines = [
-        f"| class | clean, {first} | clean, {second} | {suite}, {first} "
-        f"| {suite}, {second} |",
-        "| --- |" + " --- |" * 4,
+        [
+            str(row["class"]),
+            *(f"{100 * value:.1f}" for value in (*row["clean"], *row["robust"])),
+        ]
+        for row in rows[:most]
     ]
-    for row in rows[:most]:
-        cells = [f"{100 * value:.1f}" for value in (*row["clean"], *row["robust"])]
-        lines.append(f"| {row['class']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return markdown_table(["class", *titles], lines)

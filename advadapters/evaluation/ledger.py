@@ -3,6 +3,7 @@
 import json
 
 from advadapters.evaluation import claims
+from advadapters.markdown import markdown_table
 
 MOST = 4  # comparisons of a claim that are told one by one
 HEAD = """# Evidence
@@ -114,11 +115,9 @@ def section(rows):
         f"Commit {together(rows, 'commit')}, jax {together(rows, 'jax')}, "
         f"{together(rows, 'date')}.",
         "",
-        "| claim | place | ours | seeds | verdict | CPU hours |",
-        "| --- | --- | --- | ---: | --- | ---: |",
     ]
-    for row in rows:
-        cells = [
+    cells = [
+        [
             row["claim"],
             row["place"],
             ours(row),
@@ -126,8 +125,10 @@ def section(rows):
             verdict(row),
             f"{row['cpu_seconds'] / 3600:.1f}",
         ]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+        for row in rows
+    ]
+    titles = ("claim", "place", "ours", "seeds", "verdict", "CPU hours")
+    return "\n".join([*lines, markdown_table(titles, cells, right=(3, 5))]) + "\n"
 
 
 def together(rows, key):

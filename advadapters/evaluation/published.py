@@ -10,6 +10,7 @@ images, 67.03 on Conflict 858 of 1,280. Its means are recomputed.
 import numpy as np
 
 from advadapters.evaluation.studies import spread
+from advadapters.markdown import markdown_table
 
 # Title of a column: the suite that ours comes from.
 COLUMNS = {
@@ -48,17 +49,16 @@ def markdown(ours):
     seeds and half of its 95% interval, and empty where a seed has not been evaluated.
     """
     titles = ["setup", "forward passes", *COLUMNS, "mean", "seeds", "command"]
-    lines = ["| " + " | ".join(titles) + " |", "| --- |" + " --- |" * (len(titles) - 1)]
+    lines = []
     for name in [*ROWS, *(name for name in ours if name not in ROWS)]:
         if name in ROWS:
             passes, values = ROWS[name]
             cells = [f"{value:.2f}" for value in (*values, np.mean(values))]
-            told = [f"{name}, published", str(passes), *cells, "", ""]
-            lines.append("| " + " | ".join(told) + " |")
+            lines.append([f"{name}, published", str(passes), *cells, "", ""])
         for kind, command, seeds in ours.get(name, [("ours", "", [])]):
-            told = [f"{name}, {kind}", "", *our_cells(seeds), str(len(seeds)), command]
-            lines.append("| " + " | ".join(told) + " |")
-    return "\n".join(lines)
+            cells = our_cells(seeds)
+            lines.append([f"{name}, {kind}", "", *cells, str(len(seeds)), command])
+    return markdown_table(titles, lines)
 
 
 def our_cells(seeds):

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from advadapters import rng
-from advadapters.data.augment import to_float
 from advadapters.data.corruptions import COMMON, SEVERITIES, corrupt
 from advadapters.evaluation import accuracy, tables
 from advadapters.intervals import wilson
+from advadapters.markdown import markdown_table
+from advadapters.pixels import to_float
 
 # AlexNet's errors on the published ImageNet-C, means over the severities (Hendrycks and
 # Dietterich 2019), by which mCE divides.
@@ -140,10 +141,7 @@ def markdown(rows):
     """
     networks = tables.by_network(rows)
     severities = list(dict.fromkeys(r["severity"] for r in rows if "severity" in r))
-    lines = [
-        "| accuracy, % | " + " | ".join(map(tables.name_of_all, networks)) + " |",
-        "| --- |" + " --- |" * len(networks),
-    ]
+    lines = []
     for kind in dict.fromkeys(row.get("corruption", row["suite"]) for row in rows):
         cells = []
         for found in networks:
@@ -153,6 +151,7 @@ def markdown(rows):
                 cells.append(tables.percent(same[0]))
             else:
                 cells.append(f"{100 * sum(r['value'] for r in same) / len(same):.1f}")
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+        lines.append([kind, *cells])
     told = ", ".join(map(str, severities))
-    return "\n".join([*lines, f"corruptions are means over severities {told}"])
+    text = markdown_table(["accuracy, %", *map(tables.name_of_all, networks)], lines)
+    return f"{text}\ncorruptions are means over severities {told}"

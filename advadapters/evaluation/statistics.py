@@ -5,9 +5,9 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from advadapters import mesh as meshes
-from advadapters.data.augment import to_float
 from advadapters.evaluation import passes
 from advadapters.models.layers import MOMENTUM
+from advadapters.pixels import to_float
 
 
 def make_estimate(network, mesh):

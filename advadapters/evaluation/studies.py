@@ -4,6 +4,7 @@ import numpy as np
 from scipy import stats
 
 from advadapters.evaluation.tables import name_of
+from advadapters.markdown import markdown_table
 from advadapters.networks import key_of, mixture_case
 
 FIELDS = ("kind", "mixture", "lambda", "width")  # of the network, in a study's rows
@@ -99,19 +100,15 @@ def markdown(rows):
     """A line per case: parameters per domain, then each suite: mean ± half interval."""
     suites = list(dict.fromkeys(row["suite"] for row in rows))
     titles = ["clean, %" if suite == "clean" else f"{suite}, %" for suite in suites]
-    lines = [
-        "| case | parameters per domain | " + " | ".join(titles) + " | seeds |",
-        "| --- | ---: |" + " --- |" * (len(suites) + 1),
-    ]
+    lines = []
     for case, found in by_case(rows).items():
         first = next(iter(found.values()))
         cells = [cell(found[suite]) if suite in found else "" for suite in suites]
-        lines.append(
-            f"| {case} | {first['parameters_per_domain']:,} | "
-            + " | ".join(cells)
-            + f" | {len(first['values'])} |"
-        )
-    return "\n".join(lines)
+        count, seeds = f"{first['parameters_per_domain']:,}", str(len(first["values"]))
+        lines.append([case, count, *cells, seeds])
+    return markdown_table(
+        ["case", "parameters per domain", *titles, "seeds"], lines, right=[1]
+    )
 
 
 def cell(row):

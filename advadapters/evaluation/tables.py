@@ -1,5 +1,6 @@
 """Tables and pictures made from result rows (see `accuracy.row`)."""
 
+from advadapters.markdown import markdown_table
 from advadapters.networks import key_of
 
 
@@ -36,7 +37,7 @@ def markdown(rows):
 
     Where networks cost differently, their MFLOP per image are the last column.
     """
-    table = by_network(rows)
+    networks = by_network(rows)
     suites = list(dict.fromkeys(row["suite"] for row in rows))
     metrics = {row["suite"]: row["metric"] for row in rows}
     words = {"accuracy": "accuracy, %", "robust_accuracy": "robust, %", "shape_bias": "%"}
@@ -44,16 +45,13 @@ def markdown(rows):
     costs = any("flops" in row for row in rows)
     titles += ["MFLOP per image"] * costs
     kind = "lambda" if any(row["kind"] == "lambda" for row in rows) else "mixture"
-    lines = [
-        f"| {kind} | " + " | ".join(titles) + " |",
-        "| --- |" + " --- |" * len(titles),
-    ]
-    for found in table:
+    lines = []
+    for found in networks:
         cells = [percent(found[suite]) if suite in found else "" for suite in suites]
         if costs:
             cells.append(f"{next(iter(found.values()))['flops'] / 1e6:.1f}")
-        lines.append(f"| {name_of_all(found)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([name_of_all(found), *cells])
+    return markdown_table([kind, *titles], lines)
 
 
 def percent(row):

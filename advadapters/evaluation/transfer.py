@@ -9,10 +9,11 @@ from jax.sharding import PartitionSpec as P
 
 from advadapters import losses, rng, trees
 from advadapters import mesh as meshes
-from advadapters.data.augment import to_float
 from advadapters.evaluation import accuracy, fitting, passes
 from advadapters.evaluation.tables import name_of
+from advadapters.markdown import markdown_table
 from advadapters.networks import key_of
+from advadapters.pixels import to_float
 
 ANY = {"kind": "any"}  # of the attacked networks
 
@@ -166,12 +167,9 @@ def markdown(found, suite):
     targets = {key_of(row): name_of(row) for row in same}
     sources = {key_of(row["through"]): row["through"] for row in same}
     values = {(key_of(row["through"]), key_of(row)): 100 * row["value"] for row in same}
-    lines = [
-        f"| {suite}: attacked through | " + " | ".join(targets.values()) + " |",
-        "| --- |" + " --- |" * len(targets),
-    ]
+    lines = []
     for key, through in sources.items():
         cells = [f"{values[key, target]:.1f}" for target in targets]
         name = "any" if through == ANY else name_of(through)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([name, *cells])
+    return markdown_table([f"{suite}: attacked through", *targets.values()], lines)

@@ -1,0 +1,28 @@
+"""Files that are there whole or not at all."""
+
+import os
+import pathlib
+import uuid
+from collections.abc import Callable
+from typing import BinaryIO
+
+
+def write_whole(
+    path: pathlib.Path, write: Callable[[BinaryIO], object], several: bool = False
+) -> None:
+    """Has `write` fill an open binary file beside `path`, which then takes its place.
+
+    Whoever is killed, or meets an error, leaves what was there before. several: whether
+    several processes may write it at once; the last one's stays.
+    """
+    tag = f".{uuid.uuid4().hex}" if several else ""
+    part = path.with_name(f"{path.name}{tag}.part")
+    try:
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
