@@ -140,6 +140,21 @@ def given(argv):
     return {text.lstrip("-").partition("=")[0][len("config.") :] for text in split(argv)[1]}
 
 
+def vary(argv, variant):
+    """The arguments with another variant of --config=FILE[:OLD] (or --config FILE)."""
+    changed, follows = [], False
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        named = flag.lstrip("-") == "config"
+        if named and equals:
+            argument = f"{flag}={value.partition(':')[0]}:{variant}"
+        elif follows:
+            argument = f"{argument.partition(':')[0]}:{variant}"
+        changed.append(argument)
+        follows = named and not equals
+    return changed
+
+
 def override(config, overrides):
     """A config, a nested dict, with --config.KEY=VALUE arguments applied."""
     if not overrides:

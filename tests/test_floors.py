@@ -3,6 +3,8 @@
 import ast
 import pathlib
 
+from advadapters.__main__ import VERBS
+
 PACKAGE = pathlib.Path(__file__).parents[1] / "advadapters"
 FLOORS = [
     {
@@ -69,6 +71,20 @@ def test_imports_go_down():
         for other in imported(tree):
             below = FLOOR.get(other, -1) < FLOOR[part]
             assert other == part or below, f"{path} imports {other}"
+
+
+def test_no_verb_is_used_by_another_module():
+    """What verbs do together is in modules of their folder that are no verbs."""
+    for _, path, tree in modules():
+        names = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                whole = node.module or ""
+                names |= {whole, *(f"{whole}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+        verbs = {name for name in VERBS if f"advadapters.commands.{name}" in names}
+        assert not verbs, f"{path} imports the verbs {verbs}"
 
 
 def test_functions_are_short():

@@ -30,6 +30,7 @@ import time
 from typing import Any
 
 from advadapters import configs
+from advadapters.commands import machine
 from advadapters.errors import UsageError
 from advadapters.files import write_whole
 from advadapters.markdown import markdown_table
@@ -61,7 +62,7 @@ def main(argv):
         raise UsageError(
             "--images_per_second is compared with images: give --data or --config"
         )
-    found = {"versions": versions(), "host": host(), "devices": devices()}
+    found = {"versions": versions(), "host": machine.host(), "devices": machine.devices()}
     for title, told in found.items():
         print(f"{title}: " + ", ".join(f"{key} {value}" for key, value in told.items()))
     if flags["workdir"]:
@@ -102,29 +103,6 @@ def versions():
         except importlib.metadata.PackageNotFoundError:
             found[name] = "missing"
     return found
-
-
-def host():
-    """The CPU of this host, the cores that we may use, and memory."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    except OSError:
-        models = []
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory": f"{memory / 2**30:.0f} GiB",
-    }
-
-
-def devices():
-    """{kind of device: how many there are}, over all processes."""
-    import jax
-
-    kinds = [device.device_kind for device in jax.devices()]
-    return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
 
 
 def write_test(path):

@@ -145,7 +145,7 @@ def conclude(study, seeds, failed, meter, ledger):
 
 def make_soups(study, seed, failed, meter):
     """The experiment's runs of several trained networks, evaluated like others."""
-    from advadapters.commands import runs, soup, workdir
+    from advadapters.commands import assembling, runs, workdir
 
     for name, made in study.experiment.soups.items():
         parts = made["of"]
@@ -161,13 +161,13 @@ def make_soups(study, seed, failed, meter):
                 folders = [folder_of(study.folder, part, seed) for part in parts]
                 weights = f"--config.evaluation.soup_weights={tuple(made['weights'])}"
                 given = [os.fspath(part) for part in folders], os.fspath(own)
-                soup.assemble(*given, [weights], list(parts))
+                assembling.assemble(*given, [weights], list(parts))
             runs.train(runs.open_trained(os.fspath(own)))
 
 
 def evaluate_all(study, seed, failed, meter):
     """The experiment's evaluations of their own; what is there is not done again."""
-    from advadapters.commands import evaluate
+    from advadapters.commands import measuring
 
     for name, asked in study.experiment.evaluations.items():
         for variant in [one for one in asked if one not in failed]:
@@ -176,7 +176,7 @@ def evaluate_all(study, seed, failed, meter):
             if not evaluated(own, name, argv):
                 leave_if(study, f"{own.name}, {name}")
                 with meter.of(own.name):
-                    evaluate.main(argv)
+                    measuring.run(argv)
 
 
 def leave_if(study, what):
@@ -188,7 +188,7 @@ def leave_if(study, what):
 
 def evaluated(folder, name, argv):
     """Whether an evaluation of a run is there, made by these very arguments."""
-    from advadapters.commands import evaluate, workdir
+    from advadapters.commands import measuring, workdir
 
     if not (folder / f"{name}.json").exists():
         return False
@@ -196,7 +196,7 @@ def evaluated(folder, name, argv):
         command = workdir.read_tables(folder / f"{name}.npz")[2]
     except UsageError:
         return False
-    return command == evaluate.command_of(argv)
+    return command == measuring.command_of(argv)
 
 
 def judge(experiment, folder, seeds, failed, about):
@@ -299,10 +299,10 @@ def commit():
 
 def device():
     """The devices and the CPU in words."""
-    from advadapters.commands import doctor
+    from advadapters.commands import machine
 
-    kinds = ", ".join(f"{count} x {kind}" for kind, count in doctor.devices().items())
-    host = doctor.host()
+    kinds = ", ".join(f"{count} x {kind}" for kind, count in machine.devices().items())
+    host = machine.host()
     return f"{kinds} ({host['cores']} cores of {host['cpu']})"
 
 

@@ -36,7 +36,7 @@ def main(argv):
     if flags["width"] and flags["statistics"]:
         raise UsageError("--statistics goes with --mixture=...: a width has its own")
     from advadapters.commands import runs, workdir
-    from advadapters.commands.soup import lineage
+    from advadapters.commands.assembling import lineage
 
     images = bool(flags["statistics"])
     opened = runs.open_trained(flags["workdir"], overrides, images)

@@ -53,11 +53,10 @@ def main(argv):
     from etils import epath
 
     from advadapters.commands import workdir
-    from advadapters.commands.select import read_alike
     from advadapters.evaluation import pictures
 
     folders = [epath.Path(name).expanduser() for name in flags["workdir"].split(",")]
-    read = read_alike(folders, flags["name"])
+    read = workdir.read_alike(folders, flags["name"])
     (told, tables, _), first = read[0], folders[0]
     drawn = {"fronts": pictures.draw_fronts}
     if pictures.faces(told):

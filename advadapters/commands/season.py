@@ -24,7 +24,6 @@ import os
 import pathlib
 
 from advadapters import configs, hosts
-from advadapters.commands import evaluate
 from advadapters.errors import UsageError
 from advadapters.markdown import markdown_table
 
@@ -51,12 +50,12 @@ def main(argv):
     cases.read_mixtures("ensemble", flags["ensemble"], names)
     from advadapters import builders
     from advadapters import mesh as meshes
-    from advadapters.commands import runs, soup, study, workdir
+    from advadapters.commands import assembling, measuring, runs, workdir
 
     folder = os.path.abspath(os.path.expanduser(flags["workdir"]))
     folders = {name: os.path.join(folder, name) for name in names}
     made = {
-        name: configs.parse(study.vary(argv, name), FLAGS)[0].to_dict() for name in names
+        name: configs.parse(configs.vary(argv, name), FLAGS)[0].to_dict() for name in names
     }
     for name, config in made.items():
         if name != names[0]:
@@ -64,7 +63,7 @@ def main(argv):
     output, mesh = os.path.join(folder, "soup"), meshes.make()
     for config in made.values():  # all of them before the first is trained
         builders.build(config, mesh)
-    soup.need_alike(list(made), list(made.values()))
+    assembling.need_alike(list(made), list(made.values()))
     there = workdir.holds_run(output)
     if there and workdir.read_config(output)["domains"] != tuple(names):
         made_of = ", ".join(workdir.read_config(output)["domains"])
@@ -75,9 +74,9 @@ def main(argv):
         print(f"--- {name}", flush=True)
         runs.train(runs.open_run(config, folders[name], configs.given(argv)))
     if not there:
-        soup.assemble(list(folders.values()), output)
-    passed = [f"--{key}={flags[key]}" for key in PASSED if flags[key]]
-    evaluate.main([f"--workdir={output}", *passed])
+        assembling.assemble(list(folders.values()), output)
+    passed = {key: flags[key] for key in PASSED if flags[key]}
+    measuring.evaluate({"workdir": output} | passed)
     told = summarise(pathlib.Path(output))
     print(f"{told}\nwritten to {output}: season.md")
     return 0

@@ -53,7 +53,7 @@ def main(argv):
     for folder in folders if overrides else ():
         config = workdir.read_config(folder)
         changes.find(folder, config, configs.override(config, overrides))
-    read = read_alike(folders, flags["name"])
+    read = workdir.read_alike(folders, flags["name"])
     told = read[0][0]
     if sum(one["kind"] != "ensemble" for one in told) < 3:
         raise UsageError(
@@ -76,27 +76,6 @@ def main(argv):
     workdir.write_text(folders[0] / "selection.md", text)
     print(text + f"written to {folders[0]}: selection.json, selection.md")
     return 0
-
-
-def read_alike(folders, name):
-    """[what `workdir.read_tables` reads] of NAME.npz in each folder.
-
-    Raises UsageError where runs differ in networks, suites, or attacks of these.
-    """
-    from advadapters.commands import workdir
-
-    files = [folder / f"{name}.npz" for folder in folders]
-    read = [workdir.read_tables(file) for file in files]
-    settings = [workdir.read_settings(file) for file in files]
-    for folder, (told, found, _), attacks in zip(folders, read, settings, strict=True):
-        differ = [s for s in attacks if settings[0].get(s, attacks[s]) != attacks[s]]
-        if told != read[0][0] or found.keys() != read[0][1].keys() or differ:
-            suite = f" (suite {differ[0]!r} is another attack)" if differ else ""
-            raise UsageError(
-                f"{folder} was not evaluated like {folders[0]}{suite}: run the same "
-                "`advadapters evaluate` on both"
-            )
-    return read
 
 
 def keep_suites(found, text):

@@ -102,12 +102,12 @@ def check(cases, experiment):
     """Builds all cases; raises UsageError for what cannot work, before any is trained."""
     from advadapters import builders
     from advadapters import mesh as meshes
-    from advadapters.commands import experiments, soup
+    from advadapters.commands import assembling, experiments
 
     (first, *_), mesh, built = cases, meshes.make(), {}
     for case, config in cases.items():
         built[case] = config, builders.build(config, mesh)
-        soup.need_same_suites(first, cases[first], case, config)
+        assembling.need_same_suites(first, cases[first], case, config)
     if experiment:
         experiments.check(experiment, built)
 
@@ -165,7 +165,7 @@ def read_cases(argv, flags, experiment):
         raise UsageError(f"--{kind} must name different cases, got {flags[kind]!r}")
     cases = {}
     for name in names:
-        changed = argv if kind == "adapters" else vary(argv, name)
+        changed = argv if kind == "adapters" else configs.vary(argv, name)
         config, _ = configs.parse(changed, FLAGS)
         config = config.to_dict()
         if kind == "adapters":
@@ -177,21 +177,6 @@ def read_cases(argv, flags, experiment):
             raise UsageError(f"--{kind}: {name!r} has the same folder as another case")
         cases[folder] = config
     return cases
-
-
-def vary(argv, variant):
-    """The arguments with another variant of --config=FILE[:OLD] (or --config FILE)."""
-    changed, follows = [], False
-    for argument in argv:
-        flag, equals, value = argument.partition("=")
-        named = flag.lstrip("-") == "config"
-        if named and equals:
-            argument = f"{flag}={value.partition(':')[0]}:{variant}"
-        elif follows:
-            argument = f"{argument.partition(':')[0]}:{variant}"
-        changed.append(argument)
-        follows = named and not equals
-    return changed
 
 
 def train(study, case, seed, failed, meter):

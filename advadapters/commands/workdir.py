@@ -274,6 +274,25 @@ def read_settings(file):
         return json.loads(str(arrays["settings"])) if "settings" in arrays else {}
 
 
+def read_alike(folders, name):
+    """[what `read_tables` reads] of NAME.npz in each folder.
+
+    Raises UsageError where runs differ in networks, suites, or attacks of these.
+    """
+    files = [folder / f"{name}.npz" for folder in folders]
+    read = [read_tables(file) for file in files]
+    settings = [read_settings(file) for file in files]
+    for folder, (told, found, _), attacks in zip(folders, read, settings, strict=True):
+        differ = [s for s in attacks if settings[0].get(s, attacks[s]) != attacks[s]]
+        if told != read[0][0] or found.keys() != read[0][1].keys() or differ:
+            suite = f" (suite {differ[0]!r} is another attack)" if differ else ""
+            raise UsageError(
+                f"{folder} was not evaluated like {folders[0]}{suite}: run the same "
+                "`advadapters evaluate` on both"
+            )
+    return read
+
+
 @hosts.once
 def read_results(folder):
     """The rows of results.json, or None if they are not there or not whole."""

@@ -12,7 +12,7 @@ import pytest
 
 from advadapters import hosts
 from advadapters.__main__ import main
-from advadapters.commands import evaluate, experiments, study, workdir
+from advadapters.commands import experiments, measuring, study, workdir
 from advadapters.errors import UsageError
 from advadapters.evaluation import ledger
 
@@ -143,7 +143,7 @@ def test_a_second_call_does_nothing_again(finished, capsys, monkeypatch):
     def refuse(argv):
         raise AssertionError("evaluated again")
 
-    monkeypatch.setattr(evaluate, "main", refuse)
+    monkeypatch.setattr(measuring, "run", refuse)
     before = (folder / "runs" / "costs.json").read_text()
     assert main(["study", *argv]) == 0
     out = capsys.readouterr().out

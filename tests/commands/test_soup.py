@@ -9,8 +9,8 @@ import untrained
 
 from advadapters.__main__ import main
 from advadapters.commands import evaluating, runs, workdir
+from advadapters.commands.assembling import ancestor
 from advadapters.commands.season import barriers
-from advadapters.commands.soup import ancestor
 from advadapters.networks import mixture_case
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
