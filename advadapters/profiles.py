@@ -9,7 +9,6 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from advadapters import hlo
 from advadapters.errors import UsageError
 
 # By names of kernels (GPUs) and of instructions (others), and where these tell nothing, by
@@ -197,11 +196,3 @@ def summed(pairs):
     for name, seconds in pairs:
         total[name] += seconds
     return dict(total.most_common())
-
-
-def summary(folder, program=""):
-    """{kind: seconds} of the newest profile under a folder; see `by_kind`.
-
-    program: the compiled program's text (`compiled.as_text()`), if it is at hand.
-    """
-    return by_kind(read(folder), hlo.scopes(program))

@@ -1,4 +1,4 @@
-"""Merging LoRAs into the kernels beside them, and taking them out again."""
+"""Merging LoRAs into the kernels beside them."""
 
 import jax.numpy as jnp
 
@@ -12,32 +12,6 @@ def merge(params, scales):
     params: a parameter tree. scales: {name: s} of the entries of config.model.added to
     merge. Raises UsageError for an LNLoRA, and for a name that no module has.
     """
-    return moved(params, scales, sign=1.0, keep=False)
-
-
-def unmerge(params, loras, scales):
-    """The inverse of `merge`: takes the LoRAs of the tree `loras` out of the kernels.
-
-    Returns the tree with the LoRAs beside the kernels again.
-    """
-    flat = trees.flatten(loras)
-    folders = named(flat, scales)
-    own = {path: x for path, x in flat.items() if path.rpartition("/")[0] in folders}
-    return moved(trees.merge(params, trees.unflatten(own)), scales, sign=-1.0, keep=True)
-
-
-def named(flat, scales):
-    """{folder: (its layer, the scale)} of the LoRAs called `scales`."""
-    found = {}
-    for folder in trees.low_rank(flat):
-        for name, scale in scales.items():
-            if folder.endswith(f"_{name}"):
-                found[folder] = (folder.removesuffix(f"_{name}"), scale)
-    return found
-
-
-def moved(params, scales, sign, keep):
-    """Adds `sign` times the products to the kernels; `keep` leaves the LoRAs there."""
     flat = trees.flatten(params)
     found = named(flat, scales)
     missing = [name for name in scales if not any(f.endswith(f"_{name}") for f in found)]
@@ -50,11 +24,21 @@ def moved(params, scales, sign, keep):
                 "so no fixed kernel does the same; keep it beside the layer"
             )
         a, b = flat[f"{folder}/a"], flat[f"{folder}/b"]
-        product = sign * scale * jnp.einsum("m...r,mrf->...f", a, b, precision="highest")
+        product = scale * jnp.einsum("m...r,mrf->...f", a, b, precision="highest")
         path, columns = kernel_of(flat, layer)
         flat[path] = flat[path].at[..., columns].add(product)
-    kept = {p: x for p, x in flat.items() if keep or p.rpartition("/")[0] not in found}
+    kept = {path: x for path, x in flat.items() if path.rpartition("/")[0] not in found}
     return trees.unflatten(kept)
+
+
+def named(flat, scales):
+    """{folder: (its layer, the scale)} of the LoRAs called `scales`."""
+    found = {}
+    for folder in trees.low_rank(flat):
+        for name, scale in scales.items():
+            if folder.endswith(f"_{name}"):
+                found[folder] = (folder.removesuffix(f"_{name}"), scale)
+    return found
 
 
 def kernel_of(flat, layer):

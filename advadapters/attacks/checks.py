@@ -88,12 +88,6 @@ def told(value):
     return " ".join(repr(value).split())
 
 
-def amount(value, what):
-    """A finite number of at least 0; raises UsageError if it is none. Traced ones pass."""
-    if concrete(value) and not 0 <= as_float(value) < math.inf:
-        raise UsageError(f"{what} must be a number of at least 0, got {told(value)}")
-
-
 def random_key(key):
     """The key, an old one (uint32) as a new one; raises UsageError if it is not one."""
     try:

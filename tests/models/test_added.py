@@ -120,17 +120,12 @@ def lora_network(name, kind="lora"):
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])
-def test_merging_is_exact_and_can_be_undone(name):
+def test_merging_is_exact(name):
     model, plain, variables, images = lora_network(name)
     expected = jax.jit(model.apply)(variables, images)
     merged = lora.merge(variables["params"], {"lora": 0.5})
     found = jax.jit(plain.apply)(variables | {"params": merged}, images)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    again = lora.unmerge(merged, variables["params"], {"lora": 0.5})
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        again, variables["params"],
-    )  # fmt: skip
     without = variables | {"params": drop_loras(variables["params"])}
     assert np.abs(jax.jit(plain.apply)(without, images) - expected).max() > 1e-3
 
