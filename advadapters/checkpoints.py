@@ -83,7 +83,7 @@ class Checkpoints:
         """
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         try:
-            with ocp.StandardCheckpointer() as reader:
+            with unwarned(), ocp.StandardCheckpointer() as reader:
                 path = epath.Path(self.folder) / str(step) / "default"
                 there = dict(reader.metadata(path).item_metadata.tree)
             there.pop("optimizer", None)
