@@ -1,6 +1,7 @@
 """What `import advadapters` offers, on a run whose training images are gone."""
 
 import functools
+import json
 import pathlib
 import re
 import shutil
@@ -128,6 +129,22 @@ def test_a_run_says_what_it_is(run):
     assert run.classes == ("0", "1", "2")
     assert run.config["model"]["size"] == "16x1x32x2"
     assert run.step == built(run).steps and run.path in repr(run)
+
+
+def test_a_run_is_loaded_on_any_number_of_devices(run, data):
+    file = pathlib.Path(run.path) / "config.json"
+    text = file.read_text()
+    config = json.loads(text)
+    config["evaluation"]["batch_size"] = 10  # of no use to eight devices
+    try:
+        file.write_text(json.dumps(config))
+        again = aa.load(run.path)
+        assert again.opened.run.evaluation.batch_size == 16
+        np.testing.assert_array_equal(
+            again.mode("linf")(data[0]), run.mode("linf")(data[0])
+        )
+    finally:
+        file.write_text(text)
 
 
 def test_a_soup_is_the_ordinary_network_of_its_weights(run, data):

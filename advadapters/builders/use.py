@@ -65,6 +65,11 @@ def build_network(config, mesh, source=None):
     optimizer, and leaves keys that are about training alone unread. Raises UsageError for
     what no network can be made of.
     """
+    # How many images are looked at once changes no result, so here it fits any devices.
+    evaluated = config.get("evaluation")
+    if isinstance(evaluated, dict) and isinstance(evaluated.get("batch_size"), int):
+        size = -(-evaluated["batch_size"] // mesh.size) * mesh.size
+        config = config | {"evaluation": evaluated | {"batch_size": size}}
     c = Section("config", config)
     plugins.load(c.take("plugins", tuple, of=str))
     model = c.section("model")
