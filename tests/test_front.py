@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import advadapters as aa
-from advadapters import builders, checkpoints
+from advadapters import builders, checkpoints, front
 from advadapters.commands import runs, workdir
 from advadapters.data import identity, sources
 from advadapters.training import optim
@@ -185,6 +185,8 @@ def test_evaluation_counts_what_the_classifiers_say(run, data):
     attacked = [row for row in rows if row["suite"] == "pgd2"]
     assert all(row["metric"] == "robust_accuracy" for row in attacked)
     assert sum(row["value"] for row in attacked) < sum(clean)
+    for floats in (images / 255, np.float32(images) / 255):  # every level comes back
+        np.testing.assert_array_equal(front.as_bytes(floats), images)
     again = run.evaluate(images / 255, labels, soups=[{"linf": 1}], attacks={})
     assert [row["value"] for row in again] == clean[-1:]
     assert "| clean mode | " in aa.table(rows)
