@@ -6,9 +6,13 @@ import uuid
 from collections.abc import Callable
 from typing import BinaryIO
 
+from etils import epath
+
+AnyPath = pathlib.Path | epath.Path  # a local file, or one of a bucket
+
 
 def write_whole(
-    path: pathlib.Path, write: Callable[[BinaryIO], object], several: bool = False
+    path: AnyPath, write: Callable[[BinaryIO], object], several: bool = False
 ) -> None:
     """Has `write` fill an open binary file beside `path`, which then takes its place.
 

@@ -6,19 +6,32 @@ Higher is worse for the network, so an attack climbs them.
 import jax
 import jax.numpy as jnp
 
+from advadapters.shapes import (
+    AnyArray,
+    Array,
+    Bool,
+    Classes,
+    Float,
+    Labels,
+    Logits,
+    PerImage,
+)
 
-def class_of(labels):
+
+def class_of(labels: Labels) -> Classes:
     """Labels [B] or [B, L] -> class numbers [B]."""
     return labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1)
 
 
-def one_hot(classes, count):
+def one_hot(classes: Classes, count: int) -> Bool[Array, "B L"]:
     """Class numbers [B] -> bool [B, count]: which column is the row's class."""
     classes = jnp.asarray(classes)  # in the types that jax has
     return classes[:, None] == jnp.arange(count, dtype=classes.dtype)[None, :]
 
 
-def misclassified(logits, labels):
+def misclassified(
+    logits: Float[AnyArray, "... B L"], labels: Labels
+) -> Bool[AnyArray, "... B"]:
     """bool [B]: another class is the largest, or some logit is not finite.
 
     Who gives no numbers has not given the label. Evaluation counts the same way, so an
@@ -28,7 +41,7 @@ def misclassified(logits, labels):
     return wrong | ~jnp.all(jnp.isfinite(logits), axis=-1)
 
 
-def cross_entropy(logits, labels):
+def cross_entropy(logits: Logits, labels: Labels) -> PerImage:
     """Softmax cross-entropy, in float32."""
     import optax  # here alone, as soups score without it
 
@@ -38,20 +51,20 @@ def cross_entropy(logits, labels):
     return optax.losses.softmax_cross_entropy(logits, labels)
 
 
-def own_and_rival(values, labels):
+def own_and_rival(values: Logits, labels: Labels) -> tuple[PerImage, PerImage]:
     """(the label's value [B], the largest of the others [B]) of values [B, L]."""
     label = one_hot(class_of(labels), values.shape[-1])
     own = jnp.max(jnp.where(label, values, -jnp.inf), axis=-1)
     return own, jnp.max(jnp.where(label, -jnp.inf, values), axis=-1)
 
 
-def margin(logits, labels):
+def margin(logits: Logits, labels: Labels) -> PerImage:
     """Largest other logit minus the label's: positive means misclassified."""
     own, rival = own_and_rival(logits.astype(jnp.float32), labels)
     return rival - own
 
 
-def probability_margin(logits, labels):
+def probability_margin(logits: Logits, labels: Labels) -> PerImage:
     """The margin of probabilities, in [-1, 1] (Xie et al. 2024, arXiv:2411.15210).
 
     Its gradient has part in all classes, by their probabilities. It vanishes where the
@@ -60,14 +73,14 @@ def probability_margin(logits, labels):
     return margin(jax.nn.softmax(logits.astype(jnp.float32)), labels)
 
 
-def logit_difference(logits, labels, targets):
+def logit_difference(logits: Logits, labels: Labels, targets: Classes) -> PerImage:
     """The target's logit minus the label's: the margin towards one class."""
     logits = logits.astype(jnp.float32)
     rows = jnp.arange(logits.shape[0])
     return logits[rows, targets] - logits[rows, class_of(labels)]
 
 
-def dlr(logits, labels):
+def dlr(logits: Logits, labels: Labels) -> PerImage:
     """Difference of logits ratio (Croce and Hein 2020, Eq. 6): a margin without scale.
 
     (max other - label) / (largest - third largest). With two classes there is no third
@@ -76,7 +89,7 @@ def dlr(logits, labels):
     return margin(logits, labels) / scale_of(logits, [2])
 
 
-def dlr_targeted(logits, labels, targets):
+def dlr_targeted(logits: Logits, labels: Labels, targets: Classes) -> PerImage:
     """Targeted DLR (Croce and Hein 2020, Eq. 7): towards one class, without scale.
 
     The divisor is largest - (third + fourth) / 2; with three classes largest - third,
@@ -85,7 +98,7 @@ def dlr_targeted(logits, labels, targets):
     return logit_difference(logits, labels, targets) / scale_of(logits, [2, 3])
 
 
-def scale_of(logits, ranks):
+def scale_of(logits: Logits, ranks: list[int]) -> PerImage:
     """Largest logit minus the mean of those of `ranks` (0 is the largest) that exist."""
     ordered = jnp.sort(logits.astype(jnp.float32), axis=-1)[:, ::-1]
     ranks = [rank for rank in ranks if rank < logits.shape[-1]]
@@ -94,7 +107,7 @@ def scale_of(logits, ranks):
     return ordered[:, 0] - jnp.mean(ordered[:, jnp.array(ranks)], axis=1) + 1e-12
 
 
-def boosted_cross_entropy(logits, labels):
+def boosted_cross_entropy(logits: Logits, labels: Labels) -> PerImage:
     """-log p(label) - log(1 - p(most likely other class)): MART (Wang et al. 2020)."""
     logits = logits.astype(jnp.float32)
     classes = logits.shape[-1]
@@ -105,14 +118,14 @@ def boosted_cross_entropy(logits, labels):
     return cross_entropy(logits, labels) + jax.nn.logsumexp(logits, axis=-1) - rest
 
 
-def kl(logits, reference, labels):
+def kl(logits: Logits, reference: Logits, labels: Labels) -> PerImage:
     """KL(reference's probabilities || the logits' own): TRADES (Zhang et al. 2019)."""
     old = jax.nn.log_softmax(reference.astype(jnp.float32))
     new = jax.nn.log_softmax(logits.astype(jnp.float32))
     return jnp.sum(jnp.exp(old) * (old - new), axis=-1)
 
 
-def weighted_kl(logits, reference, labels):
+def weighted_kl(logits: Logits, reference: Logits, labels: Labels) -> PerImage:
     """`kl` times 1 - p(label) of the reference: MART's second term."""
     label = one_hot(class_of(labels), logits.shape[-1])
     shares = jax.nn.softmax(reference.astype(jnp.float32))

@@ -35,7 +35,11 @@ if metadata.version("jaxlib").startswith("0.10."):  # later ones may not know th
 # as often as Python does costs 5% of the time.
 gc.set_threshold(200_000, 50, 50)
 
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+
+# Every call of an annotated function checks types and shapes, from here on.
+jaxtyping.install_import_hook("advadapters", "typechecking.check")
 
 # The others are imported where they are needed: xdist's first process runs no test.
 

@@ -16,6 +16,7 @@ FLOORS = [
         "papers",
         "pixels",
         "rng",
+        "shapes",
         "trees",
     },
     {

@@ -5,7 +5,7 @@ and `twins.TWINS` are methods; rows of `builders.methods.METHODS` read them of c
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from advadapters import soups
 from advadapters.errors import UsageError
@@ -45,6 +45,7 @@ class Facts(NamedTuple):
     start: Any
 
 
+@runtime_checkable
 class Method(Protocol):
     """A training method. Classes that inherit from it write `domains` and `loss`, and what
     is not as here.

@@ -1,0 +1,53 @@
+"""The shapes in use, by name: annotations say them, and the tests check them at each call.
+
+One letter means one size within a call: B images of H x W pixels and C channels, L classes,
+K domains or networks. Arrays are jax's or numpy's, and what is traced counts as an array.
+"""
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree, Shaped, UInt8
+
+AnyArray = jax.Array | np.ndarray
+
+Scalar = Float[AnyArray, ""]
+PerImage = Float[AnyArray, " B"]  # a loss, a distance, a margin
+Images = Float[AnyArray, "B H W C"]  # in [0, 1]
+Bytes = UInt8[AnyArray, "B H W C"]  # images as files hold them
+Classes = Int[AnyArray, " B"]  # class numbers
+Soft = Float[AnyArray, "B L"]  # a probability for each class
+Labels = Classes | Soft
+Logits = Float[AnyArray, "B L"]
+Marks = Bool[AnyArray, " B"]  # a yes or no for each image
+Mixture = Float[AnyArray, " K"]  # a weight for each domain
+Mixtures = Float[AnyArray, "N K"]  # one row is one mixture
+PRNGKey = Key[Array, ""]
+PRNGKeys = Key[Array, " B"]  # one for each image
+Tree = PyTree[Shaped[AnyArray, "..."]]  # parameters, statistics, moments
+
+__all__ = [
+    "AnyArray",
+    "Array",
+    "Bool",
+    "Bytes",
+    "Classes",
+    "Float",
+    "Images",
+    "Int",
+    "Key",
+    "Labels",
+    "Logits",
+    "Marks",
+    "Mixture",
+    "Mixtures",
+    "Num",
+    "PRNGKey",
+    "PRNGKeys",
+    "PerImage",
+    "PyTree",
+    "Scalar",
+    "Shaped",
+    "Soft",
+    "Tree",
+    "UInt8",
+]
