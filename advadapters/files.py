@@ -4,7 +4,7 @@ import os
 import pathlib
 import uuid
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import IO
 
 from etils import epath
 
@@ -12,7 +12,7 @@ AnyPath = pathlib.Path | epath.Path  # a local file, or one of a bucket
 
 
 def write_whole(
-    path: AnyPath, write: Callable[[BinaryIO], object], several: bool = False
+    path: AnyPath, write: Callable[[IO[bytes]], object], several: bool = False
 ) -> None:
     """Has `write` fill an open binary file beside `path`, which then takes its place.
 
