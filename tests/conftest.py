@@ -47,7 +47,7 @@ jaxtyping.install_import_hook("advadapters", "typechecking.check")
 @pytest.fixture
 def mesh():
     """All eight devices."""
-    from advadapters import mesh as meshes
+    from advadapters import meshes
 
     return meshes.make()
 
@@ -57,7 +57,7 @@ def one_device():
     """A mesh of one device."""
     import jax
 
-    from advadapters import mesh as meshes
+    from advadapters import meshes
 
     return meshes.make(jax.devices()[:1])
 

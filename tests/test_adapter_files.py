@@ -10,14 +10,14 @@ from advadapters import trees
 from advadapters.adapters import files
 from advadapters.errors import UsageError
 from advadapters.models.added import Added
-from advadapters.training import state
+from advadapters.training import states
 
 
 def variables(seed=0, rank=2):
     """A frozen ViT with LoRAs of two domains."""
     one = Added("lora", "lora", (".*/q", ".*/fc1"), rank, 1.0)
     plain = small.variables(small.model("vit", added=(one,)), seed)
-    return state.branches(plain, (".*_lora/.*",), 2, trained=("head/.*",))
+    return states.branches(plain, (".*_lora/.*",), 2, trained=("head/.*",))
 
 
 def test_what_is_saved_is_restored_on_the_same_backbone(tmp_path):

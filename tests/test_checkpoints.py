@@ -5,8 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters import checkpoints
-from advadapters import mesh as meshes
+from advadapters import checkpoints, meshes
 
 
 def state(value):

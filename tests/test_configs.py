@@ -11,8 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from advadapters import builders, defaults, trees
-from advadapters import mesh as meshes
+from advadapters import builders, defaults, meshes, trees
 from advadapters.commands import experiments
 from advadapters.errors import UsageError
 from advadapters.training import views

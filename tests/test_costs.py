@@ -9,7 +9,7 @@ import tiny
 from advadapters import costs, hlo
 from advadapters.attacks.pgd import pgd
 from advadapters.errors import UsageError
-from advadapters.training import state, step, views
+from advadapters.training import states, step, views
 
 
 def counted(function, *arguments):
@@ -78,7 +78,7 @@ def test_cotraining_is_counted_as_on_paper(mesh):
     ]
     net = tiny.network(size=tiny.vit.Size(width, 2, 32, 2))
     plain = jax.eval_shape(net.init, jax.random.key(0))
-    first = jax.eval_shape(lambda: state.branches(tiny.plain(net), ("class_token",), 2))
+    first = jax.eval_shape(lambda: states.branches(tiny.plain(net), ("class_token",), 2))
     gradients = step.over_devices(
         step.differentiated(views.views_loss(net, seen, axis="data")),
         mesh,

@@ -12,7 +12,7 @@ FLOORS = [
         "files",
         "intervals",
         "markdown",
-        "mesh",
+        "meshes",
         "papers",
         "pixels",
         "rng",

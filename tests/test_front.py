@@ -17,8 +17,7 @@ import advadapters as aa
 from advadapters import builders, checkpoints, front
 from advadapters.commands import runs, workdir
 from advadapters.data import identity, sources
-from advadapters.training import optim
-from advadapters.training import state as states
+from advadapters.training import optim, states
 
 NAMES = ("a", "b", "c")
 SMALL = {

@@ -5,8 +5,7 @@ import pathlib
 
 import jax
 
-from advadapters import builders
-from advadapters import mesh as meshes
+from advadapters import builders, meshes
 from advadapters.commands import runs
 from advadapters.configs import override
 

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters import costs, losses, rng
-from advadapters import mesh as meshes
+from advadapters import costs, losses, meshes, rng
 from advadapters.attacks import checks
 from advadapters.attacks.contract import rows_where
 from advadapters.attacks.malt import nearest_classes

@@ -10,7 +10,7 @@ from advadapters.errors import UsageError
 from advadapters.models import MODELS, added, attention, film, layers
 from advadapters.networks import make_network
 from advadapters.precision import PRECISIONS
-from advadapters.training import state
+from advadapters.training import states
 
 # How the fields are read that hold more than a word or a number.
 SPECIAL = {
@@ -27,7 +27,7 @@ def read_exact(c):
 
 
 def read_model(c, data, classes, exact, platform):
-    """config.model -> Widths; exact: see `read_exact`, platform: `mesh.platform`."""
+    """config.model -> Widths; exact: see `read_exact`, platform: `meshes.platform`."""
     name = c.choice("name", MODELS)
     module = MODELS[name]
     fields = module.__dataclass_fields__
@@ -153,6 +153,6 @@ def check_patterns(network, chosen):
         try:
             trees.select(trees.flatten(params), patterns)
             if where == "config.adapters":
-                state.need_whole_loras(params, trees.split(params, patterns)[1])
+                states.need_whole_loras(params, trees.split(params, patterns)[1])
         except trees.PatternError as error:
             raise UsageError(f"{where}: {error}") from None

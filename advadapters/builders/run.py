@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from advadapters import mesh as meshes
-from advadapters import plugins
+from advadapters import meshes, plugins
 from advadapters.builders.data import Data, need_divisible, read_data
 from advadapters.builders.model import check_patterns
 from advadapters.builders.optimizer import read_drops, read_optimizer
@@ -22,7 +21,7 @@ from advadapters.configs import Section
 from advadapters.data import pipeline
 from advadapters.errors import UsageError, pick
 from advadapters.networks import Network
-from advadapters.training import state, step
+from advadapters.training import states, step
 from advadapters.training.loop import Every
 from advadapters.training.method import Facts, Method
 
@@ -176,7 +175,7 @@ def initial_state(run, plain=None, seed=None):
 
     plain, seed: see `initial_variables`.
     """
-    return state.create(initial_variables(run, plain, seed), run.tx)
+    return states.create(initial_variables(run, plain, seed), run.tx)
 
 
 def abstract_state(run, mesh):

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from advadapters import adapters, plugins
-from advadapters import mesh as meshes
+from advadapters import adapters, meshes, plugins
 from advadapters.builders import methods
 from advadapters.builders.data import Data, need_divisible, read_data
 from advadapters.builders.model import check_patterns, read_exact, read_model
@@ -17,7 +16,7 @@ from advadapters.data import identity
 from advadapters.errors import UsageError
 from advadapters.evaluation import suites
 from advadapters.networks import ENSEMBLE, Network, ensemble
-from advadapters.training import state
+from advadapters.training import states
 from advadapters.training.method import Method
 
 STATISTICS = ("pooled", "separate")
@@ -200,7 +199,7 @@ def read_evaluation(c, method, mesh, exact, shape):
 
 
 def initial_variables(run, plain=None, seed=None):
-    """The variables before the first step, of a Run or Networks, see `state.branches`.
+    """The variables before the first step, of a Run or Networks, see `states.branches`.
 
     plain: {"params", "batch_stats"} to start from; drawn from the seed if None. seed: the
     run's if None; an argument so that what is compiled for one serves all.
@@ -208,7 +207,7 @@ def initial_variables(run, plain=None, seed=None):
     if plain is None:
         seed = run.seed if seed is None else seed
         plain = run.network.init(jax.random.fold_in(jax.random.key(seed), 0))
-    return state.branches(
+    return states.branches(
         plain,
         run.patterns,
         len(run.domains),

@@ -93,8 +93,7 @@ def run(opened, variables, split, cases, step, asked, *, journal, compared):
     """
     import jax
 
-    from advadapters import attacks
-    from advadapters import mesh as meshes
+    from advadapters import attacks, meshes
     from advadapters.attacks.report import from_plain, merge, to_plain
     from advadapters.evaluation import tables
 

@@ -124,8 +124,7 @@ def read(config: Any, spec):
     """A builders' Data of config.data, or of a source with ImageNet's crops."""
     import jax
 
-    from advadapters import defaults
-    from advadapters import mesh as meshes
+    from advadapters import defaults, meshes
     from advadapters.builders.data import read_data
 
     classes = config.model.classes if config else 0

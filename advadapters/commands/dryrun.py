@@ -135,8 +135,7 @@ def prepare(names):
 
 def build(name, config, chip=""):
     """(topology, Run, mesh, Chip or None); chip: whose figures CPUs are given."""
-    from advadapters import builders, costs
-    from advadapters import mesh as meshes
+    from advadapters import builders, costs, meshes
 
     if chip and not name.startswith("cpu:"):
         raise UsageError(f"--chip={chip} is for --topology=cpu:COUNT, not for {name!r}")

@@ -61,7 +61,7 @@ def soup(opened, config, flags):
     """(config of a network with one domain, variables -> its variables)."""
     from advadapters import defaults, networks, trees
     from advadapters.commands import evaluating
-    from advadapters.training import state as states
+    from advadapters.training import states
     from advadapters.training.cases import read_mixtures
 
     run = opened.run

@@ -11,16 +11,14 @@ import jax
 import numpy as np
 from etils import epath
 
-from advadapters import builders, checkpoints, configs, defaults, hosts, trees
-from advadapters import mesh as meshes
+from advadapters import builders, checkpoints, configs, defaults, hosts, meshes, trees
 from advadapters.adapters import files
 from advadapters.commands import changes, evaluating, profiling, starting, workdir
 from advadapters.data import identity
 from advadapters.defaults import TRAINING_ONLY
 from advadapters.errors import UsageError
 from advadapters.evaluation import tables
-from advadapters.training import loop
-from advadapters.training import state as states
+from advadapters.training import loop, states
 
 
 class OpenRun(NamedTuple):

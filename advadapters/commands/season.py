@@ -48,8 +48,7 @@ def main(argv):
         raise UsageError(f"--variants: {error}") from None
     cases.read_grid(flags, len(names))
     cases.read_mixtures("ensemble", flags["ensemble"], names)
-    from advadapters import builders
-    from advadapters import mesh as meshes
+    from advadapters import builders, meshes
     from advadapters.commands import assembling, measuring, runs, workdir
 
     folder = os.path.abspath(os.path.expanduser(flags["workdir"]))

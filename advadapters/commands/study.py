@@ -100,8 +100,7 @@ def check_flags(flags, experiment):
 
 def check(cases, experiment):
     """Builds all cases; raises UsageError for what cannot work, before any is trained."""
-    from advadapters import builders
-    from advadapters import mesh as meshes
+    from advadapters import builders, meshes
     from advadapters.commands import assembling, experiments
 
     (first, *_), mesh, built = cases, meshes.make(), {}

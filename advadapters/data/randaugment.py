@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from advadapters import mesh as meshes
+from advadapters import meshes
 
 MOST = 10.0  # the largest magnitude
 MOST_DEGREES = 30.0  # of a rotation

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from advadapters import mesh as meshes
-from advadapters import rng, trees
+from advadapters import meshes, rng, trees
 from advadapters.evaluation import fitting, passes
 from advadapters.intervals import wilson
 from advadapters.pixels import to_float

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from advadapters import costs, hosts
-from advadapters import mesh as meshes
+from advadapters import costs, hosts, meshes
 from advadapters.errors import UsageError
 
 # Networks in one call at most. On CPUs a mapped axis of networks makes a ViT's passes a

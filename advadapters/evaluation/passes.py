@@ -5,7 +5,7 @@ import collections
 import jax
 import numpy as np
 
-from advadapters import mesh as meshes
+from advadapters import meshes
 
 # Calls that the devices have in hand: one runs, the next is there when it ends. The
 # results of more would only fill their memory.

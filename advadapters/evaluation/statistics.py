@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from advadapters import mesh as meshes
+from advadapters import meshes
 from advadapters.evaluation import passes
 from advadapters.models.layers import MOMENTUM
 from advadapters.pixels import to_float

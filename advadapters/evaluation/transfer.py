@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from advadapters import losses, rng, trees
-from advadapters import mesh as meshes
+from advadapters import losses, meshes, rng, trees
 from advadapters.evaluation import accuracy, fitting, passes
 from advadapters.evaluation.tables import name_of
 from advadapters.markdown import markdown_table

@@ -96,7 +96,7 @@ def cudnn(query, key, value):
 IMPLEMENTATIONS = {"ours": ours, "xla": xla, "cudnn": cudnn}
 CHOICES = ("auto", *IMPLEMENTATIONS)
 
-# What "auto" is on a platform (see `mesh.platform`) for a type, and why. Where cuDNN's
+# What "auto" is on a platform (see `meshes.platform`) for a type, and why. Where cuDNN's
 # cannot run, and in evaluation, "ours" takes its place.
 AUTO = {
     # Measured: forward and backward 40% of the time of jax's (ViT-Ti/16, 16 images, one
@@ -124,7 +124,7 @@ AUTO = {
 def trained(choice, platform, dtype, head):
     """The name in IMPLEMENTATIONS of one in CHOICES, for training.
 
-    platform: see `mesh.platform`. dtype: of query, key and value. head: its size d. Raises
+    platform: of `meshes.platform`. dtype: of query, key, value. head: its size d. Raises
     UsageError for a choice that cannot work.
     """
     lack = lacks(platform, dtype, head)

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 from jax.profiler import StepTraceAnnotation, TraceAnnotation
 
-from advadapters import hosts
-from advadapters import mesh as meshes
+from advadapters import hosts, meshes
 
 
 class Diverged(RuntimeError):

@@ -5,10 +5,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from advadapters import mesh as meshes
-from advadapters import rng
-from advadapters.training import optim
-from advadapters.training import state as states
+from advadapters import meshes, rng
+from advadapters.training import optim, states
 
 
 def make_step(loss, augment, tx, *, ema_decay, accumulate, mesh, places=None):

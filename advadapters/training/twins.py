@@ -16,8 +16,7 @@ import optax
 from advadapters import losses, rng
 from advadapters import networks as nets
 from advadapters.errors import UsageError
-from advadapters.training import radius
-from advadapters.training import state as states
+from advadapters.training import radius, states
 from advadapters.training.method import Check, Method, need_apart, need_rows
 from advadapters.training.oat import accuracy, written
 

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 from advadapters import losses, rng, trees
 from advadapters.errors import UsageError
 from advadapters.networks import mixture_case
-from advadapters.training import radius, tricks
-from advadapters.training import state as states
+from advadapters.training import radius, states, tricks
 from advadapters.training.method import Check, Method
 
 ERROR_DECAY = 0.9  # of the running robust errors by which attacks are drawn

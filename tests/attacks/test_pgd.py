@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from advadapters import balls, losses
-from advadapters import mesh as meshes
+from advadapters import balls, losses, meshes
 from advadapters.attacks import ATTACKS
 from advadapters.attacks.fab import nearest_plane, run_fab
 from advadapters.attacks.pgd import adam_rate, pgd, step_size_rule

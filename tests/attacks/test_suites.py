@@ -18,7 +18,7 @@ import pytest
 import tiny
 from jax.tree_util import Partial
 
-from advadapters import mesh as meshes
+from advadapters import meshes
 from advadapters import rng as keys_by_name
 from advadapters.attacks import autoattack, cascade, checks, resume, suites, sweep
 from advadapters.attacks.apgd import checkpoints

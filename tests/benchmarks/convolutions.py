@@ -17,8 +17,7 @@ import time
 import jax
 import numpy as np
 
-from advadapters import builders, defaults
-from advadapters import mesh as meshes
+from advadapters import builders, defaults, meshes
 from advadapters.models import preact_resnet
 
 OPTIONS = {

@@ -22,14 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters import checkpoints, defaults, trees
-from advadapters import mesh as meshes
+from advadapters import checkpoints, defaults, meshes, trees
 from advadapters.attacks.pgd import pgd
 from advadapters.data.augment import make_augment
 from advadapters.models import vit
 from advadapters.models.added import Added
 from advadapters.networks import make_network
-from advadapters.training import optim, state, step, views
+from advadapters.training import optim, states, step, views
 
 SEED = np.uint32(0)
 OPTIONS = {
@@ -116,7 +115,7 @@ def training(shape, method, rank, attacked):
 
     def create():
         plain = net.init(jax.random.key(0))
-        return state.create(state.branches(plain, (), 1, trained=keys["trained"]), tx)
+        return states.create(states.branches(plain, (), 1, trained=keys["trained"]), tx)
 
     return function, create, mesh
 

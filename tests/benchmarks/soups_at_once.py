@@ -19,8 +19,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 
-from advadapters import builders, configs, networks
-from advadapters import mesh as meshes
+from advadapters import builders, configs, meshes, networks
 from advadapters.attacks.pgd import pgd
 from advadapters.evaluation import accuracy, fitting
 

@@ -17,7 +17,7 @@ from advadapters import attacks, builders, defaults
 from advadapters.__main__ import main
 from advadapters.commands import runs as commands
 from advadapters.errors import UsageError
-from advadapters.training import state as states
+from advadapters.training import states
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 LORA = "digits_lora.py"

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from advadapters import builders, configs, networks
-from advadapters import mesh as meshes
+from advadapters import builders, configs, meshes, networks
 from advadapters.attacks.pgd import pgd
 from advadapters.commands import asking, evaluating, runs, transfer
 from advadapters.data import sources

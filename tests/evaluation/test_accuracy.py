@@ -17,7 +17,7 @@ from advadapters.data.sources import ArraySplit
 from advadapters.evaluation import accuracy, fitting, tables
 from advadapters.intervals import wilson
 from advadapters.soups import scoring
-from advadapters.training import state
+from advadapters.training import states
 
 NET = tiny.network()
 ATTACK = functools.partial(pgd, norm="linf", eps=0.02, steps=3, keep="best")
@@ -35,8 +35,8 @@ def attacked(plain, images, labels, keys):
 def setup(count=21):
     """(split, variables): two rows of adapters, and labels that their soup has right."""
     raw = tiny.raw_batch(count)
-    tree = state.branches(tiny.plain(NET), ("class_token", "norm/.*"), 2)
-    other = state.branches(tiny.plain(NET, seed=7), ("class_token", "norm/.*"), 2)
+    tree = states.branches(tiny.plain(NET), ("class_token", "norm/.*"), 2)
+    other = states.branches(tiny.plain(NET, seed=7), ("class_token", "norm/.*"), 2)
     rows = jax.tree.map(
         lambda a, b: jnp.stack([a[0], b[0]]), tree["adapters"], other["adapters"]
     )

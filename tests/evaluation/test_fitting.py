@@ -8,7 +8,7 @@ import tiny
 from advadapters import costs, networks
 from advadapters.errors import UsageError
 from advadapters.evaluation import accuracy, fitting
-from advadapters.training import state
+from advadapters.training import states
 
 NET = tiny.network()
 KNOBS = [networks.Knob(np.array(m, np.float32)) for m in np.eye(5)[:, :2]]
@@ -24,11 +24,11 @@ def made():
 @pytest.fixture(scope="module")
 def asked():
     """(predictor, variables): all soups at once are the largest program."""
-    from advadapters import mesh as meshes
+    from advadapters import meshes
 
     mesh = meshes.make(jax.devices()[:1])
     predictor = accuracy.make_predictor(NET, None, mesh=mesh)
-    variables = state.branches(tiny.plain(NET), ("class_token", "norm/.*"), 2)
+    variables = states.branches(tiny.plain(NET), ("class_token", "norm/.*"), 2)
     return predictor, variables, mesh
 
 

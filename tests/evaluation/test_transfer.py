@@ -12,7 +12,7 @@ from advadapters.attacks.pgd import pgd
 from advadapters.data import pipeline
 from advadapters.data.sources import ArraySplit
 from advadapters.evaluation import fitting, transfer
-from advadapters.training import state
+from advadapters.training import states
 
 NET = tiny.network()
 ATTACK = functools.partial(pgd, norm="linf", eps=0.03, steps=3, keep="best")
@@ -23,8 +23,8 @@ CASES = [networks.mixture_case(("clean", "linf"), mixture) for mixture in MIXTUR
 def setup(count=21):
     """(split, variables): labels that the soup in the middle has right."""
     raw = tiny.raw_batch(count)
-    tree = state.branches(tiny.plain(NET), (".*norm.*", "class_token"), 2)
-    other = state.branches(tiny.plain(NET, seed=7), (".*norm.*", "class_token"), 2)
+    tree = states.branches(tiny.plain(NET), (".*norm.*", "class_token"), 2)
+    other = states.branches(tiny.plain(NET, seed=7), (".*norm.*", "class_token"), 2)
     rows = jax.tree.map(
         lambda a, b: jnp.stack([a[0], b[0]]), tree["adapters"], other["adapters"]
     )

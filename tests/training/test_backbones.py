@@ -10,12 +10,11 @@ import pytest
 import tiny
 from models import small
 
-from advadapters import adapters, hlo, networks, rng, trees
-from advadapters import mesh as meshes
+from advadapters import adapters, hlo, meshes, networks, rng, trees
 from advadapters.attacks.pgd import pgd
 from advadapters.data.augment import make_augment
 from advadapters.models import MODELS
-from advadapters.training import state, step, views
+from advadapters.training import states, step, views
 
 COMMON = ("norms", "head", "everything", "nothing")
 OWN = {"vit": ("class_token", "pos_embed", "patch_embed")}
@@ -57,7 +56,7 @@ def plain_network(name, **fields):
 def variables(name, adapter, separate=False, **fields):
     """Branches whose rows differ."""
     patterns = adapters.patterns((adapter,))
-    tree = state.branches(plain_network(name, **fields), patterns, 2, separate)
+    tree = states.branches(plain_network(name, **fields), patterns, 2, separate)
     draw = np.random.default_rng(0)
 
     def apart(leaf):
@@ -93,7 +92,7 @@ def test_modes_and_soups_are_ordinary_networks(name, adapter):
     expected = ordinary(soup, images)
     np.testing.assert_allclose(mixed(tree, np.float32([0.3, 0.7])), expected, atol=1e-5)
     # A soup of equal rows is the row.
-    equal = state.branches(by_hand[0], adapters.patterns((adapter,)), 2, name != "vit")
+    equal = states.branches(by_hand[0], adapters.patterns((adapter,)), 2, name != "vit")
     np.testing.assert_allclose(
         mixed(equal, np.float32([0.4, 0.6])), ordinary(by_hand[0], images), atol=1e-5
     )
@@ -116,7 +115,7 @@ def make(mesh, name, adapter, *, separate=False, seen=SEEN, tx=SGD, accumulate=1
     """(step, first state) with the gentlest augmentation."""
     net = network(name, **fields)
     function = function_of(mesh, net, separate, tuple(seen), tx, accumulate)
-    first = state.create(variables(name, adapter, separate, **fields), tx)
+    first = states.create(variables(name, adapter, separate, **fields), tx)
     first = jax.tree.map(jnp.copy, first)  # the step donates what others still use
     return function, jax.device_put(first, meshes.replicated(mesh))
 
@@ -271,11 +270,11 @@ def test_statistics_are_averaged_and_survive_a_bad_batch(one_device):
 def test_frozen_parameters_stay_bitwise_and_cost_no_memory(one_device):
     trained = ("head/.*",)
     plain = jax.device_get(plain_network("resnet"))
-    tree = state.branches(plain, ("head/bias",), 2, trained=trained)
+    tree = states.branches(plain, ("head/bias",), 2, trained=trained)
     assert set(trees.flatten(tree["shared"])) == {"head/kernel"}
     assert len(trees.flatten(tree["frozen"])) == len(trees.flatten(plain["params"])) - 2
     function, _ = make(one_device, "resnet", "norms")
-    current = jax.tree.map(jnp.copy, state.create(tree, SGD))
+    current = jax.tree.map(jnp.copy, states.create(tree, SGD))
     assert "frozen" not in current.ema
     for i in range(3):
         batch = meshes.global_batch(one_device, tiny.raw_batch(16, seed=i))
@@ -286,7 +285,7 @@ def test_frozen_parameters_stay_bitwise_and_cost_no_memory(one_device):
     )  # fmt: skip
     moved = current.variables["shared"]["head"]["kernel"] - tree["shared"]["head"]["kernel"]
     assert np.abs(moved).max() > 1e-4
-    full = state.averaged(current)
+    full = states.averaged(current)
     assert set(full) == {"shared", "adapters", "frozen", "stats"}
 
 

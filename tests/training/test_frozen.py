@@ -12,7 +12,7 @@ from advadapters.attacks.pgd import pgd
 from advadapters.data.augment import make_augment
 from advadapters.models.added import Added
 from advadapters.models.vit import Size
-from advadapters.training import state, step, views
+from advadapters.training import states, step, views
 
 # Wide enough that matrix products are nearly all there is.
 WIDTH, DEPTH, MLP, PATCH, BATCH, RANK, CLASSES = 512, 2, 2048, 2, 16, 2, 5
@@ -44,7 +44,7 @@ def step_flops(added, trained, attacks, mesh):
 
     def create():
         plain = net.init(jax.random.key(0))
-        return state.create(state.branches(plain, (), 1, trained=trained), tx)
+        return states.create(states.branches(plain, (), 1, trained=trained), tx)
 
     loss = views.views_loss(net, [views.View("all", (1.0,), 1.0, attacks)], axis="data")
     function = step.make_step(loss, augment, tx, ema_decay=0.9, accumulate=1, mesh=mesh)
@@ -101,7 +101,7 @@ def test_no_gradients_of_frozen_weights_are_computed(name, one_device):
 
 def test_a_view_attacks_the_network_with_its_own_prompt():
     net = tiny.network(prompts=3)
-    tree = state.branches(tiny.plain(net), ("prompt",), 2, trained=("head/.*",))
+    tree = states.branches(tiny.plain(net), ("prompt",), 2, trained=("head/.*",))
     draw = np.random.default_rng(0).normal(size=tree["adapters"]["prompt"].shape)
     tree["adapters"]["prompt"] = jnp.asarray(3 * draw, jnp.float32)
     batch, key = tiny.batch(64), jax.random.key(0)

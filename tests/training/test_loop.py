@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advadapters import hosts
-from advadapters import mesh as meshes
+from advadapters import hosts, meshes
 from advadapters.training import loop
 
 STEPS = 6

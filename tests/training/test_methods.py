@@ -12,11 +12,10 @@ import optax
 import pytest
 import tiny
 
-from advadapters import balls, builders, defaults, losses, rng, trees
-from advadapters import mesh as meshes
+from advadapters import balls, builders, defaults, losses, meshes, rng, trees
 from advadapters.attacks.n_fgsm import n_fgsm
 from advadapters.attacks.pgd import choose_goal, pgd
-from advadapters.training import optim, state, step, views
+from advadapters.training import optim, states, step, views
 
 NET = tiny.network()
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -45,7 +44,7 @@ class Linear(NamedTuple):
 def linear_variables(seed=0, classes=5):
     kernel = np.random.default_rng(seed).normal(size=(64, classes)).astype(np.float32)
     plain = {"params": {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(classes)}}
-    return state.branches(plain, (), 1)
+    return states.branches(plain, (), 1)
 
 
 def shift(logits_fn, images, labels, keys):
@@ -155,7 +154,7 @@ def test_weight_perturbation_is_the_gradient_at_the_worst_nearby_weights():
     worse = kernel + size * jnp.linalg.norm(kernel) * slope / jnp.linalg.norm(slope)
     loss = views.views_loss(Linear(), seen, perturbation=size)
     found = jax.grad(lambda t: loss(tree | t, batch, jax.random.key(0))[0])(
-        state.trained(tree)
+        states.trained(tree)
     )
     np.testing.assert_allclose(
         found["shared"]["kernel"], jax.grad(plain_loss)(worse), atol=1e-5
@@ -260,7 +259,7 @@ def test_advprop_attacks_its_own_norms_towards_a_random_class(mesh):
     clean, attacked = run.method.views
     assert clean.mixture == (1.0, 0.0) and attacked.mixture == (0.0, 1.0)
     assert attacked.attacks[0].keywords["target"] == "random"
-    tree = state.branches(tiny.plain(NET), run.patterns, 2)
+    tree = states.branches(tiny.plain(NET), run.patterns, 2)
     tree["adapters"] = jax.tree.map(
         lambda leaf: leaf * jnp.array([1.0, 1.3]).reshape(2, *[1] * (leaf.ndim - 1)),
         tree["adapters"],
@@ -361,8 +360,8 @@ def test_layer_decay_by_path():
 
 def test_layer_decay_scales_the_updates_of_adamw():
     net = tiny.network(size=tiny.vit.Size(16, 2, 32, 2))
-    tree = state.branches(tiny.plain(net), ("class_token",), 2)
-    trained = state.trained(tree)
+    tree = states.branches(tiny.plain(net), ("class_token",), 2)
+    trained = states.trained(tree)
     slopes = jax.tree.map(jnp.ones_like, trained)
 
     def update(**settings):

@@ -12,12 +12,11 @@ import tiny
 from models import small
 from scipy.fft import dct
 
-from advadapters import losses, networks, trees
-from advadapters import mesh as meshes
+from advadapters import losses, meshes, networks, trees
 from advadapters.attacks.pgd import pgd
 from advadapters.data.augment import make_augment
 from advadapters.models import film
-from advadapters.training import oat, state, step
+from advadapters.training import oat, states, step
 
 LAMBDAS = (0.0, 0.1, 0.4, 1.0)
 FILM = film.Film(LAMBDAS, "random", 8, 0.0)
@@ -42,7 +41,7 @@ def plain(net, seed=0):
 
 def variables(net, method=METHOD, seed=0):
     """The variables of training, the rows of the domains all different."""
-    made = state.branches(
+    made = states.branches(
         plain(net, seed),
         NORMS,
         len(method.domains()),
@@ -253,7 +252,7 @@ def test_gradients_reach_all_but_the_encoding():
     loss = METHOD.loss({1.0: net})
 
     def slopes(tree, batch, key):
-        return jax.grad(lambda t: loss(tree | t, batch, key)[0])(state.trained(tree))
+        return jax.grad(lambda t: loss(tree | t, batch, key)[0])(states.trained(tree))
 
     flat = trees.flatten(on_one_device(slopes)(tree, batch, key))
     assert not any("lambda_encoding" in path for path in flat)
@@ -320,7 +319,7 @@ def test_slimmable_convolution_batch_norm_and_dense_are_the_published_formulas()
     model = small.model("preact_resnet", "4x1")
     net = networks.make_network(model.clone(size=model.size.scaled(0.5)), (8, 8, 1), narrow=True)  # fmt: skip # noqa: E501
     full = networks.make_network(model, (8, 8, 1))
-    tree = state.branches(tiny.plain(full), NORMS, 2, separate=True)
+    tree = states.branches(tiny.plain(full), NORMS, 2, separate=True)
     images = np.array(small.images(2))
     cut = net.at(tree, networks.Knob(np.array([1.0, 0.0], np.float32)))
     p, s = cut["params"], cut["batch_stats"]
@@ -379,7 +378,7 @@ def test_one_step_of_oats_is_the_sum_over_its_widths():
 def test_lambda_as_a_mixture_of_class_tokens():
     method = dataclasses.replace(METHOD, dual=False, mixed=True)
     net = networks.make_network(small.model("vit"), (8, 8, 1))
-    tree = state.branches(tiny.plain(net), ("class_token",), 2)
+    tree = states.branches(tiny.plain(net), ("class_token",), 2)
     tokens = jax.tree.map(lambda x: x * jnp.array([1.0, -1.0])[:, None, None, None], tree["adapters"])  # fmt: skip # noqa: E501
     tree = tree | {"adapters": tokens}
     batch, key = tiny.batch(8), jax.random.key(0)
@@ -416,7 +415,7 @@ def train(devices, accumulate=1):
         ),
         tx, ema_decay=0.9, accumulate=accumulate, mesh=mesh,
     )  # fmt: skip
-    now = jax.device_put(state.create(variables(net), tx), meshes.replicated(mesh))
+    now = jax.device_put(states.create(variables(net), tx), meshes.replicated(mesh))
     now, _ = run(now, meshes.global_batch(mesh, tiny.raw_batch(16)), np.uint32(0))
     return now.variables
 

@@ -10,8 +10,7 @@ import pytest
 import tiny
 from models import small
 
-from advadapters import mesh as meshes
-from advadapters import networks
+from advadapters import meshes, networks
 from advadapters.attacks import ATTACKS
 from advadapters.balls import BALLS
 from advadapters.builders.views import (
@@ -23,7 +22,7 @@ from advadapters.builders.views import (
 from advadapters.configs import Section
 from advadapters.errors import UsageError
 from advadapters.models import film, vit
-from advadapters.training import oat, radius, state, step, twins, views
+from advadapters.training import oat, radius, states, step, twins, views
 
 KEY = jax.random.key(7)
 EPS = {"linf": 0.1, "l2": 0.5, "l1": 2.0}
@@ -153,7 +152,7 @@ def method(kind):
     """(attack -> method, its network, its variables) of each kind of method."""
     if kind.startswith("views"):
         net = tiny.network(size=vit.Size(8, 1, 16, 2))
-        tree = state.branches(tiny.plain(net), ("class_token",), 2)
+        tree = states.branches(tiny.plain(net), ("class_token",), 2)
 
         def make(attack):
             attacks = (attack,) * (1 if kind == "views" else 2)
@@ -169,7 +168,7 @@ def method(kind):
     model = small.model("preact_resnet", "4x1", **fields)
     net = networks.make_network(model, (8, 8, 1))
     made = jax.jit(net.init)(jax.random.key(0))
-    tree = state.branches(made, NORMS, 2, True, {}, ("(?!lambda_encoding).*",))
+    tree = states.branches(made, NORMS, 2, True, {}, ("(?!lambda_encoding).*",))
     if kind == "oat":
         return lambda attack: oat.OAT(FILM.lambdas, 0.25, attack, dual=True), net, tree
     return lambda attack: twins.TWINS(0.4, attack), net, tree
@@ -229,7 +228,7 @@ def test_a_resumed_run_goes_on_at_the_radius_it_left(mesh):
             current, seen["metrics", now] = run(put, batch, np.uint32(0))
         return seen
 
-    whole = train(jax.tree.map(jnp.array, state.create(tree, tx)), 0)
+    whole = train(jax.tree.map(jnp.array, states.create(tree, tx)), 0)
     for start in (2, 5):
         again = train(whole[start], start)
         for name, found in again.items():
@@ -292,7 +291,7 @@ def test_tricks_go_with_radii_that_grow():
     net = tiny.network(size=vit.Size(8, 1, 16, 2))
     view = views.View("v", (1.0,), 1.0, (growing(),))
     view = view._replace(**read_tricks(Section("v", keys), view.attacks, net, epoch=40))
-    tree = state.branches(tiny.plain(net), (), 1)
+    tree = states.branches(tiny.plain(net), (), 1)
     run = jax.jit(lambda batch: views.show(net, view, tree, batch, KEY)[0])
     moves = [jnp.abs(run(batch_at(now)) - batch_at(now)["images"]).max() for now in (0, 50)]
     np.testing.assert_allclose(moves, [0, 0.05], atol=1e-6)

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import tiny
 
-from advadapters import checkpoints, hlo
-from advadapters import mesh as meshes
+from advadapters import checkpoints, hlo, meshes
 from advadapters.attacks.pgd import pgd
 from advadapters.data.augment import make_augment
 from advadapters.models import vit
-from advadapters.training import optim, state, step, views
+from advadapters.training import optim, states, step, views
 
 
 def attack(logits_fn, images, labels, key):
@@ -35,8 +34,8 @@ TX = optim.make(
 def make(mesh, sharding):
     """(compiled step, first state)."""
     net = tiny.network(size=vit.Size(16, 1, 32, 2), drop_path=0.2)
-    variables = state.branches(tiny.plain(net), ("class_token",), 2)
-    first = state.create(variables, TX)
+    variables = states.branches(tiny.plain(net), ("class_token",), 2)
+    first = states.create(variables, TX)
     places = meshes.places(mesh, first, sharding)
     augment = make_augment(
         5, flip_horizontal=True, pad=1, mixup_alpha=0.0, cutmix_alpha=0.0,
@@ -127,7 +126,7 @@ def test_parameters_are_gathered_and_gradients_scattered_once(fsdp):
     sent = {row["kind"]: row for row in rows}
     trained = [
         leaf
-        for leaf in jax.tree.leaves(state.trained(fsdp.state.variables))
+        for leaf in jax.tree.leaves(states.trained(fsdp.state.variables))
         if leaf.shape != (5,)
     ]
     size = sum(leaf.nbytes for leaf in trained)

@@ -10,11 +10,10 @@ import optax
 import pytest
 import tiny
 
-from advadapters import mesh as meshes
-from advadapters import trees
+from advadapters import meshes, trees
 from advadapters.attacks.pgd import pgd
 from advadapters.data.augment import make_augment
-from advadapters.training import optim, state, step, views
+from advadapters.training import optim, states, step, views
 
 
 def attack(logits_fn, images, labels, key):
@@ -58,8 +57,8 @@ def make(mesh, *, accumulate=1, tx=TX, mixing=0.0, seen=SEEN, net=None, ema=0.9)
     """(step function, first state) on a mesh."""
     net = net or tiny.network()
     function = function_of(mesh, accumulate, tx, mixing, tuple(seen), net, ema)
-    first = state.branches(tiny.plain(net), ("class_token",), 2)
-    return function, jax.device_put(state.create(first, tx), meshes.replicated(mesh))
+    first = states.branches(tiny.plain(net), ("class_token",), 2)
+    return function, jax.device_put(states.create(first, tx), meshes.replicated(mesh))
 
 
 def run(mesh, steps=3, **settings):
@@ -149,11 +148,11 @@ def test_norms_of_gradient_and_weights(accumulate, one_device):
     """By hand from the parameters before the step and, with a rate of 1, after it."""
     plain_sgd = optax.apply_if_finite(optax.sgd(1.0), 5)
     function, current = make(one_device, tx=plain_sgd, accumulate=accumulate, seen=CLEAN)
-    before = jax.device_get(state.trained(current.variables))
+    before = jax.device_get(states.trained(current.variables))
     assert trees.count(before["adapters"]) == 2 * 16
     batch = meshes.global_batch(one_device, tiny.raw_batch(16))
     current, metrics = function(current, batch, SEED)
-    after = jax.device_get(state.trained(current.variables))
+    after = jax.device_get(states.trained(current.variables))
 
     def norm(tree):
         squares = [np.sum(np.square(leaf, dtype=float)) for leaf in jax.tree.leaves(tree)]
@@ -169,7 +168,7 @@ def test_average_forgets_its_start_and_then_decays():
     ema, tree = {"a": jnp.zeros(())}, {"a": jnp.ones(())}
     by_hand = 0.0
     for t in range(50):
-        ema = state.average(ema, tree, jnp.int32(t), 0.8)
+        ema = states.average(ema, tree, jnp.int32(t), 0.8)
         decay = min(0.8, (1 + t) / (10 + t))
         by_hand = decay * by_hand + (1 - decay)
         np.testing.assert_allclose(ema["a"], by_hand, rtol=1e-5)
@@ -178,13 +177,13 @@ def test_average_forgets_its_start_and_then_decays():
 
 def test_no_decay_is_no_averaging(one_device):
     old, new = {"a": jnp.float32(1e8)}, {"a": jnp.float32(1e-3)}
-    assert state.average(old, new, jnp.int32(5), 0.0)["a"] == new["a"]
+    assert states.average(old, new, jnp.int32(5), 0.0)["a"] == new["a"]
     function, current = make(one_device, tx=SGD, ema=0.0, seen=CLEAN)
     for i in range(2):  # the second is given what the first returned, to be overwritten
         batch = meshes.global_batch(one_device, tiny.raw_batch(16, seed=i))
         current, _ = function(current, batch, SEED)
-    chex.assert_trees_all_equal(current.ema, state.moving(current.variables))
-    chex.assert_trees_all_equal(state.averaged(current), current.variables)
+    chex.assert_trees_all_equal(current.ema, states.moving(current.variables))
+    chex.assert_trees_all_equal(states.averaged(current), current.variables)
 
 
 def test_schedule_and_decay_mask():
@@ -199,8 +198,8 @@ def test_schedule_and_decay_mask():
     np.testing.assert_allclose([schedule(s) for s in steps], expected, rtol=1e-6)
     cold = optim.schedule(peak=2.0, steps=110, warmup_steps=0, drops=drops)
     np.testing.assert_allclose([cold(s) for s in (0, 49, 50)], [2, 2, 0.2], rtol=1e-6)
-    tree = state.branches(tiny.plain(tiny.network()), ("head/.*", "class_token"), 2)
-    masked = optim.mask((".*kernel",))(state.trained(tree))
+    tree = states.branches(tiny.plain(tiny.network()), ("head/.*", "class_token"), 2)
+    masked = optim.mask((".*kernel",))(states.trained(tree))
     assert masked["adapters"] == {
         "head": {"kernel": True, "bias": False},
         "class_token": False,
@@ -213,7 +212,7 @@ def test_schedule_and_decay_mask():
 @pytest.mark.parametrize("domains", [1, 3])
 def test_branches_start_equal(domains):
     params = tiny.plain(tiny.network())
-    tree = state.branches(params, ("class_token",), domains)
+    tree = states.branches(params, ("class_token",), domains)
     assert tree["adapters"]["class_token"].shape == (domains, 1, 1, 16)
     for row in tree["adapters"]["class_token"]:
         np.testing.assert_array_equal(row, params["params"]["class_token"])

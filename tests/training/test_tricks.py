@@ -10,12 +10,12 @@ import optax
 import pytest
 import tiny
 
-from advadapters import mesh as meshes
+from advadapters import meshes
 from advadapters.attacks.pgd import pgd
 from advadapters.builders.views import read_tricks
 from advadapters.configs import Section
 from advadapters.models import layers, vit
-from advadapters.training import state, step, tricks, views
+from advadapters.training import states, step, tricks, views
 
 BOTH = tuple(tricks.TRICKS)
 KEY = jax.random.key(7)
@@ -36,7 +36,7 @@ class Gated(NamedTuple):
 
 def linear(classes=5):
     kernel = np.random.default_rng(0).normal(size=(64, classes)).astype(np.float32)
-    return state.branches({"params": {"kernel": jnp.asarray(kernel)}}, (), 1)
+    return states.branches({"params": {"kernel": jnp.asarray(kernel)}}, (), 1)
 
 
 def shown(names, progress, network, tree, count=8, **settings):
@@ -108,7 +108,7 @@ def test_every_step_draws_gradients_anew():
 
 def test_after_the_warm_up_the_attack_is_bitwise_the_plain_one():
     net = tiny.network(drop_path=0.3, **SMALL)
-    tree = state.branches(tiny.plain(net), (), 1)
+    tree = states.branches(tiny.plain(net), (), 1)
     attack = functools.partial(pgd, norm="linf", eps=0.1, steps=3, keep="best", restarts=2)
     view = views.View("v", (1.0,), 1.0, (attack,), train_mode=True)
     tricky = view._replace(tricks=BOTH, warmup=100.0)
@@ -148,7 +148,7 @@ def test_patches_are_in_pixels_of_the_images():
 
 def test_an_example_does_not_depend_on_its_batch():
     net = tiny.network(**SMALL)
-    tree = state.branches(tiny.plain(net), (), 1)
+    tree = states.branches(tiny.plain(net), (), 1)
     attack = functools.partial(pgd, norm="l2", eps=0.5, steps=3)
     view = views.View("v", (1.0,), 1.0, (attack,), tricks=BOTH, warmup=100.0)
     batch = tiny.batch() | {"step": jnp.full(8, 50)}
@@ -162,7 +162,7 @@ def test_an_example_does_not_depend_on_its_batch():
 
 def test_eight_devices_and_parts_train_like_one(mesh, one_device):
     net = tiny.network(drop_path=0.2, **SMALL)
-    tree = state.branches(tiny.plain(net), (), 1)
+    tree = states.branches(tiny.plain(net), (), 1)
     attack = functools.partial(pgd, norm="l2", eps=0.5, steps=2)
     view = views.View("l2", (1.0,), 1.0, (attack,), tricks=BOTH, warmup=100.0)
     loss = views.views_loss(net, [view], axis="data")
@@ -192,7 +192,7 @@ def test_the_step_is_in_the_batch(mesh, accumulate):
         Whole(), lambda batch, key: dict(batch), tx, ema_decay=0.9,
         accumulate=accumulate, mesh=mesh,
     )  # fmt: skip
-    current = jax.device_put(state.create(linear(), tx), meshes.replicated(mesh))
+    current = jax.device_put(states.create(linear(), tx), meshes.replicated(mesh))
     for number in range(3):
         batch = meshes.global_batch(mesh, tiny.raw_batch(16))
         current, metrics = run(current, batch, np.uint32(0))

@@ -11,11 +11,10 @@ import pytest
 import tiny
 from models import small
 
-from advadapters import losses, networks, rng, trees
-from advadapters import mesh as meshes
+from advadapters import losses, meshes, networks, rng, trees
 from advadapters.attacks.pgd import pgd
 from advadapters.data.augment import make_augment
-from advadapters.training import state, step, twins
+from advadapters.training import states, step, twins
 
 NORMS = (r"(.*/)?(\w+_)?norm\d?/.*",)
 ATTACK = functools.partial(pgd, norm="linf", eps=0.1, steps=2)
@@ -34,7 +33,7 @@ def variables(name="resnet", **fields):
     """A pretrained network with two wings, whose affines differ a little."""
     made = small.variables(small.model(name, SIZES[name], **fields))
     plain = {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
-    tree = state.branches(plain, NORMS, 2, separate=True)
+    tree = states.branches(plain, NORMS, 2, separate=True)
     grow = jnp.array([1.0, 1.1])
 
     def apart(leaf):
@@ -153,7 +152,7 @@ def train(devices, steps=2, name="resnet", method=METHOD, accumulate=1, **fields
         tx, ema_decay=0.9, accumulate=accumulate, mesh=mesh,
     )  # fmt: skip
     before = jax.tree.map(np.array, tree)
-    now = jax.device_put(state.create(tree, tx), meshes.replicated(mesh))
+    now = jax.device_put(states.create(tree, tx), meshes.replicated(mesh))
     for number in range(steps):
         batch = meshes.global_batch(mesh, tiny.raw_batch(16, seed=number))
         now, metrics = run(now, batch, np.uint32(0))
@@ -221,7 +220,7 @@ def test_gradient_norms_of_the_wings_are_those_of_their_losses():
             METHOD, weight=1e6
         )  # the adaptive wing is lost in rounding
         slopes = jax.grad(lambda t: only.loss({1.0: net})(tree | t, batch, key)[0])(
-            state.trained(tree)
+            states.trained(tree)
         )
         return optax.tree.norm(slopes) / 1e6
 

@@ -10,7 +10,7 @@ import tiny
 
 from advadapters import adapters, losses, rng, trees
 from advadapters.attacks.pgd import pgd
-from advadapters.training import state, views
+from advadapters.training import states, views
 
 NET = tiny.network(drop_path=0.2)
 STILL = tiny.network()
@@ -18,7 +18,7 @@ STILL = tiny.network()
 
 def variables(names, domains, seed=0):
     """Branches whose adapter rows all differ."""
-    tree = state.branches(tiny.plain(STILL), adapters.patterns(names), domains)
+    tree = states.branches(tiny.plain(STILL), adapters.patterns(names), domains)
     draw = np.random.default_rng(seed)
     noisy = jax.tree.map(
         lambda leaf: leaf + jnp.float32(0.1 * draw.normal(size=leaf.shape)),
@@ -149,7 +149,7 @@ def test_attack_mode_is_what_the_view_says(train_mode):
 def test_no_gradient_of_weights_is_built_inside_the_attack():
     """FLOPs on paper: a PGD step is 2 forward passes, a training pass 3 a view."""
     net = tiny.network(size=tiny.vit.Size(64, 2, 256, 2))
-    tree = state.branches(tiny.plain(net), ("class_token",), 2)
+    tree = states.branches(tiny.plain(net), ("class_token",), 2)
     batch = tiny.batch(64)
 
     def flops(function, *arguments):

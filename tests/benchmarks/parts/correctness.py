@@ -20,8 +20,7 @@ import jax
 import numpy as np
 import optax
 
-from advadapters import builders, networks, trees
-from advadapters import mesh as meshes
+from advadapters import builders, meshes, networks, trees
 from advadapters.attacks.apgd import apgd
 from advadapters.attacks.pgd import pgd
 from advadapters.balls import BALLS

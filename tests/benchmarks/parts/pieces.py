@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from advadapters import mesh as meshes
-from advadapters import rng
+from advadapters import meshes, rng
 from advadapters.data.randaugment import make_randaugment
 from advadapters.models import attention, vit
 from parts import settings, timing

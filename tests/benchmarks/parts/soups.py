@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters import builders, networks, soups, trees
-from advadapters import mesh as meshes
+from advadapters import builders, meshes, networks, soups, trees
 from advadapters.attacks.pgd import pgd
 from advadapters.evaluation import accuracy
 from parts import settings, timing

@@ -13,8 +13,7 @@ import tempfile
 import jax
 import numpy as np
 
-from advadapters import builders, costs, hlo, profiles
-from advadapters import mesh as meshes
+from advadapters import builders, costs, hlo, meshes, profiles
 from parts import ceilings, settings, timing
 from parts.shapes import SHAPES
 from parts.worker import Case
