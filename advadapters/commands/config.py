@@ -62,7 +62,9 @@ def listing():
 
 def text(config):
     """The lines of a config, see the usage."""
-    comments, lines = comments_of(pathlib.Path(defaults.__file__).read_text()), []
+    comments, lines = {}, []
+    for path in sorted(pathlib.Path(defaults.__file__).parent.glob("*.py")):
+        comments |= comments_of(path.read_text())
     for key, value in leaves(config):
         flag = f"--config.{key}={shown(value)}"
         kind, about = type(value).__name__, about_key(key, comments)

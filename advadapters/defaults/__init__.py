@@ -1,0 +1,91 @@
+"""Where configs start from: every key with a value, and the methods as views.
+
+A config file calls `config()`, changes what its experiment changes, and adds the result of
+`method(...)`. Values are plain, so that flags can override all of them.
+"""
+
+from advadapters.defaults.attacks import evaluation_pgd, pgd
+from advadapters.defaults.completion import complete
+from advadapters.defaults.methods import (
+    LAMBDAS,
+    METHODS,
+    SYSTEMS,
+    adversarial,
+    advprop,
+    awp,
+    cotrain,
+    eat,
+    fgsm_rs,
+    fixed,
+    four,
+    mart,
+    method,
+    n_fgsm,
+    nominal,
+    oat,
+    oats,
+    pyramid,
+    trades,
+    twins_at,
+    twins_trades,
+    view,
+)
+from advadapters.defaults.presets import digits
+from advadapters.defaults.sections import (
+    NO_START,
+    TRAINING_ONLY,
+    VIT_LAYERS,
+    adamw,
+    added,
+    config,
+    data,
+    film,
+    model,
+    schedule_keys,
+    sgd,
+)
+from advadapters.defaults.tuning import ADDED, FINE_TUNING, TRAINED, fine_tuning
+
+__all__ = [
+    "ADDED",
+    "FINE_TUNING",
+    "LAMBDAS",
+    "METHODS",
+    "NO_START",
+    "SYSTEMS",
+    "TRAINED",
+    "TRAINING_ONLY",
+    "VIT_LAYERS",
+    "adamw",
+    "added",
+    "adversarial",
+    "advprop",
+    "awp",
+    "complete",
+    "config",
+    "cotrain",
+    "data",
+    "digits",
+    "eat",
+    "evaluation_pgd",
+    "fgsm_rs",
+    "film",
+    "fine_tuning",
+    "fixed",
+    "four",
+    "mart",
+    "method",
+    "model",
+    "n_fgsm",
+    "nominal",
+    "oat",
+    "oats",
+    "pgd",
+    "pyramid",
+    "schedule_keys",
+    "sgd",
+    "trades",
+    "twins_at",
+    "twins_trades",
+    "view",
+]
