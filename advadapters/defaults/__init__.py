@@ -30,7 +30,7 @@ from advadapters.defaults.methods import (
     twins_trades,
     view,
 )
-from advadapters.defaults.presets import digits
+from advadapters.defaults.presets import digits, fashion
 from advadapters.defaults.sections import (
     NO_START,
     TRAINING_ONLY,
@@ -68,6 +68,7 @@ __all__ = [
     "digits",
     "eat",
     "evaluation_pgd",
+    "fashion",
     "fgsm_rs",
     "film",
     "fine_tuning",

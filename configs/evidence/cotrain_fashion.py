@@ -25,30 +25,16 @@ WEIGHTS = {"cotrain": (1.0, 0.75, 0.5, 0.25, 0.0), "norms": (1.0, 0.0)}
 
 def get_config(name=""):
     name = variant(name, VARIANTS)
-    config = defaults.config()
+    model = defaults.model("vit", "64x3x256x4", patch=7)
+    config = defaults.fashion(model, train_images=10_000)
     config.epochs = 20.0
-    config.ema_decay = 0.99
-    config.log_every = 100
-    config.checkpoint_every = 300
-    config.model.size = "64x3x256x4"
-    config.model.patch = 7
-    config.model.mean = (0.2860,)
-    config.model.std = (0.3530,)
-    config.data.source = "idx:/usr/share/datasets/fashion-mnist"
-    config.data.image_size = 28
-    config.data.channels = 1
-    config.data.validation = 0.1
-    config.data.train_images = 10_000
     config.optimizer.base_lr = 1.2e-2
-    config.optimizer.warmup_epochs = 1.0
-    config.optimizer.clip_norm = 1.0
     attacks = {"linf": defaults.pgd("linf", EPS, steps=2)}
     alone = name in ("nominal", "adversarial")
     config.update(defaults.method(name if alone else "cotrain", attacks, alpha=0.6))
     if not alone:
         adapters = {"cotrain": "class_token", "norms": "norms", "nothing": "nothing"}
         config.adapters = (adapters[name],)
-    config.evaluation.batch_size = 500
     config.evaluation.soup_weights = WEIGHTS.get(name, (1.0,))
     config.evaluation.suites = {
         "pgd20_linf": defaults.evaluation_pgd("linf", EPS, steps=20)

@@ -24,31 +24,16 @@ RATES = {"full": 4e-3, "nominal": 4e-3, "linear_probe": 1.6e-2}
 
 def get_config(name=""):
     name = variant(name, VARIANTS)
-    config = defaults.config()
+    model = defaults.model("vit", "64x3x256x4", patch=7)
+    config = defaults.fashion(model, train_images=10_000, test_images=5_000)
     config.epochs = 20.0 if name == "nominal" else 15.0
-    config.ema_decay = 0.99
-    config.log_every = 100
-    config.checkpoint_every = 300
-    config.model.size = "64x3x256x4"
-    config.model.patch = 7
-    config.model.mean = (0.2860,)
-    config.model.std = (0.3530,)
-    config.data.source = "idx:/usr/share/datasets/fashion-mnist"
-    config.data.image_size = 28
-    config.data.channels = 1
-    config.data.validation = 0.1
-    config.data.train_images = 10_000
-    config.data.test_images = 5_000
     config.optimizer.base_lr = RATES.get(name, 6.4e-2)
-    config.optimizer.warmup_epochs = 1.0
-    config.optimizer.clip_norm = 1.0
     attacks = {"linf": defaults.pgd("linf", EPS, steps=3)}
     if name == "nominal":
         config.update(defaults.method("nominal", attacks))
     else:
         config.update(defaults.method("adversarial", attacks))
         config.update(defaults.fine_tuning(name, RANK, "nominal"))  # of the same seed
-    config.evaluation.batch_size = 500
     config.evaluation.suites = {
         "pgd20_linf": defaults.evaluation_pgd("linf", EPS, steps=20)
     }

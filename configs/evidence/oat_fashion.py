@@ -23,21 +23,12 @@ VARIANTS = ("oat", *FIXED)
 
 def get_config(name=""):
     name = variant(name, VARIANTS)
-    config = defaults.config()
+    model = defaults.model("wide_resnet", "10-1")
+    config = defaults.fashion(model, train_images=10_000, test_images=4_000)
+    config.data.image_size = 14
     config.epochs = 10.0
     config.ema_decay = 0.0
-    config.log_every = 100
     config.checkpoint_every = 200
-    config.model = defaults.model("wide_resnet", "10-1", mean=(0.2860,), std=(0.3530,))
-    config.data.source = "idx:/usr/share/datasets/fashion-mnist"
-    config.data.image_size = 14
-    config.data.channels = 1
-    config.data.validation = 0.1
-    config.data.train_images = 10_000
-    config.data.test_images = 4_000
-    config.optimizer.base_lr = 4e-3
-    config.optimizer.warmup_epochs = 1.0
-    config.optimizer.clip_norm = 1.0
     attacks = {"linf": defaults.pgd("linf", EPS, steps=3)}
     lam = FIXED.get(name)
     if lam is None:
@@ -48,7 +39,6 @@ def get_config(name=""):
     else:
         config.update(defaults.method("fixed", attacks, alpha=1 - lam))
     config.statistics = "separate"
-    config.evaluation.batch_size = 500
     config.evaluation.suites = {
         "pgd20_linf": defaults.evaluation_pgd("linf", EPS, steps=20)
     }
@@ -60,7 +50,7 @@ CLEAN, ROBUST = "clean", "pgd20_linf"
 
 def as_good(lam):
     """The claim that OAT at this lambda is as good as a network of its own."""
-    own = f"fixed_{100 * lam:g}"
+    alone = f"fixed_{100 * lam:g}"
     return dict(
         id=f"lambda-{lam:g}",
         sentence=f"At lambda {lam:g} one network for all lambdas is as good as one of its "
@@ -69,7 +59,7 @@ def as_good(lam):
         test="more",
         margin=-0.01,
         rows=tuple(
-            (("oat", f"lambda={lam:g}", suite), (own, "", suite))
+            (("oat", f"lambda={lam:g}", suite), (alone, "", suite))
             for suite in (CLEAN, ROBUST)
         ),
     )

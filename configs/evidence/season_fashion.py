@@ -22,24 +22,11 @@ VARIANTS = (*EPS, "nominal")
 
 def get_config(name=""):
     name = variant(name, VARIANTS)
-    config = defaults.config()
+    model = defaults.model("vit", "32x3x128x4", patch=7)
+    config = defaults.fashion(model, train_images=30_000, test_images=5_000)
     config.epochs = 8.0 if name == "linf" else 2.0
-    config.ema_decay = 0.99
-    config.log_every = 100
-    config.checkpoint_every = 300
-    config.model.size = "32x3x128x4"
-    config.model.patch = 7
-    config.model.mean = (0.2860,)
-    config.model.std = (0.3530,)
-    config.data.source = "idx:/usr/share/datasets/fashion-mnist"
-    config.data.image_size = 28
-    config.data.channels = 1
-    config.data.validation = 0.1
-    config.data.train_images = 30_000
-    config.data.test_images = 5_000
     config.optimizer.base_lr = 4e-3 if name == "linf" else 2e-3
     config.optimizer.warmup_epochs = 1.0 if name == "linf" else 0.2
-    config.optimizer.clip_norm = 1.0
     if name == "nominal":
         config.update(defaults.method("nominal", {}))
     else:
@@ -47,7 +34,6 @@ def get_config(name=""):
         config.update(defaults.method("adversarial", attacks))
     if name != "linf":
         config.start.workdir = "linf"  # of the same seed
-    config.evaluation.batch_size = 500
     config.evaluation.soup_weights = (1.0,)
     config.evaluation.suites = {
         f"pgd20_{norm}": defaults.evaluation_pgd(norm, EPS[norm], steps=20)

@@ -25,21 +25,14 @@ VARIANTS = tuple(METHODS)
 def get_config(name=""):
     name = variant(name, VARIANTS)
     first = name == "pretrain"
-    config = defaults.config()
+    model = defaults.model("wide_resnet", "10-1", classes=5)
+    config = defaults.fashion(model, train_images=15_000 if first else 2_000)
+    config.data.image_size = 14
+    config.data.classes = (0, 1, 2, 3, 4) if first else (5, 6, 7, 8, 9)
+    config.data.pad = 1
     config.epochs = 8.0 if first else 40.0
     config.ema_decay = 0.0
-    config.log_every = 100
     config.checkpoint_every = 200
-    config.model = defaults.model(
-        "wide_resnet", "10-1", classes=5, mean=(0.2860,), std=(0.3530,)
-    )
-    config.data.source = "idx:/usr/share/datasets/fashion-mnist"
-    config.data.classes = (0, 1, 2, 3, 4) if first else (5, 6, 7, 8, 9)
-    config.data.image_size = 14
-    config.data.channels = 1
-    config.data.validation = 0.1
-    config.data.train_images = 15_000 if first else 2_000
-    config.data.pad = 1
     drops = () if first else ((20, 0.1), (33, 0.01))  # as the paper's 30 and 50 of 60
     config.optimizer = defaults.sgd(
         base_lr=0.1 if first else 0.02,
@@ -51,7 +44,6 @@ def get_config(name=""):
     attacks = {"linf": defaults.pgd("linf", EPS, steps=3)}
     config.update(defaults.method(METHODS[name], attacks))
     config.statistics = "separate"
-    config.evaluation.batch_size = 500
     config.evaluation.soup_weights = (0.0,)  # the adaptive wing
     config.evaluation.suites = {
         "pgd20_linf": defaults.evaluation_pgd("linf", EPS, steps=20)
