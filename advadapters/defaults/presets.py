@@ -17,8 +17,7 @@ def digits(model: Values) -> ConfigDict:
     preset.epochs = 30.0
     preset.ema_decay = 0.99
     preset.checkpoint_every = 200
-    preset.model = model
-    preset.model.mean = preset.model.std = (0.5,)
+    preset.model = model | dict(mean=(0.5,), std=(0.5,))
     preset.data.update(source="digits", image_size=8, channels=1, flip=False)
     preset.optimizer.update(base_lr=4e-3, clip_norm=1.0)
     preset.evaluation.batch_size = 120
@@ -40,8 +39,7 @@ def fashion(model: Values, train_images: int, test_images: int = 0) -> ConfigDic
     preset.ema_decay = 0.99
     preset.log_every = 100
     preset.checkpoint_every = 300
-    preset.model = model
-    preset.model.mean, preset.model.std = (0.2860,), (0.3530,)  # of the training images
+    preset.model = model | dict(mean=(0.2860,), std=(0.3530,))  # of the training images
     preset.data.update(
         source="idx:/usr/share/datasets/fashion-mnist",  # Debian's dataset-fashion-mnist
         image_size=28,
