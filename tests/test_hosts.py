@@ -19,7 +19,8 @@ from advadapters.commands import workdir
 from advadapters.errors import UsageError
 
 ROOT = pathlib.Path(__file__).parents[1]
-# SGD, for the reason in BUILD.md. What is drawn belongs to images: paths and crops.
+# SGD, for the reason in training/test_step.py. What is drawn belongs to images: paths
+# and crops.
 CONFIG = f"""
 import runpy
 from advadapters import defaults

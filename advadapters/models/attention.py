@@ -100,7 +100,7 @@ CHOICES = ("auto", *IMPLEMENTATIONS)
 # cannot run, and in evaluation, "ours" takes its place.
 AUTO = {
     # Measured: forward and backward 40% of the time of jax's (ViT-Ti/16, 16 images, one
-    # core with AVX-512, jax 0.10.2; BUILD.md, "attention is ours").
+    # core with AVX-512, jax 0.10.2; BUILD.md, "its own attention").
     ("cpu", "float32"): "ours",
     ("cpu", "bfloat16"): "ours",
     # Counted in the compiled program of a v5e, not timed: a block's image gradient moves
