@@ -4,6 +4,9 @@ One letter means one size within a call: B images of H x W pixels and C channels
 K domains or networks. Arrays are jax's or numpy's, and what is traced counts as an array.
 """
 
+from collections.abc import Sequence
+from typing import SupportsFloat
+
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree, Shaped, UInt8
@@ -20,6 +23,7 @@ Labels = Classes | Soft
 Logits = Float[AnyArray, "B L"]
 Marks = Bool[AnyArray, " B"]  # a yes or no for each image
 Mixture = Float[AnyArray, " K"]  # a weight for each domain
+MixtureLike = Num[AnyArray, " K"] | Sequence[SupportsFloat]
 Mixtures = Float[AnyArray, "N K"]  # one row is one mixture
 PRNGKey = Key[Array, ""]
 PRNGKeys = Key[Array, " B"]  # one for each image
@@ -39,6 +43,7 @@ __all__ = [
     "Logits",
     "Marks",
     "Mixture",
+    "MixtureLike",
     "Mixtures",
     "Num",
     "PRNGKey",

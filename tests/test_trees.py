@@ -20,6 +20,11 @@ TREE = {
 }
 
 
+def row(stacked, k):
+    """Row k of every leaf."""
+    return jax.tree.map(lambda leaf: leaf[k], stacked)
+
+
 def test_flatten_and_back():
     flat = trees.flatten(TREE)
     assert list(flat) == [
@@ -75,9 +80,7 @@ def random_adapters(seed, count):
 def test_mix_is_linear_and_one_hot_is_the_row(count, seed):
     adapters = random_adapters(seed, count)
     for k in range(count):
-        chex.assert_trees_all_equal(
-            trees.mix(adapters, np.eye(count)[k]), trees.take(adapters, k)
-        )
+        chex.assert_trees_all_equal(trees.mix(adapters, np.eye(count)[k]), row(adapters, k))
     weights = np.random.default_rng(seed).normal(size=count)
     by_hand = jax.tree.map(
         lambda leaf: sum(
@@ -89,7 +92,7 @@ def test_mix_is_linear_and_one_hot_is_the_row(count, seed):
 
 
 def test_soup_of_equal_trees_is_the_tree():
-    tree = trees.take(random_adapters(0, 1), 0)
+    tree = row(random_adapters(0, 1), 0)
     adapters = trees.replicate(tree, 3)
     for weights in ([0.2, 0.3, 0.5], [1.5, -0.25, -0.25]):
         chex.assert_trees_all_close(trees.mix(adapters, weights), tree, rtol=1e-6)
@@ -109,13 +112,13 @@ def test_mix_refuses_a_wrong_number_of_weights():
 
 
 def test_stack_and_take():
-    rows = [trees.take(random_adapters(0, 3), k) for k in range(3)]
+    rows = [row(random_adapters(0, 3), k) for k in range(3)]
     stacked = trees.stack(rows)
-    assert trees.domains(stacked) == 3
-    for k, row in enumerate(rows):
-        chex.assert_trees_all_equal(row, trees.take(stacked, k))
+    assert trees.count_domains(stacked) == 3
+    for k, tree in enumerate(rows):
+        chex.assert_trees_all_equal(tree, row(stacked, k))
     with pytest.raises(ValueError, match="disagree"):
-        trees.domains({"a": np.zeros((2, 1)), "b": np.zeros((3, 1))})
+        trees.count_domains({"a": np.zeros((2, 1)), "b": np.zeros((3, 1))})
 
 
 BARE = """
@@ -123,7 +126,9 @@ import sys
 import jax, numpy
 
 class Refuse:
-    known = {*sys.stdlib_module_names, "advadapters", "jax", "jaxlib", "numpy"}
+    # jaxtyping imports the second, and looks whether there is the third.
+    typing = {"jaxtyping", "wadler_lindig", "typeguard"}
+    known = {*sys.stdlib_module_names, "advadapters", "jax", "jaxlib", "numpy", *typing}
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] not in self.known:
@@ -142,7 +147,7 @@ import flax
 """
 
 
-def test_soups_need_only_numpy_and_jax():
+def test_soups_need_only_numpy_jax_and_jaxtyping():
     found = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True)
     assert found.stdout.strip() == "[0.8 0.8]", found
     assert found.stderr.strip().endswith("ImportError: flax is not in a bare notebook")

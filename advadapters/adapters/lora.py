@@ -34,7 +34,7 @@ def merge(params, scales):
 def named(flat, scales):
     """{folder: (its layer, the scale)} of the LoRAs called `scales`."""
     found = {}
-    for folder in trees.low_rank(flat):
+    for folder in trees.find_loras(flat):
         for name, scale in scales.items():
             if folder.endswith(f"_{name}"):
                 found[folder] = (folder.removesuffix(f"_{name}"), scale)

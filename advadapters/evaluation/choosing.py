@@ -36,18 +36,18 @@ def rows(told, tables, labels, draws):
             found.append(describe(suite, way, chosen, count, of, len(unseen)) | told_of)
 
         others = other_axes(suite, tables)
-        given = dict(subsets=pool[None], unseen=unseen, others=others)
+        judged = pool[None], unseen, others
         if ingredients:
-            best = soups.choose(right, np.array(ingredients), **given)
+            best = soups.choose(right, np.array(ingredients), *judged)
             add("ingredient", best, labels[-1], len(ingredients))
-        one = soups.choose(right, np.array([single]), **given)
+        one = soups.choose(right, np.array([single]), *judged)
         add("single", one, labels[-1], len(candidates))
         for count in labels:
             subsets = soups.draws_of(pool, count, draws)
             best = soups.choose(right, candidates, subsets, unseen, others)
             add("specific", best, count, len(candidates))
         for n in ensembles:
-            add("ensemble", soups.choose(right, np.array([n]), **given), 0, 1)
+            add("ensemble", soups.choose(right, np.array([n]), *judged), 0, 1)
     return found
 
 

@@ -1,11 +1,11 @@
 """Adversarial model soups: which mixtures there are, and how to choose one.
 
 A mixture is a tuple of weights [K] that sum to 1 (`check`); `trees.mix` applies it. Only
-numpy and jax are needed, so that soups run in a bare notebook.
+numpy, jax and jaxtyping are needed, so that soups run in a bare notebook.
 """
 
 from advadapters.soups.ingredients import mix_by_path, mix_files, stack, write_leaves
-from advadapters.soups.learned import Learned, cross_entropy, learn
+from advadapters.soups.learned import LearnedMixture, cross_entropy, learn
 from advadapters.soups.mixtures import (
     average,
     check,
@@ -19,7 +19,7 @@ from advadapters.soups.mixtures import (
     weights_of,
 )
 from advadapters.soups.protocol import (
-    Chosen,
+    Verdict,
     choose,
     choose_for_all,
     draws_of,
@@ -27,15 +27,15 @@ from advadapters.soups.protocol import (
 )
 from advadapters.soups.sanity import Barrier, ancestor_warning, barrier, relative_distances
 from advadapters.soups.scoring import entropy, make_scorer, right
-from advadapters.soups.search import Found, halving
+from advadapters.soups.search import SearchResult, halving
 from advadapters.soups.selection import Choice, best, front, greedy, lowest_entropy, select
 
 __all__ = [
     "Barrier",
     "Choice",
-    "Chosen",
-    "Found",
-    "Learned",
+    "Verdict",
+    "SearchResult",
+    "LearnedMixture",
     "ancestor_warning",
     "average",
     "barrier",

@@ -1,21 +1,30 @@
 """Choosing a mixture from few labelled images, or from none.
 
-A correctness table is `right` [S, N]: whether candidate s is right about image n.
+A correctness table `right` [S, N] says whether candidate s is right about image n.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from advadapters.soups.mixtures import average, one_hot
+from advadapters.shapes import Float, Shaped
+from advadapters.soups.mixtures import Weights, average, one_hot
+
+# One number for each candidate: an array [S] or a sequence.
+Values = Shaped[np.ndarray, " S"] | Sequence[Any]
 
 
 class Choice(NamedTuple):
     """The best of S candidates, and how sure that is.
 
-    winner: its number, see `best` for equals. accuracy [S]: of each; the winner's is
-    optimistic, because the images chose it. p [S]: of each candidate's difference to the
-    winner, adjusted for S - 1 comparisons. tied [S]: those with a p above the level.
+    Attributes:
+      winner: its number; see `best` for equals.
+      accuracy: [S], of each candidate. That of the winner is optimistic, because the same
+        images chose it.
+      p: [S], of each candidate's difference to the winner, adjusted for S - 1
+        comparisons.
+      tied: [S], whether p is above the level.
     """
 
     winner: int
@@ -24,13 +33,18 @@ class Choice(NamedTuple):
     tied: np.ndarray
 
 
-def best(values, *others):
-    """The number of the candidate with the highest of `values` [S].
+def best(values: Values, *others: Values) -> int:
+    """The number of the candidate with the highest value.
 
-    Of equals it is the one with the highest mean of its values [S] on the other axes, then
-    the first: so none is called best that another beats somewhere and equals elsewhere.
+    Among equals it is the one with the highest mean of its values on the other axes, then
+    the first one. So no candidate is called best if another one is as good everywhere and
+    better somewhere.
 
-    >>> best([0.9, 0.9, 0.8], [0.1, 0.3, 0.7])
+    Args:
+      values: one for each of S candidates.
+      others: the values on other axes, which decide between equals.
+
+    >>> soups.best([0.9, 0.9, 0.8], [0.1, 0.3, 0.7])
     1
     """
     values = np.asarray(values)
@@ -38,25 +52,29 @@ def best(values, *others):
     return int(np.lexsort((-mean, -values))[0])
 
 
-def front(across, along):
-    """Numbers of the candidates that no other beats in both coordinates, by the first.
+def front(across: Values, along: Values) -> list[int]:
+    """The numbers of the candidates that no other one beats in both coordinates.
 
-    Its ends are the `best` in either.
+    They are in falling order of the first coordinate. The ends are the `best` candidates
+    in either coordinate.
+
+    >>> soups.front([0.9, 0.8, 0.7], [0.2, 0.1, 0.5])
+    [0, 2]
     """
     order = np.lexsort((-np.asarray(along), -np.asarray(across)))
-    kept, highest = [], -np.inf
+    members, highest = [], -np.inf
     for n in order:
         if along[n] > highest:
-            kept.append(int(n))
+            members.append(int(n))
             highest = along[n]
-    return kept
+    return members
 
 
-def sign_test(first, second):
+def sign_test(first: Values, second: Values) -> Float[np.ndarray, " S"]:
     """Exact two-sided p [S] of `first` [S] against `second` [S] discordant images.
 
-    Both are counts of images that one of a pair alone is right about; equally accurate
-    ones share them by coin flips (McNemar's test, exact).
+    Both are counts of images about which only one of a pair is right. Equally accurate
+    ones share these images by coin flips (McNemar's test, exact).
     """
     first, second = np.asarray(first), np.asarray(second)
     total, fewer = first + second, np.minimum(first, second)
@@ -72,10 +90,11 @@ def sign_test(first, second):
     return np.minimum(2 * tail, 1.0)
 
 
-def holm(p):
+def holm(p: Values) -> Float[np.ndarray, " S"]:
     """p [S] adjusted for S tests by Holm's (1979) steps, however they depend on each other.
 
-    The chance that any true null hypothesis falls to a level or below it is at most that.
+    The chance that any true null hypothesis falls to a level or below it is at most that
+    level.
     """
     p = np.asarray(p)
     order = np.argsort(p)
@@ -85,30 +104,51 @@ def holm(p):
     return adjusted
 
 
-def select(right, level=0.05, others=()):
-    """The Choice that a correctness table [S, N] makes.
+def select(
+    right: Shaped[np.ndarray, "S N"], level: float = 0.05, others: Sequence[Values] = ()
+) -> Choice:
+    """Chooses the candidate that is right about most images, and tests how sure that is.
 
-    others: values [S] on other axes, which tell equals apart (see `best`).
     Each candidate is compared with the winner on the images that only one of the two gets
     right. The tests treat the winner as given although the same images chose it.
+
+    Args:
+      right: whether each candidate is right about each image.
+      level: the significance level; candidates with a larger p are tied.
+      others: the values [S] on other axes, which decide between equals (see `best`).
+
+    >>> right = np.array([10 * [1], 9 * [1] + [0], 10 * [0]], bool)
+    >>> choice = soups.select(right)
+    >>> choice.winner, choice.tied.tolist()
+    (0, [True, True, False])
     """
     right = np.asarray(right, bool)
     winner = best(right.sum(axis=1), *others)
-    others = np.arange(len(right)) != winner
+    losers = np.arange(len(right)) != winner
     p = np.ones(len(right))
-    if others.any():
-        better = np.sum(right[winner] & ~right[others], axis=1)
-        worse = np.sum(~right[winner] & right[others], axis=1)
-        p[others] = holm(sign_test(better, worse))
+    if losers.any():
+        better = np.sum(right[winner] & ~right[losers], axis=1)
+        worse = np.sum(~right[winner] & right[losers], axis=1)
+        p[losers] = holm(sign_test(better, worse))
     return Choice(winner, right.mean(axis=1), p, p > level)
 
 
-def lowest_entropy(entropy, robust, floor):
-    """The candidate of lowest mean prediction entropy [S] with robust accuracy >= floor.
+def lowest_entropy(entropy: Values, robust: Values, floor: float) -> int:
+    """The candidate of lowest prediction entropy among those that are robust enough.
 
-    No labels of the new images are needed: `entropy` is over those (Wang et al. 2021
-    adapt by it), `robust` [S] over labelled ones from training. Confident networks are
-    not always right ones, hence the floor. Raises ValueError where nobody reaches it.
+    This needs no labels of the new images (Wang et al. 2021 adapt by entropy). The floor
+    is there because confident networks are not always right ones.
+
+    Args:
+      entropy: [S], the mean entropy of each candidate's predictions on the new images.
+      robust: [S], the robust accuracy of each candidate on labelled images from training.
+      floor: the least robust accuracy that is accepted.
+
+    Raises:
+      ValueError: no candidate is as robust as that.
+
+    >>> soups.lowest_entropy([0.1, 0.3, 0.5], robust=[0.2, 0.5, 0.6], floor=0.4)
+    1
     """
     entropy, robust = np.asarray(entropy), np.asarray(robust)
     if not np.any(robust >= floor):
@@ -118,18 +158,28 @@ def lowest_entropy(entropy, robust, floor):
     return int(np.argmin(np.where(robust >= floor, entropy, np.inf)))
 
 
-def greedy(score, count):
-    """(mixture, its score): the greedy soup of `count` ingredients.
+def greedy(score: Callable[[list[Weights]], Values], count: int) -> tuple[Weights, float]:
+    """The greedy soup of Wortsman et al. (2022).
 
-    Wortsman et al. (2022): from the best ingredient on, in falling order of their own
-    scores, each joins the average if that does not lower the average's score. score: list
-    of mixtures -> [S], higher is better; asked for `count`, then for one at a time.
+    It begins with the best ingredient. In falling order of their own scores, each of the
+    others joins the average if that does not lower the score of the average.
+
+    Args:
+      score: mixtures -> scores [S], of which higher ones are better. It is called with
+        all ingredients at first, then with one mixture at a time.
+      count: the number of ingredients.
+
+    Returns:
+      The mixture and its score.
+
+    >>> soups.greedy(lambda mixtures: [1 - abs(w[0] - 0.5) for w in mixtures], 3)
+    ((0.5, 0.5, 0.0), 1.0)
     """
-    alone = np.asarray(score([one_hot(count, k) for k in range(count)]))
-    first, *others = np.argsort(-alone, kind="stable").tolist()
-    members, best = [first], float(alone[first])
+    scores = np.asarray(score([one_hot(count, k) for k in range(count)]))
+    first, *others = np.argsort(-scores, kind="stable").tolist()
+    members, highest = [first], float(scores[first])
     for k in others:
-        tried = float(score([average(count, [*members, k])])[0])
-        if tried >= best:
-            members, best = [*members, k], tried
-    return average(count, members), best
+        value = float(np.asarray(score([average(count, [*members, k])]))[0])
+        if value >= highest:
+            members, highest = [*members, k], value
+    return average(count, members), highest

@@ -61,7 +61,7 @@ def need_whole_loras(params, chosen):
     these: mixed one by one they would not mix the updates.
     """
     chosen = trees.flatten(chosen)
-    for folder, names in trees.low_rank(trees.flatten(params)).items():
+    for folder, names in trees.find_loras(trees.flatten(params)).items():
         own = {name for name in names if f"{folder}/{name}" in chosen}
         factors = {"norm" if name in ("scale", "bias") else name for name in own}
         if len(factors) > 1 and own != names:

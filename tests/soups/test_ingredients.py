@@ -55,9 +55,9 @@ def test_one_hot_soups_of_files_are_the_ingredients_bitwise(tmp_path):
 
 def test_order_does_not_matter_and_mixes_mix():
     stacked, weights = soups.stack(four()), np.array([0.7, -0.2, 0.1, 0.4])
-    order = [2, 0, 3, 1]
+    order = np.array([2, 0, 3, 1])
     chex.assert_trees_all_close(
-        trees.mix(trees.stack([trees.take(stacked, k) for k in order]), weights[order]),
+        trees.mix(jax.tree.map(lambda leaf: leaf[order], stacked), weights[order]),
         trees.mix(stacked, weights),
         atol=1e-6,
     )
@@ -100,7 +100,7 @@ def test_files_are_read_leaf_by_leaf(tmp_path, monkeypatch):
         return load(file, **how)
 
     monkeypatch.setattr(np, "load", spy)
-    leaves = soups.ingredients.read_leaves(tmp_path / "1")
+    leaves = soups.ingredients._read_leaves(tmp_path / "1")
     assert all(isinstance(leaf, np.memmap) for leaf in leaves.values())
     assert all(how == {"mmap_mode": "r", "allow_pickle": False} for how in modes)
     # What weighs nothing may even be broken inside: it is not read.
@@ -251,7 +251,9 @@ def test_any_pytree_can_be_mixed(kind, tmp_path):
         for name, tree in (("a", first), ("b", second)):
             soups.write_leaves(tmp_path / name, tree)
         mixed = soups.mix_files([tmp_path / "a", tmp_path / "b"], (0.5, 0.5))
-        chex.assert_trees_all_close(trees.named(mixed), trees.named(half), atol=1e-7)
+        chex.assert_trees_all_close(
+            trees.leaves_by_path(mixed), trees.leaves_by_path(half), atol=1e-7
+        )
 
 
 def test_states_of_nnx_can_be_mixed():

@@ -101,13 +101,14 @@ def test_python_takes_no_other_weights_either(weights, tmp_path):
     for name in "ab":
         soups.write_leaves(tmp_path / name, {"x": np.ones(2)})
     stacked = {"x": np.ones((2, 2), np.float32)}
-    score = soups.make_scorer(lambda p, x: x * p["x"], trees.mix, stacked)
+    network = (lambda p, x: x * p["x"]), trees.mix, stacked
+    score, batch = soups.make_scorer(*network), (np.ones((1, 2)), np.zeros(1, int))
     for taken in (
         lambda: networks.mixture_case("ab", weights),
         lambda: soups.mix_files([tmp_path / "a", tmp_path / "b"], weights),
         lambda: soups.mix_by_path(stacked, {"x": weights}),
-        lambda: score([weights], np.ones((1, 2)), [0]),
-        lambda: soups.learn(None, trees.mix, stacked, None, None, weights),
+        lambda: score([weights], *batch),
+        lambda: soups.learn(*network, *batch, weights),
         lambda: soups.line(2, 0, 1, [1.0, np.nan]),
         lambda: soups.simplex(2, 0.5, np.inf),
     ):

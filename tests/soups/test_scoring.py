@@ -66,7 +66,7 @@ def test_table_is_that_of_each_soup_alone(kitchen):
 def test_logits_that_are_not_finite_are_wrong():
     logits = np.array([[1.0, 2.0], [1.0, np.inf], [np.nan, 2.0], [2.0, 1.0]])
     np.testing.assert_array_equal(
-        soups.right(logits, np.ones(4)), [True, False, False, False]
+        soups.right(logits, np.ones(4, int)), [True, False, False, False]
     )
 
 
