@@ -229,7 +229,9 @@ def mix(adapters: PyTree, weights: MixtureLike) -> Any:
 
     The sum runs in float32 and is rounded once to the leaf's type. It is written
     as products and a sum, not as a matrix product, so that no accelerator rounds
-    the parameters to a lower precision: a one-hot mixture is its row exactly.
+    the parameters to a lower precision: a one-hot mixture is its row exactly. A mixture
+    of equal rows, such as 0.3 a + 0.7 a, is a up to the last bits of float32 only: a form
+    that is exact for them would not be linear in the weights.
 
     Args:
       adapters: any pytree whose leaves have a leading axis [K].

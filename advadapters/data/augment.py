@@ -120,7 +120,10 @@ def make_augment(
     """(batch of uint8, key) -> {"images" in [0, 1], "labels" [B, L] float32, "index"}.
 
     mix_probability: the share of batches that mixup and CutMix touch (timm's `prob`).
-    Both are drawn once for the whole batch. randaugment: see `make_randaugment`; it comes
+    Both are drawn once for the whole global batch, which is mixed with its own reverse: the
+    same on any number of devices. MAE's and timm's programs draw in each process, 64 times
+    in a step of 4,096 images, so their gradient has the same mean and another variance.
+    randaugment: see `make_randaugment`; it comes
     after flip and crop. erasing: further arguments of `erase`, which comes last before the
     mixing; None for none.
     """
