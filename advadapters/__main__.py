@@ -8,7 +8,7 @@ import sys
 
 from absl import logging
 
-from advadapters import hosts
+from advadapters import flags, hosts
 from advadapters.errors import UsageError
 
 VERBS = {
@@ -74,13 +74,13 @@ def main(argv=None):
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what is asked for
     command = importlib.import_module(f"advadapters.commands.{verb}")
     if {"--help", "-h"} & set(argv[1:]):
-        print((command.__doc__ or "").strip())
+        print(flags.describe(command.__doc__, flags.taken_by(command.main)))
         return 0
     try:
         rest, distributed, seconds = hosts.read_flags(argv[1:])
         keep_programs()
         hosts.join(distributed, seconds)
-        return command.main(rest)
+        return command.main(flags.read(flags.taken_by(command.main), rest))
     except UsageError as error:
         print(f"advadapters {verb}: {error}", file=sys.stderr)
         hosts.fail(2, error)

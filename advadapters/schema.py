@@ -112,8 +112,16 @@ def check_number(name, value, setting):
     array = not whole and np.ndim(value) == 0 and hasattr(value, "dtype")
     number = isinstance(value, kinds) and not isinstance(value, bool)
     number = float(value) if number or array else math.nan
-    low, high, above, below = setting.allowed
-    fits = math.isfinite(number) and all(
+    if not fits(number, setting.allowed):
+        told_bounds = " and ".join(bounds(setting.allowed))
+        what = "a whole number" if whole else "a number"
+        raise UsageError(f"{name} must be {what} {told_bounds}, got {told(value)}")
+
+
+def fits(number: float, between: Between) -> bool:
+    """Whether a number is finite and within bounds."""
+    low, high, above, below = between
+    return math.isfinite(number) and all(
         (
             low is None or number >= low,
             high is None or number <= high,
@@ -121,10 +129,6 @@ def check_number(name, value, setting):
             below is None or number < below,
         )
     )
-    if not fits:
-        told_bounds = " and ".join(bounds(setting.allowed))
-        what = "a whole number" if whole else "a number"
-        raise UsageError(f"{name} must be {what} {told_bounds}, got {told(value)}")
 
 
 def bounds(between):

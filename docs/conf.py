@@ -11,6 +11,7 @@ from docutils.parsers.rst import Directive
 from docutils.utils.math.latex2mathml import tex2mathml
 
 import advadapters
+from advadapters import flags
 
 project = "advadapters"
 author = "The advadapters authors"
@@ -48,7 +49,7 @@ class Usage(Directive):
     def run(self):
         if self.arguments:
             module = importlib.import_module(f"advadapters.commands.{self.arguments[0]}")
-            text = module.__doc__.strip()
+            text = flags.describe(module.__doc__, flags.taken_by(module.main))
         else:
             text = importlib.import_module("advadapters.__main__").usage()
         return [nodes.literal_block(text, text, language="text")]

@@ -145,7 +145,7 @@ def test_programs_do_not_depend_on_the_seed(tmp_path, mesh):
 @pytest.mark.parametrize("path", EVIDENCE, ids=lambda path: path.stem)
 def test_experiments_can_be_run_and_judged(path, tmp_path, mesh):
     """Every variant is built, and every claim is about what is evaluated of them."""
-    experiment, built = experiments.read([f"--config={path}"]), {}
+    experiment, built = experiments.read(path), {}
     for variant in experiment.variants:
         config = shrink(load(path, variant)[0], tmp_path)
         built[variant] = config, builders.build(config, mesh)

@@ -1,11 +1,16 @@
-"""Overrides of configs on the command line: sections whose keys are free names."""
+"""Flags of verbs, and overrides of configs: sections whose keys are free names."""
 
+import dataclasses
+import importlib
 import pathlib
+from typing import Annotated
 
 import pytest
 
-from advadapters import configs
+from advadapters import configs, flags
+from advadapters.__main__ import VERBS
 from advadapters.errors import UsageError
+from advadapters.schema import Between, OneOf
 
 DIGITS = "--config=" + str(pathlib.Path(__file__).parents[1] / "configs" / "digits.py")
 ATTACK = '{"name": "pgd", "norm": "linf"}'
@@ -94,3 +99,91 @@ def test_what_is_wrong_in_a_config_file_is_said_with_its_line(case, tmp_path):
     with pytest.raises(UsageError, match=message) as caught:
         configs.parse([f"--config={file}"], {})
     assert "\n" not in str(caught.value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """One flag of each kind."""
+
+    file: Annotated[str, flags.Shown("FILE"), "must be given"]
+    config: Annotated[flags.ConfigFile | None, "changes the file"] = None
+    count: Annotated[int | None, Between(low=1), flags.Shown("5"), "how many"] = None
+    share: Annotated[float, Between(0.0, 1.0), "of all"] = 0.5
+    kind: Annotated[str, OneOf(("small", "large")), "which size"] = "small"
+    names: Annotated[tuple[str, ...], flags.Separated(";", "name"), "some"] = ()
+    sides: Annotated[tuple[int, ...], flags.Shown("8,9"), "of images"] = ()
+    lambda_: Annotated[tuple[float, ...], flags.Shown("0,0.5"), "of the network"] = ()
+    plain: Annotated[bool, "without colors"] = False
+
+
+def test_flags_are_values_and_can_be_written_again():
+    argv = ["--file", "a b", "--count=3", "--share=1/4", "--kind=large", "--names=a=1;b"]
+    argv += ["--sides=8,16", "--lambda=0,1/3", "--plain", DIGITS, "--config.epochs", "2"]
+    read_ = flags.read(Flags, argv)
+    assert read_ == Flags(
+        file="a b",
+        config=flags.ConfigFile((DIGITS, "--config.epochs", "2")),
+        count=3,
+        share=0.25,
+        kind="large",
+        names=("a=1", "b"),
+        sides=(8, 16),
+        lambda_=(0.0, 1 / 3),
+        plain=True,
+    )
+    assert read_.config is not None
+    assert read_.config.read()["epochs"] == 2.0 and read_.config.keys == {"epochs"}
+    assert read_.config.read("nominal")["domains"] == ("clean",)
+    assert read_.config.path == DIGITS.removeprefix("--config=")
+    again = flags.arguments(read_)
+    assert flags.read(Flags, again) == read_
+    assert "--share=0.25" in again and "--lambda=0.0,0.3333333333333333" in again
+    # Defaults are not told, and empty texts are defaults.
+    assert flags.command("verb", Flags(file="x y")) == "advadapters verb '--file=x y'"
+    assert flags.read(Flags, ["--file=x", "--count=", "--names="]) == Flags(file="x")
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ([], "--file=... is missing"),
+        (["--count=0"], "--count must be a positive whole number, got '0'"),
+        (["--count=2.5"], "--count must be a positive whole number, got '2.5'"),
+        (["--share=2"], "--share must be a number of at least 0 and of at most 1, got '2'"),
+        (["--share=1/0"], "--share must be a number of at least 0 and of at most 1"),
+        (["--kind=lage"], "unknown --kind 'lage'; there are: small, large; did you mean"),
+        (["--names=;"], "--names=';' names no name"),
+        (["--sides=8,x"], "--sides must be whole numbers, got '8,x'"),
+        (["--lambda=nan"], "--lambda must be numbers like 0,0.5, got 'nan'"),
+        (["--plain=maybe"], "--plain must be true or false, got 'maybe'"),
+        (["--conut=3"], "Did you mean: count"),
+        (["--confg=digits"], "Did you mean: config"),
+        (["three"], "unexpected argument 'three'"),
+        (["--config.epochs=3"], "--config=... is missing"),
+    ],
+)
+def test_flags_that_cannot_be(argv, message):
+    given = argv and ["--file=x", *argv]
+    with pytest.raises(UsageError) as caught:
+        flags.read(Flags, given)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_help_tells_every_flag_once():
+    text = flags.describe("usage: x\n\n{flags}\n", Flags)
+    assert text.startswith("usage: x\n\n  --file=FILE                    must be given\n")
+    assert "  --count=5                      how many\n" in text
+    assert "  --kind=small                   which size (default: small)\n" in text
+    assert "  --plain                        without colors\n" in text
+    assert text.endswith("  --config.KEY=VALUE             changes the file")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_flag_of_a_verb_is_explained_in_its_help(verb):
+    module = importlib.import_module(f"advadapters.commands.{verb}")
+    known = flags.flags_of(flags.taken_by(module.main))
+    assert all(flag.about for flag in known.values())
+    text = flags.describe(module.__doc__, flags.taken_by(module.main))
+    assert "{flags}" not in text and max(map(len, text.splitlines())) <= 92
+    for flag in known.values():
+        assert f"\n  --{flag.name}" in text

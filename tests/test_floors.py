@@ -31,7 +31,7 @@ FLOORS = [
         "precision",
         "schema",
     },
-    {"models", "adapters", "attacks", "data", "soups", "profiles"},
+    {"models", "adapters", "attacks", "data", "flags", "soups", "profiles"},
     {"networks"},
     {"training", "evaluation", "checkpoints", "interop"},
     {"builders", "defaults"},

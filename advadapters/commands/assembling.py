@@ -8,15 +8,18 @@ from advadapters import configs
 from advadapters.errors import UsageError
 
 
-def assemble(folders, output, overrides=(), names=None):
+def assemble(folders, output, overrides=(), *, names=None, soup_weights=None):
     """Writes the run of several networks, --config.KEY=VALUE applied; returns it opened.
 
-    names: of its domains; those of the folders for None.
+    names: of its domains; those of the folders for None. soup_weights: of the first
+    ingredient, in the networks that are evaluated; those of its config for None.
     """
     from advadapters import soups
     from advadapters.commands import runs, workdir
 
-    names = names or [os.path.basename(os.path.normpath(folder)) for folder in folders]
+    names = list(names or []) or [
+        os.path.basename(os.path.normpath(folder)) for folder in folders
+    ]
     if len(set(names)) != len(names) or len(names) < 2:
         raise UsageError(f"--ingredients must be two or more different names, got {names}")
     try:
@@ -41,6 +44,8 @@ def assemble(folders, output, overrides=(), names=None):
         "stats": {"shared": {}, "adapters": stats, "errors": {}},
     }
     config = config_of(names, settings, bool(stats))
+    if soup_weights is not None:
+        config["evaluation"]["soup_weights"] = tuple(soup_weights)
     new = runs.write_run(config, output, lambda like: variables, data)
     steps = [step for _, step in found]
     rows = list(map(lineage, names, folders, settings, steps))

@@ -6,13 +6,12 @@ import os
 import sys
 import time
 import zipfile
-from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 
-from advadapters import configs, hosts
-from advadapters.errors import UsageError, pick
+from advadapters import hosts
+from advadapters.errors import UsageError
 
 VERSIONS = {
     "autoattack": "standard",
@@ -20,7 +19,8 @@ VERSIONS = {
     "autoattack-fast": "fast",
     "autoattack-fast+standard": "fast+standard",
 }
-FLAGS = ("norm", "eps", "steps", "restarts", "targets", "queries", "seed", "save_images")
+COUNTS = ("steps", "restarts", "targets", "queries")
+FLAGS = ("norm", "eps", *COUNTS, "seed", "save_images")
 
 
 class Asked(NamedTuple):
@@ -43,43 +43,38 @@ class Asked(NamedTuple):
         return version + told + (f"-seed{self.seed}" if self.seed is not None else "")
 
 
-def read(flags):
-    """What the flags ask for, or None for no AutoAttack; raises UsageError."""
-    kind, colon, names = flags["suite"].partition(":")
+def read(request):
+    """What is asked of AutoAttack, None if nothing; raises UsageError."""
+    kind, colon, names = request.suite.partition(":")
     if kind == "autoattack-rand":
         raise UsageError(
             "--suite=autoattack-rand: a run's networks are not random when they are "
             "evaluated, use autoattack; version='rand' of Python's autoattack is for others"
         )
     if kind not in VERSIONS or (colon and kind != "autoattack"):
-        if set(flags["suite"].split(",")) & VERSIONS.keys():
+        if set(request.suite.split(",")) & VERSIONS.keys():
             raise UsageError("--suite: AutoAttack runs alone, without other suites")
         for name in FLAGS:
-            if flags[name]:
+            if getattr(request, name) not in ((), None, ""):
                 raise UsageError(
                     f"--{name} is for --suite=autoattack; other suites have their settings "
                     "in the config"
                 )
         return None
-    pick({"float": 0, "8": 0}, flags["bits"], "--bits")
-    norms = (flags["norm"] or "linf").split(",")
-    radii = [read_eps(part) for part in flags["eps"].split(",")]
+    norms, radii = request.norm or ("linf",), request.eps
     if len(norms) != len(radii) or len({*zip(norms, radii, strict=True)}) != len(norms):
         raise UsageError(
             "--norm and --eps must be as many, and no threat twice: got "
             f"{len(norms)} norms and {len(radii)} radii"
         )
-    counts = {key: flags[key] for key in ("steps", "restarts", "targets", "queries")}
-    counts = {key: configs.read_number(key, text) for key, text in counts.items() if text}
-    if flags["seed"] and not flags["seed"].isdecimal():
-        raise UsageError(f"--seed must be a whole number, got {flags['seed']!r}")
+    counts = {key: getattr(request, key) for key in COUNTS}
     return Asked(
         threats=tuple(zip(norms, radii, strict=True)),
         version=tuple(names.split(",")) if colon else VERSIONS[kind],
-        settings=counts,
-        seed=int(flags["seed"]) if flags["seed"] else None,
-        images=os.path.expanduser(flags["save_images"]),
-        bits=flags["bits"],
+        settings={key: count for key, count in counts.items() if count},
+        seed=request.seed,
+        images=os.path.expanduser(request.save_images),
+        bits=request.bits,
     )
 
 
@@ -311,13 +306,3 @@ def show(starts, *, stage, round, rounds, done, total, robust):
         file=sys.stderr,
         flush=True,
     )
-
-
-def read_eps(text):
-    """ "8/255" or "0.1" -> float."""
-    try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
-        raise UsageError(
-            f"--eps must be a number or a fraction like 8/255, got {text!r}"
-        ) from None

@@ -4,18 +4,20 @@ Prints the whole config that a file makes, overrides included, a line for each k
 that sets it, its type, and what it is. Without --config it lists the config files that come
 with the package, which --config=NAME finds from any folder.
 
-  --json  the config as JSON, for machines
+{flags}
 """
 
 import ast
+import dataclasses
 import io
 import json
 import pathlib
 import shlex
 import tokenize
+from typing import Annotated
 
 from advadapters import configs, defaults, schema
-from advadapters.errors import UsageError
+from advadapters.flags import ConfigFile
 
 # Which part of a config each function of `defaults` makes; * is any name.
 SECTIONS = {
@@ -36,18 +38,21 @@ SECTIONS = {
 }
 
 
-def main(argv):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of this verb."""
+
+    config: ConfigFile | None = None
+    json: Annotated[bool, "the config as JSON, for machines"] = False
+
+
+def main(flags: Flags) -> int:
     """Returns the exit code."""
-    if unknown := [a for a in argv if not a.lstrip("-").startswith("config")]:
-        if unknown != ["--json"]:
-            raise UsageError(f"unexpected argument {unknown[0]!r}; see --help")
-        argv = [a for a in argv if a != "--json"]
-    if not argv:
+    if flags.config is None:
         print(listing())
         return 0
-    config, _ = configs.parse(argv, {})
-    whole = config.to_dict()
-    print(json.dumps(whole, indent=2) if unknown else text(whole))
+    config = flags.config.read()
+    print(json.dumps(config, indent=2) if flags.json else text(config))
     return 0
 
 

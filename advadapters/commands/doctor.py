@@ -3,21 +3,14 @@
 Looks at what a training needs: versions, devices, a folder that can be written, and images
 that come fast enough. Changes nothing.
 
-  --data=folder:DIR, tar:DIR, ...  measures a source, with ImageNet's crops
-  --config=FILE                    measures config.data, which --config.KEY=VALUE changes
-  --workdir=DIR                    tries to write there
-  --images=512                     so many random training images, ...
-  --rounds=5                       ... so many times; the first finds the disk's cache cold
-  --images_per_second=300          of the training step on one chip (`advadapters dryrun`
-                                   estimates it, attack included), and
-  --chips=8                        how many there are: how many cores can feed them
-  --output=FILE.json               all numbers
+{flags}
 
 Times of stages are seconds of CPU, "waiting" is what reading takes beyond that: threads
 hide it. "all together" is the training's own pipeline with its threads and workers, by
 seconds on the clock.
 """
 
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -27,71 +20,84 @@ import platform
 import statistics
 import tempfile
 import time
-from typing import Any
+from typing import Annotated, Any
 
 from advadapters import configs
 from advadapters.commands import machine
 from advadapters.errors import UsageError
 from advadapters.files import write_whole
+from advadapters.flags import ConfigFile, Shown
 from advadapters.markdown import markdown_table
+from advadapters.schema import Between
 
-FLAGS = {
-    "data": "",
-    "workdir": "",
-    "images": "512",
-    "rounds": "5",
-    "images_per_second": "",
-    "chips": "1",
-    "output": "",
-}
 PACKAGES = (
     "advadapters", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
     "opencv-python-headless", "tensorflow-datasets",
 )  # fmt: skip
 
 
-def main(argv):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of this verb."""
+
+    data: Annotated[
+        str,
+        Shown("folder:DIR"),
+        "measures a source, or tar:DIR, ..., with ImageNet's crops",
+    ] = ""
+    config: Annotated[
+        ConfigFile | None, "of --config=FILE, whose config.data is measured"
+    ] = None
+    workdir: Annotated[str, Shown("DIR"), "tries to write there"] = ""
+    images: Annotated[int, Between(low=1), "how many random training images are read"] = 512
+    rounds: Annotated[
+        int, Between(low=1), "how many times; the first time finds the disk's cache cold"
+    ] = 5
+    images_per_second: Annotated[
+        float | None,
+        Between(above=0),
+        Shown("300"),
+        "of the training step on one chip (`advadapters dryrun` estimates it, attack "
+        "included)",
+    ] = None
+    chips: Annotated[
+        int,
+        Between(low=1),
+        Shown("8"),
+        "how many such chips there are: tells how many cores can feed them",
+    ] = 1
+    output: Annotated[str, Shown("FILE.json"), "all numbers"] = ""
+
+
+def main(flags: Flags) -> int:
     """Returns the exit code."""
-    given = any(argument.lstrip("-").startswith("config=") for argument in argv)
-    config, flags = configs.parse(argv, FLAGS, with_config=given)
-    images, rounds, chips = (number(name, flags) for name in ("images", "rounds", "chips"))
-    wanted = number("images_per_second", flags, float) if flags["images_per_second"] else 0
-    if given and flags["data"]:
+    wanted, measured = flags.images_per_second, bool(flags.config or flags.data)
+    if flags.config and flags.data:
         raise UsageError("--data and --config both name images: give one of them")
-    if wanted and not (given or flags["data"]):
+    if wanted and not measured:
         raise UsageError(
             "--images_per_second is compared with images: give --data or --config"
         )
-    found = {"versions": versions(), "host": machine.host(), "devices": machine.devices()}
-    for title, told in found.items():
-        print(f"{title}: " + ", ".join(f"{key} {value}" for key, value in told.items()))
-    if flags["workdir"]:
-        found["workdir"] = write_test(flags["workdir"])
-        print(f"workdir: {flags['workdir']} can be written")
-    if given or flags["data"]:
-        data = read(config, flags["data"])
+    config = flags.config.read() if flags.config else None
+    report = {"versions": versions(), "host": machine.host(), "devices": machine.devices()}
+    for title, values in report.items():
+        print(f"{title}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
+    if flags.workdir:
+        report["workdir"] = write_test(flags.workdir)
+        print(f"workdir: {flags.workdir} can be written")
+    if measured:
+        data = read(config, flags.data)
         for line in data.source.notes:
             print(line)
-        found["data"] = measure(data, images, rounds)
-        print("\n" + markdown(found["data"]))
+        report["data"] = measure(data, flags.images, flags.rounds)
+        print("\n" + markdown(report["data"]))
     if wanted:
-        found["needed"] = needed(found, wanted, chips)
-        print("\n" + advice(found["needed"], found["host"]))
-    if flags["output"]:
-        text = json.dumps(found, indent=1) + "\n"
-        write_whole(pathlib.Path(flags["output"]), lambda file: file.write(text.encode()))
+        report["needed"] = needed(report, wanted, flags.chips)
+        print("\n" + advice(report["needed"], report["host"]))
+    if flags.output:
+        text = json.dumps(report, indent=1) + "\n"
+        write_whole(pathlib.Path(flags.output), lambda file: file.write(text.encode()))
     return 0
-
-
-def number(name, flags, kind: type = int):
-    """The value of a flag, above 0."""
-    try:
-        value = kind(flags[name])
-    except ValueError:
-        value = 0
-    if not 0 < value < math.inf:
-        raise UsageError(f"--{name} must be a number above 0, got {flags[name]!r}")
-    return value
 
 
 def versions():
@@ -120,18 +126,19 @@ def write_test(path):
     return {"path": str(folder), "megabytes_per_second": 16 / (time.perf_counter() - start)}
 
 
-def read(config: Any, spec):
+def read(config: dict[str, Any] | None, spec: str) -> Any:
     """A builders' Data of config.data, or of a source with ImageNet's crops."""
     import jax
 
     from advadapters import defaults, meshes
     from advadapters.builders.data import read_data
 
-    classes = config.model.classes if config else 0
-    if not config:
-        config = defaults.config()
-        config.data.update(source=spec, crop="random_resized", interpolation="bicubic")
-    with configs.Section("config.data", config.data.to_dict()) as section:
+    if config:
+        classes, values = config["model"]["classes"], config["data"]
+    else:
+        classes, values = 0, defaults.config().to_dict()["data"]
+        values |= dict(source=spec, crop="random_resized", interpolation="bicubic")
+    with configs.Section("config.data", values) as section:
         return read_data(section, classes, meshes.make(jax.devices()[:1]))
 
 

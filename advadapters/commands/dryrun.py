@@ -5,17 +5,7 @@ be there, runs nothing, and tells what they cost: operations per image against t
 paper, memory on each chip, what chips send each other, the time that the chip's figures
 allow, and how many networks and images evaluation takes at once.
 
-  --topology=v5e:16x16,v4:4x4x4   TPUs (their compiler comes with `.[tpu]`), cpu:8 for
-                                  fake CPU devices, gpu for the GPUs that are here
-  --chip=H100                     whose figures cpu:8 is given: the plan is the CPU's, which
-                                  is the nearest thing where there is no such chip
-  --images=1281167,50000          training and test images, where the data is not at hand
-  --parts=training,evaluation     what is compiled (default: both)
-  --batch_size=2048,4096          in place of config.batch_size; with several values ...
-  --sharding=replicated,fsdp      ... here and below, ...
-  --remat=none,dots,full          ... every combination is compiled
-  --output=FILE.json              all numbers, rewritten after each combination
-  --config.KEY=VALUE              changes all of them
+{flags}
 
 A ViT-B takes minutes of a core to compile for a TPU, its training and each suite alike.
 FLOPs are of matrix products, a product and a sum each; the compiler counts a loop's body
@@ -24,22 +14,24 @@ memory and links never wait for each other: nothing is faster. Bytes from and to
 counted in the compiled program.
 """
 
+import dataclasses
 import itertools
 import json
 import os
 import re
 import time
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from advadapters import configs
 from advadapters.commands import dryevaluation
 from advadapters.commands.dryevaluation import number
-from advadapters.errors import UsageError, check_word, pick
+from advadapters.errors import UsageError, pick
+from advadapters.flags import ConfigFile, Separated, Shown
 from advadapters.markdown import markdown_table
+from advadapters.schema import OneOf
 
 SWEPT = ("batch_size", "sharding", "remat")
 PARTS = ("training", "evaluation")
-FLAGS = dict(topology=None, chip="", images="", parts=",".join(PARTS), output="")
-FLAGS |= dict.fromkeys(SWEPT, "")
 COLUMNS = (
     "topology", "batch", "state", "remat", "GFLOP/image on paper", "compiled",
     "state, GiB", "temporaries", "peak", "of", "messages (in loops)",
@@ -48,26 +40,66 @@ COLUMNS = (
 RATES = {"images_per_second": ",.0f", "hours": ",.1f", "chip_hours": ",.0f"}
 
 
-def main(argv):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of this verb."""
+
+    config: Annotated[ConfigFile, "changes all of them"]
+    topology: Annotated[
+        tuple[str, ...],
+        Separated(part="topology"),
+        Shown("v5e:16x16,v4:4x4x4"),
+        "TPUs (their compiler comes with `.[tpu]`), cpu:8 for fake CPU devices, gpu for "
+        "the GPUs that are here",
+    ]
+    chip: Annotated[
+        str,
+        Shown("H100"),
+        "whose figures cpu:8 is given: the plan is the CPU's, which is the nearest thing "
+        "where there is no such chip",
+    ] = ""
+    images: Annotated[
+        tuple[int, ...],
+        Shown(
+            "1281167,50000",
+            "a number of training images, or two, the second of test images",
+        ),
+        "training and test images, where the data is not at hand",
+    ] = ()
+    parts: Annotated[tuple[str, ...], OneOf(PARTS), "what is compiled"] = PARTS
+    batch_size: Annotated[
+        tuple[int, ...],
+        Shown("2048,4096"),
+        "in place of config.batch_size; several values here and in the next two flags are "
+        "compiled in every combination",
+    ] = ()
+    sharding: Annotated[
+        tuple[str, ...], Shown("replicated,fsdp"), "in place of config.sharding"
+    ] = ()
+    remat: Annotated[
+        tuple[str, ...], Shown("none,dots,full"), "in place of config.model.remat"
+    ] = ()
+    output: Annotated[
+        str, Shown("FILE.json"), "all numbers, rewritten after each combination"
+    ] = ""
+
+
+def main(flags: Flags) -> int:
     """Returns the exit code: 1 if something does not fit."""
-    config, flags = configs.parse(argv, FLAGS)
-    cases = read_cases(config.to_dict(), flags)
-    parts = flags["parts"].split(",")
-    for part in parts:
-        check_word(PARTS, part, "--parts")
+    cases = read_cases(flags.config.read(), flags)
     prepare([name for name, _ in cases])
     # All that a user can mistake comes first.
-    built = [build(name, config, flags["chip"]) for name, config in cases]
+    built = [build(name, config, flags.chip) for name, config in cases]
     rows, evaluated = [], {}
     for (name, config), about in zip(cases, built, strict=True):
         remat = {"remat": config["model"].get("remat")}
-        if "training" in parts:
+        if "training" in flags.parts:
             rows.append(remat | measure(*about))
-        if "evaluation" in parts and (name, remat["remat"]) not in evaluated:
+        if "evaluation" in flags.parts and (name, remat["remat"]) not in evaluated:
             found = dryevaluation.measure(*about)
             evaluated[name, remat["remat"]] = [remat | row for row in found]
-        if flags["output"]:
-            write(flags["output"], rows, sum(evaluated.values(), []))
+        if flags.output:
+            write(flags.output, rows, sum(evaluated.values(), []))
     told = sum(evaluated.values(), [])
     tables = (markdown(rows) if rows else "", dryevaluation.markdown(told))
     for text in filter(None, tables):
@@ -77,21 +109,19 @@ def main(argv):
     return int(any(row["fits"] is False for row in rows + told))
 
 
-def read_cases(config, flags):
+def read_cases(config: dict[str, Any], flags: Flags) -> list[tuple[str, dict[str, Any]]]:
     """[(topology, config)] for every combination."""
-    names = [name for name in flags["topology"].split(",") if name]
-    if flags["images"]:
-        counts = flags["images"].split(",")
-        if len(counts) > 2 or not all(map(str.isdecimal, counts)):
-            raise UsageError(
-                "--images must be a number of training images, or two, the second of test "
-                f"images, got {flags['images']!r}"
-            )
-        source = f"blank:{flags['images']}"
+    if len(flags.images) > 2:
+        raise UsageError(
+            "--images must be a number of training images, or two, the second of test "
+            f"images, got {','.join(map(str, flags.images))!r}"
+        )
+    if flags.images:
+        source = "blank:" + ",".join(map(str, flags.images))
         config = config | {"data": config["data"] | {"source": source}}
-    values = [flags[key].split(",") if flags[key] else [None] for key in SWEPT]
+    values = [getattr(flags, key) or [None] for key in SWEPT]
     cases = []
-    for name, *combination in itertools.product(names, *values):
+    for name, *combination in itertools.product(flags.topology, *values):
         changed = config
         for key, value in zip(SWEPT, combination, strict=True):
             if value is not None:
@@ -100,15 +130,11 @@ def read_cases(config, flags):
     return cases
 
 
-def change(config, key, value):
-    """A config with one of SWEPT set to the value of a flag."""
-    if key == "batch_size":
-        if not value.isdecimal():
-            raise UsageError(f"--batch_size must be whole numbers, got {value!r}")
-        return config | {key: int(value)}
-    if key == "sharding":
-        return config | {key: value}
-    return config | {"model": config["model"] | {"remat": value}}
+def change(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A config with one of SWEPT set to a value."""
+    if key == "remat":
+        return {**config, "model": config["model"] | {"remat": value}}
+    return {**config, key: value}
 
 
 def prepare(names):

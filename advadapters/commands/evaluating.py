@@ -286,6 +286,13 @@ def warnings_of_statistics(variables, cases):
     ]
 
 
+def test_images(run, examples=None, names=""):
+    """The test images of a run: only so many of them, or those that a file names."""
+    if names:
+        return named(run.data.test, names)
+    return sources.few(run.data.test, examples)
+
+
 def named(split, path):
     """The examples of a split whose files are named in a text file, a line each.
 

@@ -9,7 +9,8 @@ A config file states its experiment as plain data:
       claims=(dict(id=..., sentence=..., place=..., test=..., ...), ...),  # see `claims`
       # Runs made of several trained networks, evaluated at these weights of the first.
       soups={"mixed": dict(of=("nominal", "cotrain"), weights=(1.0, 0.5, 0.0))},
-      evaluations={"aa": {"cotrain": "--suite=autoattack --eps=0.1"}},  # flags of evaluate
+      # By name, what is evaluated besides of which variant: flags of `evaluate`.
+      evaluations={"aa": {"cotrain": dict(suite="autoattack", eps=(0.1,))}},
       chosen_on=1000,  # images that networks called "best" are chosen on
   )
 
@@ -29,7 +30,8 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from advadapters import configs, hosts
+from advadapters import flags, hosts
+from advadapters.commands.measuring import Request, evaluate
 from advadapters.errors import UsageError, pick
 
 USUAL = dict(soups={}, evaluations={}, chosen_on=1000)
@@ -51,12 +53,9 @@ class Experiment(NamedTuple):
     chosen_on: int
 
 
-def read(argv):
-    """The Experiment of the config file that the arguments name, None if it states none."""
-    path = next(configs.files([configs.with_file(one) for one in argv]), "")
-    if not os.path.isfile(path):
-        return None  # whoever parses the arguments says so
-    stated = runpy.run_path(path).get("EXPERIMENT")
+def read(path: str | os.PathLike) -> Experiment | None:
+    """The Experiment of a config file, None if it states none."""
+    stated = runpy.run_path(os.fspath(path)).get("EXPERIMENT")
     if stated is None:
         return None
     whole = USUAL | stated
@@ -127,7 +126,7 @@ def conclude(study, seeds, failed, meter, ledger):
     """
     make_soups(study, seeds[-1], failed, meter)
     evaluate_all(study, seeds[-1], failed, meter)
-    experiment, own = study.experiment, about(study.experiment, study.argv)
+    experiment, own = study.experiment, about(study.experiment, study.flags)
 
     def told(names):
         whole = set().union(*(rests_on(experiment, study.cases, one) for one in names))
@@ -159,24 +158,25 @@ def make_soups(study, seed, failed, meter):
         with meter.of(own.name):
             if not workdir.holds_run(own):
                 folders = [folder_of(study.folder, part, seed) for part in parts]
-                weights = f"--config.evaluation.soup_weights={tuple(made['weights'])}"
-                given = [os.fspath(part) for part in folders], os.fspath(own)
-                assembling.assemble(*given, [weights], list(parts))
+                assembling.assemble(
+                    [os.fspath(folder) for folder in folders],
+                    os.fspath(own),
+                    names=parts,
+                    soup_weights=made["weights"],
+                )
             runs.train(runs.open_trained(os.fspath(own)))
 
 
 def evaluate_all(study, seed, failed, meter):
     """The experiment's evaluations of their own; what is there is not done again."""
-    from advadapters.commands import measuring
-
     for name, asked in study.experiment.evaluations.items():
         for variant in [one for one in asked if one not in failed]:
             own = folder_of(study.folder, variant, seed)
-            argv = [f"--workdir={own}", f"--name={name}", *shlex.split(asked[variant])]
-            if not evaluated(own, name, argv):
+            request = Request(workdir=os.fspath(own), name=name, **asked[variant])
+            if not evaluated(own, request):
                 leave_if(study, f"{own.name}, {name}")
                 with meter.of(own.name):
-                    measuring.run(argv)
+                    evaluate(request)
 
 
 def leave_if(study, what):
@@ -186,17 +186,18 @@ def leave_if(study, what):
     print(f"--- {what}", flush=True)
 
 
-def evaluated(folder, name, argv):
-    """Whether an evaluation of a run is there, made by these very arguments."""
-    from advadapters.commands import measuring, workdir
+def evaluated(folder: Any, request: Request) -> bool:
+    """Whether an evaluation of a run is there, made of this very request."""
+    from advadapters.commands import workdir
 
-    if not (folder / f"{name}.json").exists():
+    if not (folder / f"{request.name}.json").exists():
         return False
     try:
-        command = workdir.read_tables(folder / f"{name}.npz")[2]
-    except UsageError:
+        command = workdir.read_tables(folder / f"{request.name}.npz")[2]
+        _, verb, *argv = shlex.split(command)
+        return verb == "evaluate" and flags.read(Request, argv) == request
+    except ValueError:  # no tables, or a command that is none any more
         return False
-    return command == measuring.command_of(argv)
 
 
 def judge(experiment, folder, seeds, failed, about):
@@ -265,16 +266,17 @@ def read_ledger(file):
         raise UsageError(f"cannot read the ledger {file}: {error}") from None
 
 
-def about(experiment, argv):
+def about(experiment: Experiment, study_flags: Any) -> dict[str, Any]:
     """Fields of all rows: where the claims are from, the data, and the command."""
     import jax
 
-    dropped = ("workdir", "minutes", "ledger")
-    kept = [text for text in argv if text.lstrip("-").partition("=")[0] not in dropped]
-    text = shlex.join(["advadapters", "study", *kept]).replace(f"{ROOT}{os.sep}", "")
-    command = f"{text} --workdir=DIR"
-    own = {"paper": experiment.paper, "data": experiment.data, "command": command}
-    return own | {"jax": jax.__version__}
+    text = flags.command("study", study_flags, left_out=("workdir", "minutes", "ledger"))
+    return {
+        "paper": experiment.paper,
+        "data": experiment.data,
+        "command": text.replace(f"{ROOT}{os.sep}", "") + " --workdir=DIR",
+        "jax": jax.__version__,
+    }
 
 
 def commit():

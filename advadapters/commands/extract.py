@@ -3,55 +3,70 @@
 Takes one network out of a trained run and makes it an ordinary run of its own, which
 `evaluate` and `config.start.workdir` take like any other:
 
-  --mixture=clean=0.9,linf=0.1   a mode or soup, as a network with one domain
-  --width=0.5                    a width of an OATS network, as a smaller OAT network
-
-  --statistics=1000              with a --mixture, batch statistics estimated anew on so
-                                 many training images (default: the mixed ones)
-  --step=4000                    a checkpoint's step, "best" or "latest" (default)
-
-  --config.KEY=VALUE             of keys that may still change, see `train`
+{flags}
 
 Writes config.json, data.json, lineage.json (see `soup`) and checkpoints/ to the new folder
 NEW. Nothing is trained, and no image is read but for --statistics.
 """
 
+import dataclasses
 import json
 import os
+from typing import Annotated
 
-from advadapters import configs
 from advadapters.errors import UsageError
-
-FLAGS = {"workdir": None, "output": None, "step": "latest"} | dict.fromkeys(
-    ("mixture", "width", "statistics"), ""
-)
+from advadapters.flags import Overrides, Separated, Shown, Statistics, Step, Workdir
 
 
-def main(argv):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of this verb."""
+
+    workdir: Workdir
+    output: Annotated[str, Shown("NEW"), "the folder of the new run"]
+    mixture: Annotated[
+        tuple[str, ...],
+        Separated(";", "mixture"),
+        Shown("clean=0.9,linf=0.1"),
+        "a mode or soup, as a network with one domain",
+    ] = ()
+    width: Annotated[
+        float | None,
+        Shown("0.5", "one number"),
+        "a width of an OATS network, as a smaller OAT network",
+    ] = None
+    statistics: Annotated[
+        Statistics,
+        "with a --mixture, batch statistics estimated anew on so many training images "
+        "(default: the mixed ones)",
+    ] = None
+    step: Step = "latest"
+    overrides: Overrides = ()
+
+
+def main(flags: Flags) -> int:
     """Returns the exit code."""
-    argv, overrides = configs.split(argv)
-    _, flags = configs.parse(argv, FLAGS, with_config=False)
-    if bool(flags["mixture"]) == bool(flags["width"]):
+    if bool(flags.mixture) == (flags.width is not None):
         raise UsageError("give either --mixture=... or --width=...")
-    if flags["width"] and flags["statistics"]:
+    if flags.width is not None and flags.statistics:
         raise UsageError("--statistics goes with --mixture=...: a width has its own")
     from advadapters.commands import runs, workdir
     from advadapters.commands.assembling import lineage
 
-    images = bool(flags["statistics"])
-    opened = runs.open_trained(flags["workdir"], overrides, images)
-    take = narrow if flags["width"] else soup
+    opened = runs.open_trained(flags.workdir, flags.overrides, bool(flags.statistics))
+    take = soup if flags.mixture else narrow
     changed, make = take(opened, opened.config, flags)
-    variables, step = runs.restore_variables(opened, flags["step"])
+    variables, step = runs.restore_variables(opened, flags.step)
     new = runs.write_run(
         changed,
-        flags["output"],
+        flags.output,
         lambda like: make(variables, like),
-        workdir.read_data(flags["workdir"]),
+        workdir.read_data(flags.workdir),
     )
     name = os.path.basename(opened.folder)
     row = lineage(name, opened.folder, opened.config, step)
-    row |= {key: flags[key] for key in ("mixture", "width", "statistics") if flags[key]}
+    row |= {"mixture": flags.mixture[0]} if flags.mixture else {"width": flags.width}
+    row |= {"statistics": flags.statistics} if flags.statistics else {}
     workdir.write_text(new.folder / "lineage.json", json.dumps([row], indent=1) + "\n")
     print(f"step {step} of {opened.folder} -> {new.folder}")
     return 0
@@ -67,14 +82,13 @@ def soup(opened, config, flags):
     run = opened.run
     if run.film:
         raise UsageError("--mixture: this network goes by lambda; take out a --width")
-    mixtures = read_mixtures("mixture", flags["mixture"], run.domains)
+    mixtures = read_mixtures("mixture", flags.mixture, run.domains)
     if len(mixtures) != 1:
-        raise UsageError(f"--mixture must be one mixture, got {flags['mixture']!r}")
+        raise UsageError(f"--mixture must be one mixture, got {';'.join(flags.mixture)!r}")
     cases = [networks.mixture_case(run.domains, mixtures[0])]
-    images = configs.read_number("statistics", flags["statistics"])
 
     def make(variables, like):
-        (case,) = evaluating.settle_statistics(opened, variables, cases, images)
+        (case,) = evaluating.settle_statistics(opened, variables, cases, flags.statistics)
         made = states.branches(run.network.at(variables, case.knob), (), 1)
         if trees.flatten(like).keys() != trees.flatten(made).keys() or any(
             leaf.shape != trees.flatten(made)[path].shape
@@ -95,15 +109,11 @@ def narrow(opened, config, flags):
     import jax
 
     from advadapters import trees
-    from advadapters.training.cases import read_numbers
 
     method = opened.run.method
     if "width" not in method.numbers:
         raise UsageError("--width: this network has one width; take out a --mixture")
-    widths = read_numbers("width", flags["width"])
-    if len(widths) != 1:
-        raise UsageError(f"--width must be one number, got {flags['width']!r}")
-    (width,) = {case.network for case in method.cases_at({"width": widths})}
+    (width,) = {case.network for case in method.cases_at({"width": [flags.width]})}
     count = len(method.domains()) // len(method.widths)
     first = method.widths.index(width) * count
 

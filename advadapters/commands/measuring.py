@@ -1,175 +1,248 @@
 """What `evaluate` does: all that is asked of a run's networks, and the files of it."""
 
+import dataclasses
 import hashlib
 import json
 import os
-import shlex
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
-from advadapters import configs
+from advadapters import flags
 from advadapters.commands import cascades
 from advadapters.errors import UsageError, pick
+from advadapters.flags import Separated, Shown
+from advadapters.schema import Between, OneOf
 
-FLAGS = {
-    "workdir": None,
-    "mixture": "",
-    "grid": "",
-    "extrapolation": "0.0",
-    "ensemble": "",
-    "statistics": "",
-    "lambda": "",
-    "width": "",
-    "suite": "",
-    "severity": "",
-    "data": "",
-    "data_dir": "",
-    "combine": "mean",
-    "norm": "",
-    "eps": "",
-    "steps": "",
-    "restarts": "",
-    "targets": "",
-    "queries": "",
-    "seed": "",
-    "save_images": "",
-    "bits": "float",
-    "images": "",
-    "examples": "",
-    "names": "",
-    "signs": "",
-    "step": "latest",
-    "adapters": "",
-    "name": "evaluation",
-}
 RESERVED = ("config", "results", "adapters", "lineage", "study", "selection", "transfer")
-COMBINE = ("mean", "max", "sum")
+SuiteText = Annotated[
+    str,
+    Shown("pgd20_linf"),
+    'suites of the config, separated by "," (default: all), or autoattack, '
+    "autoattack-plus, autoattack-fast (at a fifth of the cost), autoattack-fast+standard "
+    "(and the rest for what that leaves), or AutoAttack's parts that are named: "
+    "autoattack:apgd-ce,square; or corruptions, the 15 common corruptions made on the fly, "
+    "or corruptions:fog,snow,speckle_noise for some",
+]
 
 
-def run(argv):
-    """Evaluates as a command line of `evaluate` says."""
-    rest, overrides = configs.split(argv)
-    _, flags = configs.parse(rest, FLAGS, with_config=False)
-    evaluate(flags, overrides, command_of(argv))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request(flags.Choice):
+    """The flags of `evaluate`: which networks of which run are asked what."""
+
+    workdir: flags.Workdir
+    statistics: flags.Statistics = None
+    suite: SuiteText = ""
+    severity: Annotated[
+        tuple[int, ...],
+        OneOf(("1", "2", "3", "4", "5")),
+        Shown("1,3,5"),
+        "of the corruptions (default: 1 to 5)",
+    ] = ()
+    data: Annotated[
+        tuple[str, ...],
+        Separated(),
+        Shown("imagenet_a,folder:DIR"),
+        "other test sets instead, by these names (imagenet imagenet_real imagenet_v2 "
+        "imagenet_a imagenet_r imagenet_sketch conflict_stimuli), TFDS names like "
+        "cifar10_corrupted/fog_3, or sources as in config.data: folder:DIR, tar:DIR, "
+        "npz:FILE, idx:DIR; classes are found by their names, some may be missing",
+    ] = ()
+    data_dir: Annotated[str, Shown("DIR"), "where TFDS has them (default: its own)"] = ""
+    combine: Annotated[
+        str,
+        OneOf(("mean", "max", "sum")),
+        Shown("mean"),
+        "probabilities of the ImageNet classes that make one of conflict_stimuli's "
+        "sixteen: mean, max or sum",
+    ] = "mean"
+    norm: Annotated[
+        tuple[str, ...],
+        Shown("linf"),
+        "norms of AutoAttack's threat models (default: linf)",
+    ] = ()
+    eps: Annotated[
+        tuple[float, ...],
+        Shown("8/255", "a number or a fraction like 8/255"),
+        "the radius of each; --norm=linf,l2 --eps=8/255,0.5 are two threat models and "
+        "their union",
+    ] = ()
+    steps: Annotated[
+        int | None,
+        Between(low=1),
+        Shown("100"),
+        "of AutoAttack's parts that take them, as the next three (default of all: those "
+        "of the version)",
+    ] = None
+    restarts: Annotated[int | None, Between(low=1), Shown("1"), "of each image"] = None
+    targets: Annotated[
+        int | None, Between(low=1), Shown("9"), "other classes that are attacked one by one"
+    ] = None
+    queries: Annotated[
+        int | None,
+        Between(low=1),
+        Shown("5000"),
+        "of the network, for each image",
+    ] = None
+    seed: Annotated[
+        int | None,
+        Between(low=0),
+        Shown("0"),
+        "of AutoAttack's random draws (default: the run's)",
+    ] = None
+    save_images: Annotated[
+        str,
+        Shown("FILE.npz"),
+        "a file for the images that AutoAttack makes of one network",
+    ] = ""
+    bits: Annotated[
+        str,
+        OneOf(("float", "8")),
+        Shown("8"),
+        "how they are kept there: as float32, or rounded to 8 bits in the ball",
+    ] = "float"
+    images: Annotated[
+        str,
+        Shown("FILE.npz"),
+        "counts the images of such a file on the networks instead",
+    ] = ""
+    examples: flags.Examples = None
+    names: Annotated[
+        str,
+        Shown("FILE"),
+        "only the test images whose files are named there, a line each, such as "
+        "RobustBench's five thousand of ImageNet",
+    ] = ""
+    signs: Annotated[
+        int | None,
+        Between(low=1),
+        Shown("64"),
+        "compares the signs of gradients in training's precision with evaluation's on so "
+        "many test images (64 where the two precisions differ, else none)",
+    ] = None
+    step: flags.Step = "latest"
+    adapters: Annotated[
+        str,
+        Shown("FILE"),
+        "an adapters.npz of another run with the same frozen backbone, instead of this "
+        "run's own adapters",
+    ] = ""
+    name: Annotated[str, Shown("evaluation"), "of the files that are written"] = (
+        "evaluation"
+    )
+    overrides: flags.Overrides = ()
 
 
-def evaluate(values, overrides=(), command=""):
-    """What the verb `evaluate` does for {flag: text}, with defaults for those left out.
-
-    overrides: --config.KEY=VALUE arguments. command: that is kept beside the results, the
-    one that the values make if "".
-    """
-    flags = FLAGS | values
-    command = command or command_of([f"--{flag}={text}" for flag, text in values.items()])
-    check_flags(flags)
-    cascade = cascades.read(flags)
-    corrupted = read_corruptions(flags["suite"], flags["severity"])
-    others = [name for name in flags["data"].split(",") if name]
+def evaluate(request: Request) -> None:
+    """Asks a run's networks what is requested, prints a table and writes the files."""
+    check(request)
+    cascade = cascades.read(request)
+    corruptions = read_corruptions(request.suite, request.severity)
     from advadapters.commands import evaluating, runs
-    from advadapters.data import sources
     from advadapters.evaluation import shifts, tables
 
-    images, signs = (
-        configs.read_number(key, flags[key]) for key in ("statistics", "signs")
-    )
     opened = runs.open_trained(
-        flags["workdir"], overrides, images=bool(images) or not others
+        request.workdir,
+        request.overrides,
+        images=bool(request.statistics) or not request.data,
     )
     run = opened.run
-    cases = run.method.read_cases(flags, run.evaluation.cases)
-    examples = configs.read_number("examples", flags["examples"])
-    test = sources.few(run.data.test, examples)
-    if flags["names"]:
-        test = evaluating.named(run.data.test, flags["names"])
-    suites = {} if corrupted or cascade else read_suites(run, flags["suite"])
-    adapters = os.path.expanduser(flags["adapters"])
-    variables, step = runs.restore_variables(opened, flags["step"], adapters)
-    cases = evaluating.settle_statistics(opened, variables, cases, images)
-    given = (opened, variables, test, cases)
-    attacked = cascade or (suites and not others and not flags["images"])
-    compared = evaluating.signs(*given, signs) if attacked else ()
-    found = {}
+    cases = run.method.read_cases(request, run.evaluation.cases)
+    test = evaluating.test_images(run, request.examples, request.names)
+    suites = {} if corruptions or cascade else read_suites(run, request.suite)
+    adapters = os.path.expanduser(request.adapters)
+    variables, step = runs.restore_variables(opened, request.step, adapters)
+    cases = evaluating.settle_statistics(opened, variables, cases, request.statistics)
+    asked = (opened, variables, test, cases)
+    attacked = cascade or (suites and not request.data and not request.images)
+    compared = evaluating.signs(*asked, request.signs) if attacked else ()
+    results = {}
     if cascade:
-        journal = f"-adapters-{digest(adapters)}" if adapters else ""
-        journal += f"-statistics{images}" if images else ""
-        journal += f"-names-{digest(flags['names'])}" if flags["names"] else ""
-        rows, found = cascades.run(
-            *given, step, cascade, journal=journal, compared=compared
+        rows, results = cascades.run(
+            *asked, step, cascade, journal=journal_end(request), compared=compared
         )
-    elif flags["images"]:
-        rows = cascades.count(opened, variables, cases, flags["images"], step)
+    elif request.images:
+        rows = cascades.count(opened, variables, cases, request.images, step)
     else:
-        if corrupted:
-            found = evaluating.corrupted(*given, *corrupted)
-        elif others:
-            where = {key: flags[key] for key in ("data_dir", "combine")}
-            found = evaluating.shifted(
-                opened, variables, cases, others, examples=examples, **where
+        if corruptions:
+            results = evaluating.corrupted(*asked, *corruptions)
+        elif request.data:
+            results = evaluating.shifted(
+                opened,
+                variables,
+                cases,
+                request.data,
+                data_dir=request.data_dir,
+                combine=request.combine,
+                examples=request.examples,
             )
         else:
-            found = evaluating.evaluate(*given, suites)
-        about = shifts.about(*corrupted) if corrupted else {}
-        rows = evaluating.rows(opened, variables, cases, found, step, compared, about)
+            results = evaluating.evaluate(*asked, suites)
+        about = shifts.about(*corruptions) if corruptions else {}
+        rows = evaluating.rows(opened, variables, cases, results, step, compared, about)
     if adapters:
         rows = [row | {"adapters": os.path.abspath(adapters)} for row in rows]
         print(f"with the adapters of {adapters}")
-    print(shifts.markdown(rows) if corrupted else tables.markdown(rows))
-    kept = None if flags["images"] else (cases, found)
-    write(opened, flags["name"], command, rows, kept)
+    print(shifts.markdown(rows) if corruptions else tables.markdown(rows))
+    write(opened, request, rows, None if request.images else (cases, results))
 
 
-def write(opened, name, command, rows, tables):
-    """NAME.json and, before it, NAME.npz; tables: (cases, {suite: Table}), or None."""
+def write(
+    opened: Any,
+    request: Request,
+    rows: Sequence[Mapping[str, Any]],
+    tables: tuple[Sequence[Any], Mapping[str, Any]] | None,
+) -> None:
+    """Writes NAME.json and, before it, NAME.npz; tables: (cases, {suite: Table})."""
     from advadapters.commands import evaluating, workdir
 
     if tables:
-        cases, found = tables
-        file = opened.folder / f"{name}.npz"
-        settings = evaluating.settings_of(opened, found)
-        workdir.write_tables(file, cases, found, command, settings)
-    file = opened.folder / f"{name}.json"
+        cases, results = tables
+        file = opened.folder / f"{request.name}.npz"
+        settings = evaluating.settings_of(opened, results)
+        command = flags.command("evaluate", request)
+        workdir.write_tables(file, cases, results, command, settings)
+    file = opened.folder / f"{request.name}.json"
     workdir.write_text(file, json.dumps(rows, indent=1) + "\n")
     print(f"written to {file}")
 
 
-def check_flags(flags):
+def check(request: Request) -> None:
     """Raises UsageError for flags that do not go together."""
-    if flags["images"] and (flags["data"] or flags["suite"] or flags["examples"]):
+    if request.images and (request.data or request.suite or request.examples):
         raise UsageError("--images counts a file's images: leave out other sets and suites")
-    if flags["names"] and (flags["data"] or flags["images"] or flags["examples"]):
+    if request.names and (request.data or request.images or request.examples):
         raise UsageError(
             "--names chooses among the run's test images: leave out --data, --images and "
             "--examples"
         )
-    if flags["data"] and flags["suite"]:
+    if request.data and request.suite:
         raise UsageError(
             "--data goes without --suite: images of other sets are as they are"
         )
-    if flags["signs"] and (flags["data"] or flags["suite"].startswith("corruptions")):
+    if request.signs and (request.data or request.suite.startswith("corruptions")):
         raise UsageError(
             "--signs is about attacks: leave it out with --data and corruptions"
         )
-    pick({name: name for name in COMBINE}, flags["combine"], "--combine")
-    if not flags["name"].replace("-", "").isidentifier() or flags["name"] in RESERVED:
+    name = request.name
+    if not name.replace("-", "").isidentifier() or name in RESERVED:
         raise UsageError(
             f"--name must be letters, digits, - and _, and none of {', '.join(RESERVED)}, "
-            f"got {flags['name']!r}"
+            f"got {name!r}"
         )
 
 
-def read_suites(run, text):
+def read_suites(run: Any, text: str) -> dict[str, Any]:
     """{name: attack} of the config's suites that are asked for, all for none."""
     known = run.evaluation.suites | dict.fromkeys([*cascades.VERSIONS, "corruptions"])
     names = text.split(",") if text else run.evaluation.suites
     return {name: pick(known, name, "suite") for name in names}
 
 
-def command_of(argv):
-    """The command line that says the same again."""
-    return shlex.join(["advadapters", "evaluate", *argv])
-
-
-def read_corruptions(suite, severity):
+def read_corruptions(
+    suite: str, severity: Sequence[int]
+) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
     """(names, severities) of --suite=corruptions[:NAME,...], or None for other suites."""
-    kind, _, names = suite.partition(":")
+    kind, _, text = suite.partition(":")
     if kind != "corruptions":
         if "corruptions" in suite:
             raise UsageError("--suite: corruptions run alone, without other suites")
@@ -178,16 +251,26 @@ def read_corruptions(suite, severity):
         return None
     from advadapters.data import corruptions
 
-    names = names.split(",") if names else corruptions.COMMON
+    names = text.split(",") if text else corruptions.COMMON
     for name in names:
         pick(corruptions.CORRUPTIONS, name, "corruption")
-    severities = severity.split(",") if severity else map(str, corruptions.SEVERITIES)
-    known = {str(s): s for s in corruptions.SEVERITIES}
-    severities = [pick(known, text, "--severity") for text in severities]
+    severities = severity or corruptions.SEVERITIES
     return tuple(dict.fromkeys(names)), tuple(dict.fromkeys(severities))
 
 
-def digest(path):
+def journal_end(request: Request) -> str:
+    """What the name of AutoAttack's record ends with where the networks are not the run's
+    own, or the images are chosen.
+    """
+    parts = [
+        ("adapters-", request.adapters and digest(request.adapters)),
+        ("statistics", request.statistics),
+        ("names-", request.names and digest(request.names)),
+    ]
+    return "".join(f"-{part}{value}" for part, value in parts if value)
+
+
+def digest(path: str) -> str:
     """Eight letters for the content of a file."""
-    with open(path, "rb") as file:
+    with open(os.path.expanduser(path), "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()[:8]

@@ -14,8 +14,7 @@ seeds of one thing. Writes to DIR (the first):
                       evaluated
   report_classes.png  each class along the front between clean images and such a suite
 
-  --name=results      of the files to read: the --name that `evaluate` was given, or
-                      results, which `train` wrote (default: evaluation)
+{flags}
 
 --papers fills the table on the poster of Croce et al. (2023) with our rows: for each name
 the first network of evaluation.json of each DIR, a seed each, or of selection.json the
@@ -26,37 +25,56 @@ empty.
 --ledger makes the page of a ledger of claims that `study` wrote.
 """
 
+import dataclasses
 import json
+from typing import Annotated
 
 import numpy as np
 
-from advadapters import configs
 from advadapters.errors import UsageError, pick
+from advadapters.flags import Separated, Shown
 from advadapters.markdown import markdown_table
 
 MOST = 5  # suites that are told by class
-FLAGS = dict(workdir="", name="evaluation", papers="", ledger="", output="")
 
 
-def main(argv):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of this verb."""
+
+    workdir: Annotated[
+        tuple[str, ...], Separated(part="folder"), Shown("DIR,DIR"), "evaluated runs"
+    ] = ()
+    name: Annotated[
+        str,
+        "of the files to read: the --name that `evaluate` was given, or results, which "
+        "`train` wrote",
+    ] = "evaluation"
+    papers: Annotated[
+        tuple[str, ...], Separated(";"), Shown("NAME=DIR,DIR"), "rows of the poster's table"
+    ] = ()
+    ledger: Annotated[str, Shown("FILE"), "a ledger of claims"] = ""
+    output: Annotated[str, Shown("FILE"), "the page that is made of one of these two"] = ""
+
+
+def main(flags: Flags) -> int:
     """Returns the exit code."""
-    _, flags = configs.parse(argv, FLAGS, with_config=False)
-    given = [key for key in ("workdir", "papers", "ledger") if flags[key]]
-    if len(given) != 1 or bool(flags["output"]) == bool(flags["workdir"]):
+    given = [flags.workdir, flags.papers, flags.ledger]
+    if sum(map(bool, given)) != 1 or bool(flags.output) == bool(flags.workdir):
         raise UsageError(
             "give either --workdir=..., or --papers=... or --ledger=... with --output=FILE"
         )
-    if flags["ledger"]:
-        return write_evidence(flags["ledger"], flags["output"])
-    if flags["papers"]:
-        return write_papers(flags["papers"], flags["output"])
+    if flags.ledger:
+        return write_evidence(flags.ledger, flags.output)
+    if flags.papers:
+        return write_papers(flags.papers, flags.output)
     from etils import epath
 
     from advadapters.commands import workdir
     from advadapters.evaluation import pictures
 
-    folders = [epath.Path(name).expanduser() for name in flags["workdir"].split(",")]
-    read = workdir.read_alike(folders, flags["name"])
+    folders = [epath.Path(name).expanduser() for name in flags.workdir]
+    read = workdir.read_alike(folders, flags.name)
     (told, tables, _), first = read[0], folders[0]
     drawn = {"fronts": pictures.draw_fronts}
     if pictures.faces(told):
@@ -117,7 +135,7 @@ def write_evidence(path, output):
     return 0
 
 
-def write_papers(text, output):
+def write_papers(parts, output):
     """The poster's table with our rows, as markdown; returns the exit code."""
     from etils import epath
 
@@ -125,7 +143,7 @@ def write_papers(text, output):
     from advadapters.evaluation import published
 
     ours = {}
-    for part in filter(None, text.split(";")):
+    for part in parts:
         name, equals, where = part.partition("=")
         folders, _, way = where.partition("@")
         if not equals or not folders:

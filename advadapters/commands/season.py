@@ -5,12 +5,7 @@ config, say an Linf-robust network, in DIR/FIRST; fine-tunes it into the others,
 from it whatever their config says, in DIR/OTHER; puts them together as DIR/soup (see
 `soup`); and evaluates the soups of a grid over the simplex in all suites.
 
-  --grid=0.25                    steps of the soups' weights
-  --extrapolation=0.0            how far below 0 a weight may go
-  --ensemble=linf=0.5,l2=0.5     these as well, see `evaluate`
-  --statistics=1000              batch statistics of each soup estimated anew, see there
-  --suite=... --examples=1000    passed to `evaluate` too
-  --config.KEY=VALUE             changes all variants
+{flags}
 
 A second call goes on where the first was cut off. Writes to DIR/soup what `soup` and
 `evaluate` write, and season.md: the table, the best of each suite, and whether the
@@ -18,64 +13,92 @@ networks belong together. Choosing on the images that are evaluated flatters the
 `select`.
 """
 
+import dataclasses
 import itertools
 import json
 import os
 import pathlib
+from typing import Annotated
 
-from advadapters import configs, hosts
+from advadapters import hosts
+from advadapters.commands.measuring import Request, SuiteText, evaluate
 from advadapters.errors import UsageError
+from advadapters.flags import ConfigFile, Examples, Separated, Shown, Statistics
 from advadapters.markdown import markdown_table
 
-PASSED = {"grid": "0.25", "extrapolation": "0.0"} | dict.fromkeys(
-    ("ensemble", "statistics", "suite", "examples"), ""
-)
-FLAGS = {"workdir": None, "variants": None} | PASSED
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of this verb."""
+
+    config: Annotated[ConfigFile, "changes all variants"]
+    variants: Annotated[
+        tuple[str, ...], Shown("FIRST,OTHER,..."), "of the config: the ingredients"
+    ]
+    workdir: Annotated[str, Shown("DIR"), "the folder of all runs"]
+    grid: Annotated[float, "steps of the soups' weights"] = 0.25
+    extrapolation: Annotated[float, Shown("0.0"), "how far below 0 a weight may go"] = 0.0
+    ensemble: Annotated[
+        tuple[str, ...],
+        Separated(";", "mixture"),
+        Shown("linf=0.5,l2=0.5"),
+        "these as well, see `evaluate`",
+    ] = ()
+    statistics: Statistics = None
+    suite: Annotated[SuiteText, "passed to `evaluate`, as are"] = ""
+    examples: Annotated[Examples, "the test images, see there"] = None
 
 
-def main(argv):
+def main(flags: Flags) -> int:
     """Returns the exit code."""
-    _, flags = configs.parse(argv, FLAGS)
+    flags.config.read()  # what is wrong in the file comes first
     from advadapters import defaults, soups
     from advadapters.training import cases
 
-    names = [name for name in flags["variants"].split(",") if name]
+    names = list(flags.variants)
     if len(names) < 2 or len(set(names)) != len(names):
         raise UsageError(f"--variants must be two or more different ones, got {names}")
     try:
         soups.check_names(names)
     except ValueError as error:
         raise UsageError(f"--variants: {error}") from None
-    cases.read_grid(flags, len(names))
-    cases.read_mixtures("ensemble", flags["ensemble"], names)
+    cases.read_grid(flags.grid, flags.extrapolation, len(names))
+    cases.read_mixtures("ensemble", flags.ensemble, names)
     from advadapters import builders, meshes
-    from advadapters.commands import assembling, measuring, runs, workdir
+    from advadapters.commands import assembling, runs, workdir
 
-    folder = os.path.abspath(os.path.expanduser(flags["workdir"]))
+    folder = os.path.abspath(os.path.expanduser(flags.workdir))
     folders = {name: os.path.join(folder, name) for name in names}
-    made = {
-        name: configs.parse(configs.vary(argv, name), FLAGS)[0].to_dict() for name in names
-    }
-    for name, config in made.items():
+    ingredients = {name: flags.config.read(name) for name in names}
+    for name, config in ingredients.items():
         if name != names[0]:
             config["start"] |= defaults.NO_START | {"workdir": folders[names[0]]}
     output, mesh = os.path.join(folder, "soup"), meshes.make()
-    for config in made.values():  # all of them before the first is trained
+    for config in ingredients.values():  # all of them before the first is trained
         builders.build(config, mesh)
-    assembling.need_alike(list(made), list(made.values()))
+    assembling.need_alike(list(ingredients), list(ingredients.values()))
     there = workdir.holds_run(output)
     if there and workdir.read_config(output)["domains"] != tuple(names):
         made_of = ", ".join(workdir.read_config(output)["domains"])
         raise UsageError(
             f"{output} is made of {made_of}: name these variants, or another workdir"
         )
-    for name, config in made.items():
+    for name, config in ingredients.items():
         print(f"--- {name}", flush=True)
-        runs.train(runs.open_run(config, folders[name], configs.given(argv)))
+        runs.train(runs.open_run(config, folders[name], flags.config.keys))
     if not there:
         assembling.assemble(list(folders.values()), output)
-    passed = {key: flags[key] for key in PASSED if flags[key]}
-    measuring.evaluate({"workdir": output} | passed)
+    evaluate(
+        Request(
+            workdir=output,
+            grid=flags.grid,
+            extrapolation=flags.extrapolation,
+            ensemble=flags.ensemble,
+            statistics=flags.statistics,
+            suite=flags.suite,
+            examples=flags.examples,
+        )
+    )
     told = summarise(pathlib.Path(output))
     print(f"{told}\nwritten to {output}: season.md")
     return 0

@@ -11,13 +11,7 @@ Two tables: on unseen images, and on all images, those that chose included, as o
 poster of Croce et al. (2023). Several workdirs are seeds of one thing: the tables then show
 their mean.
 
-  --name=evaluation              the --name that `evaluate` was given
-  --labels=10,50,100,500         numbers of labelled images (default: of 10, 50, 100, 500,
-                                 1000 those that leave half of the images unseen)
-  --draws=20                     random draws of the labelled images, where they are fewer
-                                 than the most; the others have one
-  --suite=fog-5,snow-5           only these suites
-  --config.KEY=VALUE             is checked as by `evaluate`, and changes nothing here
+{flags}
 
 Beside a soup of its own for each suite it shows the best single ingredient and one soup for
 all suites, both chosen on the most labels, and ensembles that were evaluated. Of soups that
@@ -28,80 +22,106 @@ how successive halving would have done on the same images. Writes DIR/selection.
 selection.md, of several workdirs in the first.
 """
 
+import dataclasses
 import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import numpy as np
 
 from advadapters import configs
 from advadapters.errors import UsageError, pick
+from advadapters.flags import Overrides, Separated, Shown
+from advadapters.schema import Between
 
 LABELS = (10, 50, 100, 500, 1000)
-FLAGS = dict(workdir=None, name="evaluation", labels="", draws="20", suite="")
 
 
-def main(argv):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of this verb."""
+
+    workdir: Annotated[
+        tuple[str, ...], Separated(part="folder"), Shown("DIR,DIR"), "evaluated runs"
+    ]
+    name: Annotated[str, "the --name that `evaluate` was given"] = "evaluation"
+    labels: Annotated[
+        tuple[int, ...],
+        Shown("10,50,100,500"),
+        "numbers of labelled images (default: of 10, 50, 100, 500, 1000 those that leave "
+        "half of the images unseen)",
+    ] = ()
+    draws: Annotated[
+        int,
+        Between(low=1),
+        "random draws of the labelled images, where they are fewer than the most; the "
+        "others have one",
+    ] = 20
+    suite: Annotated[tuple[str, ...], Shown("fog-5,snow-5"), "only these suites"] = ()
+    overrides: Annotated[
+        Overrides, "is checked as by `evaluate`, and changes nothing here"
+    ] = ()
+
+
+def main(flags: Flags) -> int:
     """Returns the exit code."""
-    argv, overrides = configs.split(argv)
-    _, flags = configs.parse(argv, FLAGS, with_config=False)
     from etils import epath
 
     from advadapters.commands import changes, workdir
     from advadapters.evaluation import choosing
 
-    folders = [epath.Path(name).expanduser() for name in flags["workdir"].split(",")]
-    draws = configs.read_number("draws", flags["draws"]) or 1
-    for folder in folders if overrides else ():
+    folders = [epath.Path(name).expanduser() for name in flags.workdir]
+    for folder in folders if flags.overrides else ():
         config = workdir.read_config(folder)
-        changes.find(folder, config, configs.override(config, overrides))
-    read = workdir.read_alike(folders, flags["name"])
-    told = read[0][0]
-    if sum(one["kind"] != "ensemble" for one in told) < 3:
+        changes.find(folder, config, configs.override(config, flags.overrides))
+    evaluations = workdir.read_alike(folders, flags.name)
+    networks = evaluations[0][0]
+    if sum(network["kind"] != "ensemble" for network in networks) < 3:
         raise UsageError(
-            f"{folders[0]} has {len(told)} networks to choose from: run `advadapters "
+            f"{folders[0]} has {len(networks)} networks to choose from: run `advadapters "
             "evaluate --grid=0.2` first"
         )
-    tables = [keep_suites(found, flags["suite"]) for _, found, _ in read]
-    fewest = min(len(t.labels) for found in tables for t in found.values())
-    labels = read_labels(flags["labels"], fewest)
-    runs = [choosing.rows(told, found, labels, draws) for found in tables]
-    halved = [choosing.halving_rows(told, found, labels[-1]) for found in tables]
-    text = choosing.markdown(runs) + "\n\n" + describe(sum(halved, [])) + "\n"
-    rows = [
+    runs = [keep_suites(tables, flags.suite) for _, tables, _ in evaluations]
+    fewest = min(len(table.labels) for tables in runs for table in tables.values())
+    labels = choose_labels(flags.labels, fewest)
+    rows = [choosing.rows(networks, tables, labels, flags.draws) for tables in runs]
+    halved = sum(
+        (choosing.halving_rows(networks, tables, labels[-1]) for tables in runs), []
+    )
+    text = choosing.markdown(rows) + "\n\n" + describe(halved) + "\n"
+    kept = [
         row | {"workdir": str(folder)}
-        for folder, run in zip(folders, runs, strict=True)
-        for row in run
+        for folder, of_run in zip(folders, rows, strict=True)
+        for row in of_run
     ]
-    told = json.dumps({"rows": rows, "halving": sum(halved, [])}, indent=1)
-    workdir.write_text(folders[0] / "selection.json", told + "\n")
+    content = json.dumps({"rows": kept, "halving": halved}, indent=1)
+    workdir.write_text(folders[0] / "selection.json", content + "\n")
     workdir.write_text(folders[0] / "selection.md", text)
     print(text + f"written to {folders[0]}: selection.json, selection.md")
     return 0
 
 
-def keep_suites(found, text):
+def keep_suites(tables: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """The tables of the suites that are asked for; all but "union" by default."""
-    if text:
-        return {name: pick(found, name, "suite") for name in text.split(",")}
-    return {name: table for name, table in found.items() if name != "union"}
+    if names:
+        return {name: pick(tables, name, "suite") for name in names}
+    return {name: table for name, table in tables.items() if name != "union"}
 
 
-def read_labels(text, images):
-    """Growing numbers of labelled images, fewer than there are."""
-    if not text:
+def choose_labels(numbers: Sequence[int], images: int) -> list[int]:
+    """Growing numbers of labelled images, fewer than there are; the usual ones for ()."""
+    if not numbers:
         return [n for n in LABELS if n <= images // 2] or [max(1, images // 2)]
-    try:
-        labels = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        labels = [0]
+    labels = sorted(set(numbers))
     if labels[0] < 1 or labels[-1] >= images:
         raise UsageError(
             f"--labels must be whole numbers from 1 to {images - 1}, so that some of the "
-            f"{images} images are unseen, got {text!r}"
+            f"{images} images are unseen, got {','.join(map(str, numbers))!r}"
         )
     return labels
 
 
-def describe(halved):
+def describe(halved: Sequence[Mapping[str, Any]]) -> str:
     """What successive halving came to."""
     same = sum(row["behind"] == 0 for row in halved)
     share = np.mean([row["passes"] / row["brute"] for row in halved])

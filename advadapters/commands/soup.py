@@ -5,7 +5,7 @@ their folders: `evaluate --workdir=NEW --mixture=linf=0.5,l2=0.5` then evaluates
 whole networks, `extract` takes one out, and `evaluate` alone looks at the lines between
 the first ingredient and the others.
 
-  --config.KEY=VALUE             of keys that may still change, see `train`
+{flags}
 
 The ingredients must be runs of the same model and classes with one domain each (see
 `extract`). No image is read. Soups
@@ -14,16 +14,25 @@ config.json, checkpoints/ and lineage.json: where each ingredient comes from, it
 model and a hash of its recipe.
 """
 
-from advadapters import configs
+import dataclasses
+from typing import Annotated
+
 from advadapters.commands import assembling
+from advadapters.flags import Overrides, Separated, Shown
 
-FLAGS = {"ingredients": None, "output": None}
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of this verb."""
+
+    ingredients: Annotated[
+        tuple[str, ...], Separated(part="folder"), Shown("DIR,DIR"), "trained runs"
+    ]
+    output: Annotated[str, Shown("NEW"), "the folder of the new run"]
+    overrides: Overrides = ()
 
 
-def main(argv):
+def main(flags: Flags) -> int:
     """Returns the exit code."""
-    argv, overrides = configs.split(argv)
-    _, flags = configs.parse(argv, FLAGS, with_config=False)
-    folders = [folder for folder in flags["ingredients"].split(",") if folder]
-    assembling.assemble(folders, flags["output"], overrides)
+    assembling.assemble(flags.ingredients, flags.output, flags.overrides)
     return 0

@@ -4,14 +4,7 @@
 
 Trains one config many times, with one thing changed, and compares:
 
-  --adapters=class_token,norms+head,nothing   config.adapters of each case; "+" joins
-  --variants=adversarial,trades,awp           or the variant of the config
-                 or, without either, the experiment that the config file states (see
-                 configs/evidence): its variants, soups and evaluations
-  --seeds=3      config.seed, the next one, ... (default: 3, or what the experiment says)
-  --minutes=20   stops after so long, and the same command goes on from there: training is
-                 left with a checkpoint, an evaluation is finished first. Exit code 143
-  --config.KEY=VALUE                          changes all of them
+{flags}
 
 Each training is a run of its own in DIR/CASE-seedN, all cases of a seed before the next
 seed. A second call goes on where the first was cut off, and further cases or seeds can be
@@ -27,74 +20,105 @@ Writes to DIR, from the runs named, after each seed:
                  the place of older ones of the same claims, with evidence.md beside it
 """
 
+import dataclasses
 import json
 import os
 import re
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from advadapters import configs, hosts
+from advadapters import hosts
 from advadapters.errors import UsageError
+from advadapters.flags import ConfigFile, Shown
+from advadapters.schema import Between
 
-FLAGS = {"workdir": None} | dict.fromkeys(
-    ("adapters", "variants", "seeds", "minutes", "ledger"), ""
-)
 SEEDS = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of this verb."""
+
+    config: Annotated[ConfigFile, "changes all of them"]
+    workdir: Annotated[str, Shown("DIR"), "the folder of all runs"]
+    adapters: Annotated[
+        tuple[str, ...],
+        Shown("class_token,norms+head,nothing"),
+        'config.adapters of each case; "+" joins',
+    ] = ()
+    variants: Annotated[
+        tuple[str, ...],
+        Shown("adversarial,trades,awp"),
+        "or the variant of the config; or, without either, the experiment that the config "
+        "file states (see configs/evidence): its variants, soups and evaluations",
+    ] = ()
+    seeds: Annotated[
+        int | None,
+        Between(low=1),
+        Shown("3"),
+        "config.seed, the next one, ... (default: 3, or what the experiment says)",
+    ] = None
+    minutes: Annotated[
+        int | None,
+        Between(low=1),
+        Shown("20"),
+        "stops after so long, and the same command goes on from there: training is left "
+        "with a checkpoint, an evaluation is finished first. Exit code 143",
+    ] = None
+    ledger: Annotated[
+        str, Shown("FILE"), "another ledger that the rows of an experiment are put into"
+    ] = ""
 
 
 class Study(NamedTuple):
     """What is run: cases {name: config as a dict}, in this order for each seed.
 
-    experiment: what is done with them besides, or None. argv: the command line. late:
+    experiment: what is done with them besides, or None. flags: of the command. late:
     whether the time is up.
     """
 
     cases: dict
     experiment: Any
     folder: Any
-    argv: list
+    flags: Flags
     late: Callable
 
 
-def main(argv):
+def main(flags: Flags) -> int:
     """Returns the exit code."""
     begun = time.monotonic()
+    flags.config.read()  # what is wrong in the file comes first
     from etils import epath
 
     from advadapters.commands import experiments
 
-    _, flags = configs.parse(argv, FLAGS)
-    named = flags["adapters"] or flags["variants"]
-    experiment = None if named else experiments.read(argv)
+    named = flags.adapters or flags.variants
+    experiment = None if named else experiments.read(flags.config.path)
     check_flags(flags, experiment)
-    cases = read_cases(argv, flags, experiment)
+    cases = read_cases(flags, experiment)
     check(cases, experiment)
-    minutes = configs.read_number("minutes", flags["minutes"])
     study = Study(
         cases,
         experiment,
-        folder=epath.Path(os.path.abspath(os.path.expanduser(flags["workdir"]))),
-        argv=argv,
-        late=lambda: bool(minutes) and time.monotonic() > begun + 60 * minutes,
+        folder=epath.Path(os.path.abspath(os.path.expanduser(flags.workdir))),
+        flags=flags,
+        late=lambda: bool(flags.minutes) and time.monotonic() > begun + 60 * flags.minutes,
     )
-    count = configs.read_number("seeds", flags["seeds"])
-    return run(study, count or getattr(experiment, "seeds", SEEDS), flags["ledger"])
+    return run(study, flags.seeds or getattr(experiment, "seeds", SEEDS), flags.ledger)
 
 
-def check_flags(flags, experiment):
+def check_flags(flags: Flags, experiment: Any) -> None:
     """Raises UsageError for flags that do not go together."""
-    named = [key for key in ("adapters", "variants") if flags[key]]
+    named = [key for key in ("adapters", "variants") if getattr(flags, key)]
     if len(named) > 1 or not (named or experiment):
         raise UsageError(
             "give either --adapters=A,B,... or --variants=A,B,..., or a config that states "
             "an EXPERIMENT, like those in configs/evidence"
         )
-    for key in ("seeds", "minutes"):
-        configs.read_number(key, flags[key])
-    if flags["ledger"] and named:
+    if flags.ledger and named:
         raise UsageError(f"--ledger is for experiments: leave out --{named[0]}")
-    if flags["minutes"] and hosts.joined().client is not None:
+    if flags.minutes and hosts.joined().client is not None:
         raise UsageError("--minutes is for one process: send SIGTERM to several")
 
 
@@ -155,18 +179,15 @@ def write(rows, folder):
     workdir.write_whole(folder / "study.png", lambda file: studies.draw(rows, file))
 
 
-def read_cases(argv, flags, experiment):
+def read_cases(flags: Flags, experiment: Any) -> dict[str, dict[str, Any]]:
     """{case: config as a dict}; raises UsageError for a case that is there twice."""
-    kind = "adapters" if flags["adapters"] else "variants"
-    names = experiment.variants if experiment else flags[kind].split(",")
-    names = [name for name in names if name]
+    kind = "adapters" if flags.adapters else "variants"
+    names = experiment.variants if experiment else getattr(flags, kind)
     if len(set(names)) != len(names) or not names:
-        raise UsageError(f"--{kind} must name different cases, got {flags[kind]!r}")
+        raise UsageError(f"--{kind} must name different cases, got {','.join(names)!r}")
     cases = {}
     for name in names:
-        changed = argv if kind == "adapters" else configs.vary(argv, name)
-        config, _ = configs.parse(changed, FLAGS)
-        config = config.to_dict()
+        config = flags.config.read("" if kind == "adapters" else name)
         if kind == "adapters":
             config["adapters"] = tuple(name.split("+"))
         if not experiment:
@@ -199,7 +220,7 @@ def train(study, case, seed, failed, meter):
     if study.late():
         raise hosts.Preempted(f"stopped before {case}, seed {seed}")
     folder = study.folder / f"{case}-seed{seed}"
-    opened = runs.open_run(config, folder, configs.given(study.argv))
+    opened = runs.open_run(config, folder, study.flags.config.keys)
     print(f"--- {folder.name}", flush=True)
     with meter.of(folder.name, done=bool(workdir.read_results(folder))):
         runs.train(opened, late=study.late)

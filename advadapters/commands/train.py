@@ -22,9 +22,7 @@ beyond them, and writes to DIR:
   adapters.npz    where something is frozen: what was trained, kilobytes, to be used by
                   `advadapters evaluate --adapters` on any run with the same backbone
 
-  --profile=5     writes a trace of so many steps to DIR/profile, for TensorBoard's profile
-                  plugin (xprof), and prints what they spent their time on. The first
-                  three steps of the call are left out: one compiles, two fill queues
+{flags}
 
 Any value of the config can be overridden: --config.optimizer.base_lr=1e-3; numbers
 may be fractions: --config.attacks.linf.eps=8/255. --config.attacks.linf.eps_warmup=5.0
@@ -33,25 +31,43 @@ Exit code 2 means bad input. SIGTERM ends the run after a step, with a checkpoin
 code 143.
 """
 
+import dataclasses
 import sys
 import time
+from typing import Annotated
 
-from advadapters import configs
+from advadapters.flags import ConfigFile, Shown
+from advadapters.schema import Between
 
 
-def main(argv):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of this verb."""
+
+    config: ConfigFile
+    workdir: Annotated[str, Shown("DIR"), "the folder of the run, a new one or its own"]
+    profile: Annotated[
+        int | None,
+        Between(low=1),
+        Shown("5"),
+        "writes a trace of so many steps to DIR/profile, for TensorBoard's profile plugin "
+        "(xprof), and prints what they spent their time on. The first three steps of the "
+        "call are left out: one compiles, two fill queues",
+    ] = None
+
+
+def main(flags: Flags) -> int:
     """Returns the exit code."""
     clock = [time.monotonic()]
-    config, flags = configs.parse(argv, {"workdir": None, "profile": ""})
-    import advadapters.commands.runs as runs
+    config = flags.config.read()
+    from advadapters.commands import runs
     from advadapters.training.loop import Diverged
 
-    profile = configs.read_number("profile", flags["profile"])
     clock.append(time.monotonic())
-    run = runs.open_run(config.to_dict(), flags["workdir"], configs.given(argv))
+    run = runs.open_run(config, flags.workdir, flags.config.keys)
     clock.append(time.monotonic())
     try:
-        return runs.train(run, clock, profile)
+        return runs.train(run, clock, flags.profile)
     except Diverged as error:
         print(f"advadapters train: {error}", file=sys.stderr)
         return 1

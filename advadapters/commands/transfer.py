@@ -4,63 +4,54 @@ Is the knob safe? Attacks every network through itself and tries what comes out 
 others: a matrix of robust accuracy, and for each network the worst case over the attacked
 ones, for an attacker who does not know which is deployed and tries them all.
 
-  --mixture=clean=1;linf=1       as for `evaluate` (default: the soups of the config)
-  --lambda=0,0.3                 of a network conditioned on lambda
-  --suite=pgd20_linf             suites of the config (default: all)
-  --statistics=1000              batch statistics of each soup estimated anew, see there
-  --examples=1000                only so many test images, a fixed random draw
-  --step=4000                    a checkpoint's step, "best" or "latest" (default)
-  --config.KEY=VALUE             of keys that may still change, see `train`
+{flags}
 
 Prints the tables and writes the rows to DIR/transfer.json.
 """
 
+import dataclasses
 import itertools
 import json
 import time
 
-from advadapters import configs
 from advadapters.errors import UsageError, pick
-
-FLAGS = {
-    "workdir": None,
-    "mixture": "",
-    "lambda": "",
-    "width": "",
-    "suite": "",
-    "statistics": "",
-    "examples": "",
-    "step": "latest",
-}
+from advadapters.flags import Choice, Examples, Overrides, Statistics, Step, Suites, Workdir
 
 
-def main(argv):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(Choice):
+    """The flags of this verb."""
+
+    workdir: Workdir
+    suite: Suites = ()
+    statistics: Statistics = None
+    examples: Examples = None
+    step: Step = "latest"
+    overrides: Overrides = ()
+
+
+def main(flags: Flags) -> int:
     """Returns the exit code."""
-    argv, overrides = configs.split(argv)
-    _, flags = configs.parse(argv, FLAGS, with_config=False)
     from advadapters.commands import evaluating, runs, workdir
-    from advadapters.data import sources
     from advadapters.evaluation import transfer
 
-    opened = runs.open_trained(flags["workdir"], overrides)
+    opened = runs.open_trained(flags.workdir, flags.overrides)
     run = opened.run
     cases = run.method.read_cases(flags, run.evaluation.cases)
     if len({case.network for case in cases}) > 1:
         raise UsageError(
             "name networks of one width, and no ensembles: attacks go between those"
         )
-    asked = flags["suite"].split(",") if flags["suite"] else run.evaluation.suites
+    asked = flags.suite or run.evaluation.suites
     if not asked:
         raise UsageError(
             "config.evaluation.suites has no attack: give one, like "
             '--config.evaluation.suites.mine=\'{"name": "pgd", ...}\''
         )
     suites = {name: pick(run.evaluation.suites, name, "suite") for name in asked}
-    numbers = {key: flags[key] for key in ("examples", "statistics")}
-    examples, images = (configs.read_number(*item) for item in numbers.items())
-    test = sources.few(run.data.test, examples)
-    variables, step = runs.restore_variables(opened, flags["step"])
-    cases = evaluating.settle_statistics(opened, variables, cases, images)
+    test = evaluating.test_images(run, flags.examples)
+    variables, step = runs.restore_variables(opened, flags.step)
+    cases = evaluating.settle_statistics(opened, variables, cases, flags.statistics)
     rows = []
     for suite, counts, examples in matrices(opened, variables, test, cases, suites):
         found = transfer.rows(cases, suite, counts, examples, step)

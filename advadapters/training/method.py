@@ -9,9 +9,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from advadapters import soups
 from advadapters.errors import UsageError
+from advadapters.flags import Choice
 from advadapters.networks import Case, mixture_case
 from advadapters.training import radius
-from advadapters.training.cases import read_numbers, read_soups
+from advadapters.training.cases import read_soups
 
 
 class Check(NamedTuple):
@@ -108,21 +109,21 @@ class Method(Protocol):
         """The networks at {flag: numbers}; all values of a flag where it is left out."""
         raise UsageError("this network is not conditioned on numbers: choose a mixture")
 
-    def read_cases(self, flags: Mapping[str, str], usual: Sequence[Case]) -> list[Case]:
-        """The networks that the flags of `evaluate` name; `usual` where they name none."""
-        asked = [flag for flag in ("lambda", "width") if flags[flag]]
-        if not self.numbers and asked:
+    def read_cases(self, choice: Choice, usual: Sequence[Case]) -> list[Case]:
+        """The networks that are chosen; `usual` where none is."""
+        numbers = {"lambda": choice.lambda_, "width": choice.width}
+        numbers = {flag: values for flag, values in numbers.items() if values}
+        if not self.numbers and numbers:
             raise UsageError(
-                f"--{asked[0]}: this network is not conditioned on lambda; choose by "
-                "--mixture=..."
+                f"--{next(iter(numbers))}: this network is not conditioned on lambda; "
+                "choose by --mixture=..."
             )
         if not self.numbers:
-            return read_soups(self.domains(), flags, usual)
-        mixed = [flag for flag in ("mixture", "grid", "ensemble") if flags.get(flag)]
-        if wrong := mixed + [flag for flag in asked if flag not in self.numbers]:
+            return read_soups(self.domains(), choice, usual)
+        mixed = [flag for flag in ("mixture", "grid", "ensemble") if getattr(choice, flag)]
+        if wrong := mixed + [flag for flag in numbers if flag not in self.numbers]:
             ways = " and ".join(f"--{flag}=..." for flag in self.numbers)
             raise UsageError(f"--{wrong[0]}: this network goes by {ways}")
-        numbers = {flag: read_numbers(flag, flags[flag]) for flag in asked}
         return self.cases_at(numbers) if numbers else list(usual)
 
 

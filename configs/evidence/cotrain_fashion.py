@@ -43,6 +43,7 @@ def get_config(name=""):
 
 
 ROBUST, AA = "pgd20_linf", "autoattack:autoattack_linf_0.1"
+CASCADE = dict(suite="autoattack-fast+standard", eps=(0.1,), examples=500)
 SOUPS = tuple(f"clean={w:g},linf={1 - w:g}" for w in WEIGHTS["cotrain"])
 
 EXPERIMENT = dict(
@@ -54,9 +55,8 @@ EXPERIMENT = dict(
     soups={"independent": dict(of=("nominal", "adversarial"), weights=(0.5,))},
     evaluations={
         "autoattack": {
-            "adversarial": "--suite=autoattack-fast+standard --eps=0.1 --examples=500",
-            "cotrain": "--suite=autoattack-fast+standard --eps=0.1 --examples=500 "
-            "--mixture=clean=1;linf=1",
+            "adversarial": CASCADE,
+            "cotrain": CASCADE | dict(mixture=("clean=1", "linf=1")),
         }
     },
     claims=papers.cotraining(ROBUST, AA, SOUPS),

@@ -53,9 +53,7 @@ TOWARDS = ("linf=1", "linf=0.8,nominal=0.2", "linf=0.6,nominal=0.4",
            "linf=0.4,nominal=0.6", "linf=0.2,nominal=0.8", "nominal=1")  # fmt: skip
 
 
-def mixtures(*lines):
-    """The flag of evaluate that names these networks, each once."""
-    return "--mixture=" + ";".join(dict.fromkeys(name for line in lines for name in line))
+CORRUPTED = dict(suite="corruptions", grid=0.2, examples=3000)
 
 
 def shifted(evaluation, severity):
@@ -78,9 +76,9 @@ EXPERIMENT = dict(
     seeds=2,
     soups={"soup": dict(of=VARIANTS, weights=(1.0,))},
     evaluations={
-        "lines": {"soup": mixtures(LINE, TOWARDS)},
-        "shifts": {"soup": "--grid=0.2 --suite=corruptions --severity=3 --examples=3000"},
-        "hard": {"soup": "--grid=0.2 --suite=corruptions --severity=5 --examples=3000"},
+        "lines": {"soup": dict(mixture=tuple(dict.fromkeys(LINE + TOWARDS)))},
+        "shifts": {"soup": CORRUPTED | dict(severity=(3,))},
+        "hard": {"soup": CORRUPTED | dict(severity=(5,))},
     },
     chosen_on=1000,
     claims=(

@@ -64,7 +64,7 @@ EXPERIMENT = dict(
     "images of classes 5 to 9; 5,000 test images, Linf 0.1",
     variants=("pretrain", "at", "twins_at"),
     seeds=3,
-    evaluations={"best": {"at": "--step=best", "twins_at": "--step=best"}},
+    evaluations={"best": {"at": dict(step="best"), "twins_at": dict(step="best")}},
     claims=(
         dict(
             id="robust",

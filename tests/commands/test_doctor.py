@@ -66,7 +66,7 @@ def test_the_whole_command(given, tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--images=0"], "--images must be a number above 0, got '0'"),
+        (["--images=0"], "--images must be a positive whole number, got '0'"),
         (["--images_per_second=nan", "--data=digits"], "--images_per_second must be"),
         (["--images_per_second=5"], "give --data or --config"),
         ([DIGITS, "--data=digits"], "--data and --config both name images"),

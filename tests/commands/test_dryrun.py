@@ -15,6 +15,7 @@ from advadapters.__main__ import main
 from advadapters.commands import dryevaluation, dryrun
 from advadapters.data import sources
 from advadapters.errors import UsageError
+from advadapters.flags import ConfigFile
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = [
@@ -24,6 +25,7 @@ TINY = [
     "--config.evaluation.batch_size=16",
     "--config.epochs=2.0",
 ]
+CONFIG = ConfigFile(tuple(TINY))
 
 
 def test_what_a_step_costs(tmp_path, capsys):
@@ -50,11 +52,9 @@ def test_what_a_step_costs(tmp_path, capsys):
     assert row["fits"] is None and "whether it fits is not known" in out
     assert "| cpu:8 | 16 | fsdp |" in out
     # An eighth of parameters, averages and two moments; a batch is next to nothing.
-    config, _ = dryrun.configs.parse([*TINY, "--topology=x"], dryrun.FLAGS)
-    run = dryrun.build("cpu:8", config.to_dict())[1]
-    size = trees.count(
-        builders.abstract_state(run, dryrun.build("cpu:8", config.to_dict())[2])
-    )
+    config = CONFIG.read()
+    run = dryrun.build("cpu:8", config)[1]
+    size = trees.count(builders.abstract_state(run, dryrun.build("cpu:8", config)[2]))
     assert row["memory"]["arguments"] == pytest.approx(4 * size / 8, rel=0.1)
 
 
@@ -72,8 +72,8 @@ def test_what_evaluation_costs(tmp_path, capsys):
     assert row["room"] == int(0.9 * 16 * 2**30) and row["memory"]["peak"] < row["room"]
     # Clean images, the best of 21 iterates, and what was found: 23 forward passes, and 20
     # gradients of images at as much again, or a little more.
-    config, _ = dryrun.configs.parse([*TINY, "--topology=x"], dryrun.FLAGS)
-    about = dryrun.build("cpu:2", config.to_dict())
+    config = CONFIG.read()
+    about = dryrun.build("cpu:2", config)
     forward = dryrun.counted(about[1], jax.make_jaxpr(lambda: 0)().jaxpr, 2)["forward"]
     assert row["flops"] / forward == pytest.approx(43, rel=0.1)
     compute = row["flops"] * 13 * 8 / (197e12 / 6)
@@ -87,8 +87,8 @@ def test_what_evaluation_costs(tmp_path, capsys):
 
 
 def test_the_abstract_batch_is_the_pipelines(mesh):
-    config, _ = dryrun.configs.parse([*TINY, "--topology=x"], dryrun.FLAGS)
-    run = builders.build(config.to_dict(), mesh)
+    config = CONFIG.read()
+    run = builders.build(config, mesh)
     batch = next(iter(builders.train_batches(run, 0)))
     shapes = jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), batch)
     told = jax.tree.map(
@@ -107,7 +107,12 @@ def test_images_that_are_not_there():
 
 
 def test_every_combination():
-    flags = dict(dryrun.FLAGS, topology="cpu:2,cpu:4", remat="none,full", batch_size="8,16")
+    flags = dryrun.Flags(
+        config=CONFIG,
+        topology=("cpu:2", "cpu:4"),
+        remat=("none", "full"),
+        batch_size=(8, 16),
+    )
     config = {"batch_size": 1, "model": {"remat": "none"}, "data": {"source": "x"}}
     cases = dryrun.read_cases(config, flags)
     assert len(cases) == 8 and cases[0][0] == "cpu:2"

@@ -12,9 +12,10 @@ import pytest
 
 from advadapters import hosts
 from advadapters.__main__ import main
-from advadapters.commands import experiments, measuring, study, workdir
+from advadapters.commands import experiments, study, workdir
 from advadapters.errors import UsageError
 from advadapters.evaluation import ledger
+from advadapters.flags import ConfigFile
 
 CONFIG = """
 from advadapters import defaults
@@ -46,8 +47,8 @@ EXPERIMENT = dict(
     variants=VARIANTS,
     seeds=2,
     soups={"both": dict(of=VARIANTS, weights=(1.0, 0.5, 0.0))},
-    evaluations={"aa": {"linf": "--suite=autoattack:apgd-ce --eps=0.12 --steps=2 "
-                                "--examples=24"}},
+    evaluations={"aa": {"linf": dict(suite="autoattack:apgd-ce", eps=(0.12,), steps=2,
+                                     examples=24)}},
     chosen_on=100,
     claims=(
         CLAIM | dict(id="more", test="more",
@@ -140,10 +141,10 @@ def test_a_variant_starts_from_another_of_its_seed(finished):
 def test_a_second_call_does_nothing_again(finished, capsys, monkeypatch):
     folder, argv = finished
 
-    def refuse(argv):
+    def refuse(request):
         raise AssertionError("evaluated again")
 
-    monkeypatch.setattr(measuring, "run", refuse)
+    monkeypatch.setattr(experiments, "evaluate", refuse)
     before = (folder / "runs" / "costs.json").read_text()
     assert main(["study", *argv]) == 0
     out = capsys.readouterr().out
@@ -173,15 +174,15 @@ def test_the_page_is_made_of_any_ledger(finished, tmp_path):
 
 def test_it_stops_when_the_time_is_up_and_goes_on(finished, tmp_path, capsys):
     """Before the first run, after its second step; then all is done."""
-    argv = [f"--config={finished[0]}/tiny.py", f"--workdir={tmp_path}", "--seeds=1"]
-    flags = study.FLAGS | dict(variants="nominal")
-    cases = study.read_cases(argv, flags, None)
+    config = ConfigFile((f"--config={finished[0]}/tiny.py",))
+    flags = study.Flags(config=config, workdir=str(tmp_path), variants=("nominal",))
+    cases = study.read_cases(flags, None)
     asked = iter([True, False, False, True])
 
     def late():
         return next(asked, False)
 
-    given = study.Study(cases, None, tmp_path, argv, late)
+    given = study.Study(cases, None, tmp_path, flags, late)
     for message in ("stopped before nominal, seed 0", "stopped: saved after step 2"):
         with pytest.raises(hosts.Preempted, match=message):
             study.run(given, 1, "")

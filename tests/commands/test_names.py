@@ -50,6 +50,6 @@ def test_names_that_cannot_be(tmp_path):
     (tmp_path / "names.txt").write_text("a.png")
     with pytest.raises(UsageError, match="for images that are files"):
         evaluating.named(sources.load("digits").test, tmp_path / "names.txt")
-    flags = measuring.FLAGS | dict(workdir="x", names="y", examples="5")
+    request = measuring.Request(workdir="x", names="y", examples=5)
     with pytest.raises(UsageError, match="leave out --data, --images and --examples"):
-        measuring.check_flags(flags)
+        measuring.check(request)
