@@ -22,11 +22,11 @@ from advadapters import attacks as suites
 from advadapters import configs, defaults, losses, networks, soups
 from advadapters.attacks import checks
 from advadapters.builders.views import read_attacks
-from advadapters.commands import evaluating, runs
 from advadapters.data.sources import ArraySplit
 from advadapters.errors import UsageError
 from advadapters.evaluation import tables
 from advadapters.pixels import to_float
+from advadapters.runs import evaluating, opening, training
 
 BATCH = 256  # images that a Classifier looks at in one call of its program
 
@@ -236,8 +236,8 @@ def load(path: str | os.PathLike, step: str | int = "latest") -> Run:
     Reads the averaged parameters, neither images nor what only training needs. Raises
     UsageError where there is no run.
     """
-    opened = runs.open_trained(os.fspath(path), images=False)
-    variables, found = runs.restore_variables(opened, str(step))
+    opened = opening.open_trained(os.fspath(path), images=False)
+    variables, found = opening.restore_variables(opened, str(step))
     names = opened.run.data.source.names
     classes = names or map(str, range(opened.config["model"]["classes"]))
     return Run(opened, variables, found, tuple(classes))
@@ -259,7 +259,7 @@ def config(name: str, **changes) -> dict:
 
 def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> Run:
     """Trains (or resumes) a config in a folder, as `advadapters train` does -> the run."""
-    runs.train(runs.open_run(dict(config), os.fspath(workdir)))
+    training.train(opening.open_run(dict(config), os.fspath(workdir)))
     return load(workdir)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from advadapters import builders, defaults, meshes, trees
-from advadapters.commands import experiments
 from advadapters.errors import UsageError
+from advadapters.runs import experiments
 from advadapters.training import views
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -15,8 +15,8 @@ import pytest
 
 import advadapters as aa
 from advadapters import builders, checkpoints, front
-from advadapters.commands import runs, workdir
 from advadapters.data import identity, sources
+from advadapters.runs import opening, workdir
 from advadapters.training import optim, states
 
 NAMES = ("a", "b", "c")
@@ -55,7 +55,7 @@ def run(data, tmp_path_factory):
         ]
         return jax.tree.unflatten(structure, drawn)
 
-    runs.write_run(config, folder / "runs" / "fashion", jax.jit(apart))
+    opening.write_run(config, folder / "runs" / "fashion", jax.jit(apart))
     file.unlink()
     return aa.load(folder / "runs" / "fashion")
 

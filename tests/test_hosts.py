@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from advadapters import __main__, hosts
-from advadapters.commands import workdir
 from advadapters.errors import UsageError
+from advadapters.runs import workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 # SGD, for the reason in training/test_step.py. What is drawn belongs to images: paths

@@ -6,8 +6,8 @@ import pathlib
 import jax
 
 from advadapters import builders, meshes
-from advadapters.commands import runs
 from advadapters.configs import override
+from advadapters.runs import opening
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -19,4 +19,4 @@ def write(workdir, file, variant="", flags=(), seed=0):
     config = override(config.get_config(variant).to_dict(), flags) | {"seed": seed}
     run = builders.build(config, meshes.make())
     first = jax.jit(lambda: builders.initial_state(run).variables)
-    return runs.write_run(config, workdir, lambda _: first())
+    return opening.write_run(config, workdir, lambda _: first())

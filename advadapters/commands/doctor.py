@@ -23,11 +23,11 @@ import time
 from typing import Annotated, Any
 
 from advadapters import configs
-from advadapters.commands import machine
 from advadapters.errors import UsageError
 from advadapters.files import write_whole
 from advadapters.flags import ConfigFile, Shown
 from advadapters.markdown import markdown_table
+from advadapters.runs import machine
 from advadapters.schema import Between
 
 PACKAGES = (

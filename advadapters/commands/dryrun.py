@@ -23,11 +23,11 @@ import time
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from advadapters.commands import dryevaluation
-from advadapters.commands.dryevaluation import number
 from advadapters.errors import UsageError, pick
 from advadapters.flags import ConfigFile, Separated, Shown
 from advadapters.markdown import markdown_table
+from advadapters.runs import planning
+from advadapters.runs.planning import number
 from advadapters.schema import OneOf
 
 SWEPT = ("batch_size", "sharding", "remat")
@@ -96,15 +96,15 @@ def main(flags: Flags) -> int:
         if "training" in flags.parts:
             rows.append(remat | measure(*about))
         if "evaluation" in flags.parts and (name, remat["remat"]) not in evaluated:
-            found = dryevaluation.measure(*about)
+            found = planning.measure(*about)
             evaluated[name, remat["remat"]] = [remat | row for row in found]
         if flags.output:
             write(flags.output, rows, sum(evaluated.values(), []))
     told = sum(evaluated.values(), [])
-    tables = (markdown(rows) if rows else "", dryevaluation.markdown(told))
+    tables = (markdown(rows) if rows else "", planning.markdown(told))
     for text in filter(None, tables):
         print(text + "\n")
-    lines = [advice(row) for row in rows] + [dryevaluation.advice(row) for row in told]
+    lines = [advice(row) for row in rows] + [planning.advice(row) for row in told]
     print(*dict.fromkeys(lines), sep="\n")
     return int(any(row["fits"] is False for row in rows + told))
 
@@ -246,7 +246,7 @@ def write(path, rows, evaluated):
     import jax
     from etils import epath
 
-    from advadapters.commands import workdir
+    from advadapters.runs import workdir
 
     told = {"jax": jax.__version__, "libtpu": version("libtpu"), "rows": rows}
     told |= {"evaluation": evaluated}

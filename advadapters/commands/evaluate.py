@@ -11,7 +11,7 @@ the robustness to all of them. AutoAttack records every batch under DIR/autoatta
 on from there when it is started again; of its images only who is right is kept.
 """
 
-from advadapters.commands.measuring import Request, evaluate
+from advadapters.runs.requests import Request, evaluate
 
 
 def main(flags: Request) -> int:

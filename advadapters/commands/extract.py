@@ -50,14 +50,14 @@ def main(flags: Flags) -> int:
         raise UsageError("give either --mixture=... or --width=...")
     if flags.width is not None and flags.statistics:
         raise UsageError("--statistics goes with --mixture=...: a width has its own")
-    from advadapters.commands import runs, workdir
-    from advadapters.commands.assembling import lineage
+    from advadapters.runs import opening, workdir
+    from advadapters.runs.assembling import lineage
 
-    opened = runs.open_trained(flags.workdir, flags.overrides, bool(flags.statistics))
+    opened = opening.open_trained(flags.workdir, flags.overrides, bool(flags.statistics))
     take = soup if flags.mixture else narrow
     changed, make = take(opened, opened.config, flags)
-    variables, step = runs.restore_variables(opened, flags.step)
-    new = runs.write_run(
+    variables, step = opening.restore_variables(opened, flags.step)
+    new = opening.write_run(
         changed,
         flags.output,
         lambda like: make(variables, like),
@@ -75,7 +75,7 @@ def main(flags: Flags) -> int:
 def soup(opened, config, flags):
     """(config of a network with one domain, variables -> its variables)."""
     from advadapters import defaults, networks, trees
-    from advadapters.commands import evaluating
+    from advadapters.runs import evaluating
     from advadapters.training import states
     from advadapters.training.cases import read_mixtures
 

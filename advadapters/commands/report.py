@@ -70,8 +70,8 @@ def main(flags: Flags) -> int:
         return write_papers(flags.papers, flags.output)
     from etils import epath
 
-    from advadapters.commands import workdir
     from advadapters.evaluation import pictures
+    from advadapters.runs import workdir
 
     folders = [epath.Path(name).expanduser() for name in flags.workdir]
     read = workdir.read_alike(folders, flags.name)
@@ -125,8 +125,8 @@ def write_evidence(path, output):
     """The page of a ledger; returns the exit code."""
     from etils import epath
 
-    from advadapters.commands import experiments, workdir
     from advadapters.evaluation import ledger
+    from advadapters.runs import experiments, workdir
 
     file = epath.Path(path).expanduser()
     page = ledger.markdown(experiments.read_ledger(file), file.name)
@@ -139,8 +139,8 @@ def write_papers(parts, output):
     """The poster's table with our rows, as markdown; returns the exit code."""
     from etils import epath
 
-    from advadapters.commands import workdir
     from advadapters.evaluation import published
+    from advadapters.runs import workdir
 
     ours = {}
     for part in parts:

@@ -21,10 +21,10 @@ import pathlib
 from typing import Annotated
 
 from advadapters import hosts
-from advadapters.commands.measuring import Request, SuiteText, evaluate
 from advadapters.errors import UsageError
 from advadapters.flags import ConfigFile, Examples, Separated, Shown, Statistics
 from advadapters.markdown import markdown_table
+from advadapters.runs.requests import Request, SuiteText, evaluate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def main(flags: Flags) -> int:
     cases.read_grid(flags.grid, flags.extrapolation, len(names))
     cases.read_mixtures("ensemble", flags.ensemble, names)
     from advadapters import builders, meshes
-    from advadapters.commands import assembling, runs, workdir
+    from advadapters.runs import assembling, opening, training, workdir
 
     folder = os.path.abspath(os.path.expanduser(flags.workdir))
     folders = {name: os.path.join(folder, name) for name in names}
@@ -85,7 +85,7 @@ def main(flags: Flags) -> int:
         )
     for name, config in ingredients.items():
         print(f"--- {name}", flush=True)
-        runs.train(runs.open_run(config, folders[name], flags.config.keys))
+        training.train(opening.open_run(config, folders[name], flags.config.keys))
     if not there:
         assembling.assemble(list(folders.values()), output)
     evaluate(
@@ -107,8 +107,8 @@ def main(flags: Flags) -> int:
 @hosts.once
 def summarise(folder):
     """Writes season.md from evaluation.json; returns the table of the best."""
-    from advadapters.commands import workdir
     from advadapters.evaluation import tables
+    from advadapters.runs import workdir
 
     rows = json.loads((folder / "evaluation.json").read_text())
     told = best(rows) + "\n\n" + barriers(rows)

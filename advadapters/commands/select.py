@@ -67,8 +67,8 @@ def main(flags: Flags) -> int:
     """Returns the exit code."""
     from etils import epath
 
-    from advadapters.commands import changes, workdir
     from advadapters.evaluation import choosing
+    from advadapters.runs import changes, workdir
 
     folders = [epath.Path(name).expanduser() for name in flags.workdir]
     for folder in folders if flags.overrides else ():

@@ -17,8 +17,8 @@ model and a hash of its recipe.
 import dataclasses
 from typing import Annotated
 
-from advadapters.commands import assembling
 from advadapters.flags import Overrides, Separated, Shown
+from advadapters.runs import assembling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -91,7 +91,7 @@ def main(flags: Flags) -> int:
     flags.config.read()  # what is wrong in the file comes first
     from etils import epath
 
-    from advadapters.commands import experiments
+    from advadapters.runs import experiments
 
     named = flags.adapters or flags.variants
     experiment = None if named else experiments.read(flags.config.path)
@@ -125,7 +125,7 @@ def check_flags(flags: Flags, experiment: Any) -> None:
 def check(cases, experiment):
     """Builds all cases; raises UsageError for what cannot work, before any is trained."""
     from advadapters import builders, meshes
-    from advadapters.commands import assembling, experiments
+    from advadapters.runs import assembling, experiments
 
     (first, *_), mesh, built = cases, meshes.make(), {}
     for case, config in cases.items():
@@ -140,8 +140,8 @@ def run(study, count, ledger):
 
     ledger: a file that the rows of an experiment go to besides, or "".
     """
-    from advadapters.commands import experiments
     from advadapters.evaluation import studies
+    from advadapters.runs import experiments
     from advadapters.training.loop import Diverged
 
     base = next(iter(study.cases.values()))["seed"]
@@ -171,8 +171,8 @@ def run(study, count, ledger):
 
 def write(rows, folder):
     """The rows, the table and the picture of a study."""
-    from advadapters.commands import workdir
     from advadapters.evaluation import studies
+    from advadapters.runs import workdir
 
     workdir.write_text(folder / "study.json", json.dumps(rows, indent=1) + "\n")
     workdir.write_text(folder / "study.md", studies.markdown(rows) + "\n")
@@ -207,7 +207,7 @@ def train(study, case, seed, failed, meter):
     where the time is up.
     """
     from advadapters import trees
-    from advadapters.commands import runs, workdir
+    from advadapters.runs import opening, training, workdir
     from advadapters.training.loop import Diverged
 
     config = study.cases[case] | {"seed": seed}
@@ -220,9 +220,9 @@ def train(study, case, seed, failed, meter):
     if study.late():
         raise hosts.Preempted(f"stopped before {case}, seed {seed}")
     folder = study.folder / f"{case}-seed{seed}"
-    opened = runs.open_run(config, folder, study.flags.config.keys)
+    opened = opening.open_run(config, folder, study.flags.config.keys)
     print(f"--- {folder.name}", flush=True)
     with meter.of(folder.name, done=bool(workdir.read_results(folder))):
-        runs.train(opened, late=study.late)
-    adapters = runs.abstract_state(opened).variables["adapters"]
+        training.train(opened, late=study.late)
+    adapters = opening.abstract_state(opened).variables["adapters"]
     return workdir.read_results(folder), trees.count(adapters) // len(opened.run.domains)

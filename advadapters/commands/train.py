@@ -60,14 +60,14 @@ def main(flags: Flags) -> int:
     """Returns the exit code."""
     clock = [time.monotonic()]
     config = flags.config.read()
-    from advadapters.commands import runs
+    from advadapters.runs import opening, training
     from advadapters.training.loop import Diverged
 
     clock.append(time.monotonic())
-    run = runs.open_run(config, flags.workdir, flags.config.keys)
+    run = opening.open_run(config, flags.workdir, flags.config.keys)
     clock.append(time.monotonic())
     try:
-        return runs.train(run, clock, flags.profile)
+        return training.train(run, clock, flags.profile)
     except Diverged as error:
         print(f"advadapters train: {error}", file=sys.stderr)
         return 1

@@ -32,10 +32,10 @@ class Flags(Choice):
 
 def main(flags: Flags) -> int:
     """Returns the exit code."""
-    from advadapters.commands import evaluating, runs, workdir
     from advadapters.evaluation import transfer
+    from advadapters.runs import evaluating, opening, workdir
 
-    opened = runs.open_trained(flags.workdir, flags.overrides)
+    opened = opening.open_trained(flags.workdir, flags.overrides)
     run = opened.run
     cases = run.method.read_cases(flags, run.evaluation.cases)
     if len({case.network for case in cases}) > 1:
@@ -50,7 +50,7 @@ def main(flags: Flags) -> int:
         )
     suites = {name: pick(run.evaluation.suites, name, "suite") for name in asked}
     test = evaluating.test_images(run, flags.examples)
-    variables, step = runs.restore_variables(opened, flags.step)
+    variables, step = opening.restore_variables(opened, flags.step)
     cases = evaluating.settle_statistics(opened, variables, cases, flags.statistics)
     rows = []
     for suite, counts, examples in matrices(opened, variables, test, cases, suites):
@@ -69,8 +69,8 @@ def matrices(opened, variables, split, cases, suites):
     import numpy as np
 
     from advadapters import builders
-    from advadapters.commands import asking
     from advadapters.evaluation import fitting, transfer
+    from advadapters.runs import asking
 
     run, mesh = opened.run, opened.mesh
     began, batches = time.monotonic(), builders.eval_batches(run, split)

@@ -29,7 +29,7 @@ def extremes(told, tables, suite):
 def changes(told, tables, suite):
     """Rows by class, the greatest loss first: what the network best in a suite costs it.
 
-    told, tables: see `commands.workdir.read_tables`.
+    told, tables: see `runs.workdir.read_tables`.
     """
     first, second = extremes(told, tables, suite)
     classes, clean = accuracies(tables["clean"])

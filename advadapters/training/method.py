@@ -19,7 +19,7 @@ class Check(NamedTuple):
     """Accuracy on held-out images, under the worst of the attacks (none: clean).
 
     weight: in the score by which the best checkpoint is found. alarm: an attack of more
-    steps, or None: see `commands.runs.validation`.
+    steps, or None: see `runs.evaluating.validation`.
     """
 
     name: str

@@ -36,7 +36,7 @@ class View(NamedTuple):
       probabilities on the clean images (TRADES), not that of the labels.
     losses: ((name in TRAINING or PAIRED, factor), ...), summed.
     reference: number of the view whose logits the paired losses compare with.
-    alarm: an attack of more steps, or None: see `commands.runs.validation`.
+    alarm: an attack of more steps, or None: see `runs.evaluating.validation`.
     tricks: names in `tricks.TRICKS` that change the attack in the first `warmup` steps;
       the batch then needs "step".
     """

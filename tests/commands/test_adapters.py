@@ -15,8 +15,8 @@ import untrained
 
 from advadapters import attacks, builders, defaults
 from advadapters.__main__ import main
-from advadapters.commands import runs as commands
 from advadapters.errors import UsageError
+from advadapters.runs import opening, training
 from advadapters.training import states
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -37,29 +37,29 @@ def opened(workdir, file, variant="", **changes):
     config.update_from_flattened_dict(changes)
     config = config.to_dict()
     config["evaluation"] |= {"suites": SUITE, "batch_size": 360}
-    return commands.open_run(config, workdir)
+    return opening.open_run(config, workdir)
 
 
 def train(*arguments, **changes):
     """A finished run."""
-    assert commands.train(opened(*arguments, **changes)) == 0
+    assert training.train(opened(*arguments, **changes)) == 0
 
 
 def adapters_alone(*arguments, **changes):
     """A run of which there is nothing but the adapters that it would start from."""
     run = opened(*arguments, **changes)
     make = jax.jit(functools.partial(builders.initial_state, run.run))
-    commands.write_adapters(run, states.averaged(make()))
+    training.write_adapters(run, states.averaged(make()))
 
 
 def moved(old, new):
     """A run like a finished one whose adapters are others."""
-    run = commands.open_trained(old)
-    variables, _ = commands.restore_variables(run, "latest")
+    run = opening.open_trained(old)
+    variables, _ = opening.restore_variables(run, "latest")
     shared = jax.tree.map(lambda leaf: leaf + 0.3 * jnp.cos(leaf), variables["shared"])
     variables = variables | {"shared": shared}
-    commands.write_adapters(
-        commands.write_run(run.config, new, lambda _: variables), variables
+    training.write_adapters(
+        opening.write_run(run.config, new, lambda _: variables), variables
     )
     assert main(["evaluate", f"--workdir={new}"]) == 0
 

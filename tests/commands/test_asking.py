@@ -10,9 +10,10 @@ import pytest
 
 from advadapters import builders, configs, meshes, networks
 from advadapters.attacks.pgd import pgd
-from advadapters.commands import asking, evaluating, runs, transfer
+from advadapters.commands import transfer
 from advadapters.data import sources
 from advadapters.evaluation import accuracy
+from advadapters.runs import asking, evaluating, opening
 
 ROOT = pathlib.Path(__file__).parents[2]
 FLAGS = [
@@ -54,7 +55,7 @@ def opened():
     suites = dict(zip(("linf", "l2"), attacks, strict=True))
     run = run._replace(evaluation=run.evaluation._replace(suites=suites))
     variables = jax.jit(lambda: builders.initial_state(run).variables)()
-    return runs.OpenRun(run, mesh, None, {}, config), variables
+    return opening.OpenRun(run, mesh, None, {}, config), variables
 
 
 def few(opened, count=20):

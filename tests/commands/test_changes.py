@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from advadapters.__main__ import main
-from advadapters.commands import runs, workdir
 from advadapters.configs import parse
 from advadapters.errors import UsageError
+from advadapters.runs import opening, workdir
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 NAMES = ("ant", "bee", "cat")
@@ -130,7 +130,7 @@ def test_a_head_is_taken_over_with_its_classes(finished, tmp_path, capsys):
     assert f"class 2 is 'cat' in {folder} and 'cow' in the data" in said
     assert "config.start.fresh=('head/.*',)" in said and not (tmp_path / "new").exists()
     config, _ = parse([*start, '--config.start.fresh=("head/.*",)'], {"workdir": None})
-    assert runs.open_run(config.to_dict(), tmp_path / "new").run.start
+    assert opening.open_run(config.to_dict(), tmp_path / "new").run.start
 
 
 def test_an_older_run_without_names_says_so(copied, capsys):
@@ -139,7 +139,7 @@ def test_an_older_run_without_names_says_so(copied, capsys):
     config = json.loads((folder / "config.json").read_text())
     del config["data"]["test_split"]
     (folder / "config.json").write_text(json.dumps(config))
-    assert runs.open_trained(folder).run.steps == 3
+    assert opening.open_trained(folder).run.steps == 3
     assert "knows no class names" in capsys.readouterr().out
     assert main(["train", *argv(data, folder)]) == 0
     assert "knows no class names" in capsys.readouterr().out
@@ -181,7 +181,7 @@ def test_a_run_goes_on_for_longer_if_that_is_said(copied, capsys):
     data, folder = copied
     config, _ = parse(argv(data, folder, "--config.epochs=2.0"), {"workdir": None})
     with pytest.raises(UsageError, match="give more on the command line: --config.epochs"):
-        runs.open_run(config.to_dict(), folder)
+        opening.open_run(config.to_dict(), folder)
     assert main(["train", *argv(data, folder, "--config.epochs=2.0")]) == 0
     said = capsys.readouterr().out
     assert "epochs 1.0 -> 2.0; schedules go on as those of the longer" in said
@@ -194,7 +194,7 @@ def test_data_may_move(copied, tmp_path, capsys):
     moved = data.rename(tmp_path / "moved")
     assert "is not there" in refused(capsys, "evaluate", f"--workdir={folder}")
     source = f"--config.data.source=folder:{moved}"
-    assert len(runs.open_trained(folder, [source]).run.data.test) == 24
+    assert len(opening.open_trained(folder, [source]).run.data.test) == 24
     assert main(["train", *argv(moved, folder)]) == 0
     assert f"data.source folder:{data} -> folder:{moved}" in capsys.readouterr().out
     assert workdir.read_config(folder)["data"]["source"] == f"folder:{moved}"
@@ -238,7 +238,7 @@ def test_corrupt_test_images_are_found_before_training(tmp_path, capsys):
     assert "bee/3.png" in said and not (tmp_path / "run").exists()
     arguments = argv(data, tmp_path / "run", "--config.data.skip_corrupt=True")
     config, _ = parse(arguments, {"workdir": None})
-    runs.open_run(config.to_dict(), tmp_path / "run")
+    opening.open_run(config.to_dict(), tmp_path / "run")
     assert (
         "warning: 2 of 24 test images cannot be decoded and are" in capsys.readouterr().out
     )

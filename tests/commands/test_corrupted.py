@@ -12,11 +12,11 @@ from tfds_files import prepare
 
 from advadapters import builders
 from advadapters.__main__ import main
-from advadapters.commands import evaluating, runs, workdir
 from advadapters.data.corruptions import COMMON, SEVERITIES, corrupt
 from advadapters.errors import UsageError
 from advadapters.evaluation import accuracy, shifts
 from advadapters.networks import mixture_case
+from advadapters.runs import evaluating, opening, training, workdir
 
 DIGITS = str(pathlib.Path(__file__).parents[2] / "configs" / "digits.py")
 
@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
     config.optimizer.warmup_epochs = 0.5
     config = config.to_dict()
     config["evaluation"] |= {"suites": {}, "batch_size": 360}
-    assert runs.train(runs.open_run(config, folder)) == 0
+    assert training.train(opening.open_run(config, folder)) == 0
     return folder
 
 
@@ -58,8 +58,8 @@ def test_rows_and_table(trained, capsys):
 
 def test_counts_are_those_by_hand(trained):
     """An image counts by what it is after the corruption alone, whatever it was before."""
-    opened = runs.open_run(workdir.read_config(str(trained)), str(trained))
-    variables, step = runs.restore_variables(opened, "latest")
+    opened = opening.open_run(workdir.read_config(str(trained)), str(trained))
+    variables, step = opening.restore_variables(opened, "latest")
     test = opened.run.data.test
     cases, seed = opened.run.evaluation.cases, jax.random.key(opened.run.seed)
     tables = evaluating.corrupted(opened, variables, test, cases, ["impulse_noise"], [5])
@@ -102,8 +102,8 @@ def test_shape_bias_is_the_share_of_decisions_by_shape_where_cues_conflict(train
     said = np.array([[1] * 2 + [2] * 6 + [3] + [4] * 2])
     shape = accuracy.Table(said, np.array([1] * 9 + [4] * 2), np.arange(11))
     texture = shape._replace(labels=np.array([2] * 9 + [4] * 2))
-    opened = runs.open_run(workdir.read_config(str(trained)), str(trained))
-    variables, step = runs.restore_variables(opened, "latest")
+    opened = opening.open_run(workdir.read_config(str(trained)), str(trained))
+    variables, step = opening.restore_variables(opened, "latest")
     tables = {"conflict_stimuli/shape": shape, "conflict_stimuli/texture": texture}
     cases = opened.run.evaluation.cases
     *cues, bias = evaluating.rows(opened, variables, cases, tables, step)
@@ -114,8 +114,8 @@ def test_shape_bias_is_the_share_of_decisions_by_shape_where_cues_conflict(train
 
 def test_signs_of_gradients_are_compared_where_training_is_coarser(trained, capsys):
     config = workdir.read_config(str(trained))
-    opened = runs.open_run(config, str(trained))
-    variables, _ = runs.restore_variables(opened, "latest")
+    opened = opening.open_run(config, str(trained))
+    variables, _ = opening.restore_variables(opened, "latest")
     test, (case,) = opened.run.data.test, opened.run.evaluation.cases
     assert evaluating.signs(opened, variables, test, [case]) == [{}]
     config["model"]["dtype"] = "bfloat16"

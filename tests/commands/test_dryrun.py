@@ -12,10 +12,11 @@ import pytest
 
 from advadapters import builders, costs, trees
 from advadapters.__main__ import main
-from advadapters.commands import dryevaluation, dryrun
+from advadapters.commands import dryrun
 from advadapters.data import sources
 from advadapters.errors import UsageError
 from advadapters.flags import ConfigFile
+from advadapters.runs import planning
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = [
@@ -80,7 +81,7 @@ def test_what_evaluation_costs(tmp_path, capsys):
     assert row["seconds"]["compute"] == pytest.approx(compute)
     assert row["hours"] == pytest.approx(3 * row["seconds"]["step"] / 3600)
     chip = costs.CHIPS["v5e"]._replace(memory=row["memory"]["peak"])
-    (less,) = dryevaluation.measure(*about[:3], chip)
+    (less,) = planning.measure(*about[:3], chip)
     assert less["fits"] and less["soups"] < 13 and less["rows"] == 8
     assert less["memory"]["peak"] <= less["room"] < row["memory"]["peak"]
     assert less["calls"] == -(-360 // 16) * -(-13 // less["soups"])  # of the digits

@@ -12,10 +12,11 @@ import pytest
 
 from advadapters import hosts
 from advadapters.__main__ import main
-from advadapters.commands import experiments, study, workdir
+from advadapters.commands import study
 from advadapters.errors import UsageError
 from advadapters.evaluation import ledger
 from advadapters.flags import ConfigFile
+from advadapters.runs import experiments, workdir
 
 CONFIG = """
 from advadapters import defaults

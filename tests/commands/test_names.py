@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from advadapters.commands import evaluating, measuring
 from advadapters.data import sources
 from advadapters.errors import UsageError
+from advadapters.runs import evaluating, requests
 
 
 @pytest.fixture(params=["folder", "tar"])
@@ -50,6 +50,6 @@ def test_names_that_cannot_be(tmp_path):
     (tmp_path / "names.txt").write_text("a.png")
     with pytest.raises(UsageError, match="for images that are files"):
         evaluating.named(sources.load("digits").test, tmp_path / "names.txt")
-    request = measuring.Request(workdir="x", names="y", examples=5)
+    request = requests.Request(workdir="x", names="y", examples=5)
     with pytest.raises(UsageError, match="leave out --data, --images and --examples"):
-        measuring.check(request)
+        requests.check(request)

@@ -8,10 +8,10 @@ import pytest
 import untrained
 
 from advadapters.__main__ import main
-from advadapters.commands import evaluating, runs, workdir
-from advadapters.commands.assembling import ancestor
 from advadapters.commands.season import barriers
 from advadapters.networks import mixture_case
+from advadapters.runs import evaluating, opening, workdir
+from advadapters.runs.assembling import ancestor
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 QUICK = [
@@ -157,7 +157,7 @@ def test_statistics_are_estimated_anew(season, tmp_path, capsys):
 
 
 def test_modes_and_ensembles_are_not_warned_of(season, capsys):
-    opened = runs.open_run(workdir.read_config(season / "soup"), season / "soup")
+    opened = opening.open_run(workdir.read_config(season / "soup"), season / "soup")
     variables = {"stats": {"shared": {}, "adapters": {"mean": 0}}}
     cases = opened.run.evaluation.cases
     modes = [case for case in cases if case.told["kind"] == "mode"]

@@ -68,11 +68,11 @@ def test_a_study_trains_every_case_and_seed(studied, capsys):
 
 def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
     from advadapters import builders, configs, trees
-    from advadapters.commands import runs, starting, workdir
+    from advadapters.runs import opening, starting, workdir
 
     folder = studied[0] / "norms+head-seed0"
-    old = runs.open_run(workdir.read_config(folder), folder)
-    ema, _ = runs.restore_variables(old, "latest")
+    old = opening.open_run(workdir.read_config(folder), folder)
+    ema, _ = opening.restore_variables(old, "latest")
     expected = trees.plain(ema, (0.25, 0.75))["params"]
     argv = [
         *CLEAN, f"--workdir={tmp_path}/new", f"--config.start.workdir={folder}",
@@ -88,7 +88,7 @@ def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
     assert (
         "blocks_* 12" in out and "  initialised      2 leaves,          170: head 2" in out
     )
-    new = runs.open_run(workdir.read_config(tmp_path / "new"), tmp_path / "new")
+    new = opening.open_run(workdir.read_config(tmp_path / "new"), tmp_path / "new")
     found = trees.flatten(starting.read(new.run).plain["params"])
     fresh = trees.flatten(builders.initial_state(new.run).variables["shared"])
     for path, leaf in trees.flatten(expected).items():

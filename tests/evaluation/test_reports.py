@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from advadapters.__main__ import main
-from advadapters.commands import season, workdir
+from advadapters.commands import season
 from advadapters.evaluation import accuracy, choosing, classes, pictures, published, tables
 from advadapters.networks import mixture_case
+from advadapters.runs import workdir
 from advadapters.soups import front, simplex
 
 DOMAINS = ("clean", "linf", "l2")

@@ -227,11 +227,11 @@ def digits_weights(classes=10):
 
 
 def test_training_starts_from_the_file(train, tmp_path):
-    from advadapters.commands import runs, starting, workdir
+    from advadapters.runs import opening, starting, workdir
 
     code, out = train("--config.start.fresh=('head/.*',)", arrays=digits_weights(classes=7))
     assert code == 0 and f"first parameters: {tmp_path}/w.npz" in out
-    opened = runs.open_run(workdir.read_config(tmp_path / "run"), tmp_path / "run")
+    opened = opening.open_run(workdir.read_config(tmp_path / "run"), tmp_path / "run")
     found = starting.read(opened.run).plain
     expected = torch_resnet.convert(digits_weights(classes=7))
     for branch, path in (("params", "stem/kernel"), ("batch_stats", "norm/var")):

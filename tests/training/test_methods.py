@@ -338,7 +338,7 @@ def test_fgsm_rs_is_one_clipped_step(mesh):
 
 
 def test_catastrophic_overfitting_is_told(capsys):
-    from advadapters.commands import evaluating
+    from advadapters.runs import evaluating
 
     evaluating.warn_of_overfitting("linf", 0.8, 0.1)
     out = capsys.readouterr().out

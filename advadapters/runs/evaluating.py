@@ -1,4 +1,4 @@
-"""Evaluation of a run's networks: what the verbs share."""
+"""Evaluation of a run's networks: suites, corruptions, other sets, and their rows."""
 
 import functools
 import itertools
@@ -9,14 +9,14 @@ import numpy as np
 
 from advadapters import builders
 from advadapters.attacks import checks
-from advadapters.commands import workdir
-from advadapters.commands.asking import Question, ask, predictor_of
 from advadapters.data import shifts as other_data
 from advadapters.data import sources
 from advadapters.data.sources import Subset
 from advadapters.errors import UsageError
 from advadapters.evaluation import accuracy, shifts, statistics, tables
 from advadapters.networks import ENSEMBLE
+from advadapters.runs import workdir
+from advadapters.runs.asking import Question, ask, predictor_of
 
 
 def validation(opened, variables):

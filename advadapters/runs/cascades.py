@@ -219,7 +219,7 @@ def save(asked, reports, labels):
     """
     from etils import epath
 
-    from advadapters.commands import workdir
+    from advadapters.runs import workdir
 
     arrays = {"labels": labels, "threats": np.array(json.dumps(list(reports)))}
     for suite, report in reports.items():

@@ -1,134 +1,19 @@
-"""A run in a workdir: what the verbs share, put together from the parts."""
+"""Training of a run in its folder, and the evaluation at its end."""
 
 import contextlib
 import functools
 import io
-import os
 import time
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from etils import epath
 
-from advadapters import builders, checkpoints, configs, defaults, hosts, meshes, trees
+from advadapters import builders, hosts, meshes, trees
 from advadapters.adapters import files
-from advadapters.commands import changes, evaluating, profiling, starting, workdir
 from advadapters.data import identity
-from advadapters.defaults import TRAINING_ONLY
-from advadapters.errors import UsageError
 from advadapters.evaluation import tables
+from advadapters.runs import evaluating, opening, profiling, starting, workdir
 from advadapters.training import loop, states
-
-
-class OpenRun(NamedTuple):
-    """A run with its mesh and its folder."""
-
-    run: builders.Run | builders.Networks
-    mesh: Any
-    folder: Any
-    made: dict  # what was compiled or counted once, see `evaluating`
-    config: dict
-
-
-def open_run(config, path, said=()):
-    """The run of a config, to be trained or evaluated in a workdir, new or not.
-
-    Builds everything first, so that bad input leaves no trace, then the folder. said: the
-    keys that were given on the command line, see `changes`.
-    """
-    mesh, config = meshes.make(), defaults.complete(config)
-    run = builders.build(config, mesh)
-    tell(run)
-    data = None
-    if workdir.holds_run(path):
-        changes.settle(path, config, run, said)
-    else:
-        if run.start:
-            starting.need_same_classes(run)
-            starting.read(run)
-        data = changes.first_record(config, run)
-    return OpenRun(run, mesh, workdir.open_workdir(path, config, data), {}, config)
-
-
-def open_trained(path, overrides=(), images=True):
-    """The run in a workdir, whose config is that there but for --config.KEY=VALUE.
-
-    images: whether any will be read; if not, the run is its `builders.Networks`, and the
-    data need not be there. Changes nothing. Raises UsageError for an override that changes
-    what was trained, or for classes that are not those it was trained on.
-    """
-    old, there = workdir.read_config(path), workdir.read_data(path)
-    config = configs.override(old, overrides)
-    changed = changes.find(path, old, config)
-    mesh = meshes.make()
-    if images:
-        run = builders.build(config, mesh)
-    else:
-        run = builders.build_network(config, mesh, there and identity.absent(there))
-    if changed:
-        print(changes.told(changed, "changed for this call"))
-    if images:
-        tell(run)
-        for line in changes.compare(path, there, run, changed, training=False):
-            print(line)
-    folder = epath.Path(os.path.abspath(os.path.expanduser(path)))
-    return OpenRun(run, mesh, folder, {}, config)
-
-
-def tell(run):
-    """Says what was noticed when the data were opened."""
-    for line in run.data.source.notes:
-        print(line)
-
-
-def write_run(config, path, make, data=None):
-    """A new run that holds a finished state which nothing trained; returns it opened.
-
-    make: abstract variables of the config -> variables. data: what the run remembers of
-    images, which need not be there then. All that can fail comes before the folder is
-    made. Raises UsageError if there is a run at the path already.
-    """
-    if workdir.holds_run(path):
-        raise UsageError(f"{path} holds a run already: name a new folder")
-    mesh, config = meshes.make(), defaults.complete(config)
-    run = builders.build(config, mesh, data and identity.absent(data))
-    variables = make(jax.eval_shape(functools.partial(builders.initial_variables, run)))
-    state = jax.jit(functools.partial(states.create, tx=run.tx))(variables)
-    data = data or changes.record_of(run, config["model"]["classes"])
-    new = OpenRun(run, mesh, workdir.open_workdir(path, config, data), {}, config)
-    state = state.replace(step=state.step + run.steps)
-    with open_checkpoints(new) as saved:
-        saved.save(run.steps, meshes.put(state, meshes.replicated(mesh)))
-    return new
-
-
-def open_checkpoints(opened):
-    """The checkpoints of a run, to save to."""
-    run, folder = opened.run, opened.folder / "checkpoints"
-    return checkpoints.Checkpoints(folder, keep=run.keep, best=bool(run.every.validate))
-
-
-def abstract_state(opened):
-    """Shapes, types and places of the training state."""
-    return builders.abstract_state(opened.run, opened.mesh)
-
-
-def first_state(opened):
-    """The state before the first step, from config.start if it names a run or a file."""
-    run = opened.run
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(opened))
-    first = starting.read(run) if run.start else starting.First(None, "")
-    if first.told:
-        print(first.told)
-    make = functools.partial(builders.initial_state, run)
-    jitted = jax.jit(make, out_shardings=places, compiler_options=starting.run_once())
-    return jitted(first.plain, np.uint32(run.seed))
-
-
-def averaged(opened, state):
-    """The averaged variables, whole on every device, as evaluation takes them."""
-    return meshes.put(states.averaged(state), meshes.replicated(opened.mesh))
 
 
 def train(opened, clock=(), profile=None, late=lambda: False):
@@ -138,8 +23,8 @@ def train(opened, clock=(), profile=None, late=lambda: False):
     stop after a step, as if SIGTERM came; of one process only.
     """
     run, folder = opened.run, opened.folder
-    abstract = abstract_state(opened)
-    with open_checkpoints(opened) as saved:
+    abstract = opening.abstract_state(opened)
+    with opening.open_checkpoints(opened) as saved:
         start = saved.latest() or 0
         if profile:
             profiling.need_steps(profile, run.steps - start, folder)
@@ -152,7 +37,7 @@ def train(opened, clock=(), profile=None, late=lambda: False):
         state = saved.restore(abstract, start) if start else first_state(opened)
         if start < run.steps:
             state = train_steps(opened, saved, state, start, clock, profile, late)
-    variables = averaged(opened, state)
+    variables = opening.averaged(opened, state)
     del state  # whose moments leave their room to evaluation
     cases, suites = run.evaluation.cases, run.evaluation.suites
     evaluating.settle_statistics(opened, variables, cases)  # warns of soups of them
@@ -170,9 +55,21 @@ def train(opened, clock=(), profile=None, late=lambda: False):
     return 0
 
 
+def first_state(opened):
+    """The state before the first step, from config.start if it names a run or a file."""
+    run = opened.run
+    places = jax.tree.map(lambda leaf: leaf.sharding, opening.abstract_state(opened))
+    first = starting.read(run) if run.start else starting.First(None, "")
+    if first.told:
+        print(first.told)
+    make = functools.partial(builders.initial_state, run)
+    jitted = jax.jit(make, out_shardings=places, compiler_options=starting.run_once())
+    return jitted(first.plain, np.uint32(run.seed))
+
+
 def write_adapters(opened, variables):
     """Writes adapters.npz, what is trained of the variables; tells its size."""
-    save = functools.partial(files.save, settings=adapter_settings(opened))
+    save = functools.partial(files.save, settings=opening.adapter_settings(opened))
     raw = io.BytesIO()
     save(raw, jax.tree.map(meshes.gather, variables))
     workdir.write_whole(
@@ -180,16 +77,6 @@ def write_adapters(opened, variables):
     )
     size, whole = raw.tell(), 4 * trees.count(variables)
     return f", adapters.npz ({size / 1e3:,.0f} kB; the network has {whole / 1e3:,.0f} kB)"
-
-
-def adapter_settings(opened):
-    """What a file of adapters must share with a run besides the backbone's values.
-
-    The domains and the model, without what is of training alone.
-    """
-    model = opened.config["model"]
-    kept = {f"model.{k}": v for k, v in model.items() if k not in TRAINING_ONLY}
-    return {"domains": opened.run.domains} | kept
 
 
 def train_steps(opened, saved, state, start, clock, profile, late):
@@ -208,7 +95,7 @@ def train_steps(opened, saved, state, start, clock, profile, late):
         print(progress_line(run, step, metrics), flush=True)
 
     def validate(state, step):
-        score, metrics = evaluating.validation(opened, averaged(opened, state))
+        score, metrics = evaluating.validation(opened, opening.averaged(opened, state))
         log.write(step, metrics)
         print(f"step {step} validation  " + numbers(metrics), flush=True)
         return score
@@ -331,27 +218,3 @@ def parameter_table(variables, patterns, domains):
     deployed = shared + frozen + adapters // max(count, 1)
     lines.append(f"            {deployed:>12,} in one deployed network")
     return "\n".join(lines)
-
-
-def restore_variables(opened, step, adapters=""):
-    """(averaged variables, step) of a checkpoint: "latest", "best" or a number.
-
-    adapters: a file whose adapters replace those of the checkpoint. Whole on every device;
-    nothing that only training needs is read.
-    """
-    abstract = builders.abstract_variables(opened.run, opened.mesh)
-    if adapters and not jax.tree.leaves(abstract["frozen"]):
-        raise UsageError(
-            f"--adapters={adapters}: nothing is frozen in {opened.folder}, so it has no "
-            "backbone for them; name the workdir of a run whose config.trained leaves "
-            "something out"
-        )
-    best = bool(opened.config.get("validate_every"))
-    folder = opened.folder / "checkpoints"
-    with checkpoints.Checkpoints(folder, best=best, read_only=True) as saved:
-        found = saved.find(step, opened.folder)
-        variables = states.joined(saved.restore_part(states.parts(abstract), found))
-    if adapters:
-        variables = files.load(adapters, variables, adapter_settings(opened))
-        variables = meshes.put(variables, meshes.replicated(opened.mesh))
-    return variables, found

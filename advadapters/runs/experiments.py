@@ -31,8 +31,8 @@ import time
 from typing import Any, NamedTuple
 
 from advadapters import flags, hosts
-from advadapters.commands.measuring import Request, evaluate
 from advadapters.errors import UsageError, pick
+from advadapters.runs.requests import Request, evaluate
 
 USUAL = dict(soups={}, evaluations={}, chosen_on=1000)
 NEEDED = ("paper", "data", "variants", "seeds", "claims")
@@ -144,7 +144,7 @@ def conclude(study, seeds, failed, meter, ledger):
 
 def make_soups(study, seed, failed, meter):
     """The experiment's runs of several trained networks, evaluated like others."""
-    from advadapters.commands import assembling, runs, workdir
+    from advadapters.runs import assembling, opening, training, workdir
 
     for name, made in study.experiment.soups.items():
         parts = made["of"]
@@ -164,7 +164,7 @@ def make_soups(study, seed, failed, meter):
                     names=parts,
                     soup_weights=made["weights"],
                 )
-            runs.train(runs.open_trained(os.fspath(own)))
+            training.train(opening.open_trained(os.fspath(own)))
 
 
 def evaluate_all(study, seed, failed, meter):
@@ -188,7 +188,7 @@ def leave_if(study, what):
 
 def evaluated(folder: Any, request: Request) -> bool:
     """Whether an evaluation of a run is there, made of this very request."""
-    from advadapters.commands import workdir
+    from advadapters.runs import workdir
 
     if not (folder / f"{request.name}.json").exists():
         return False
@@ -230,8 +230,8 @@ def judge(experiment, folder, seeds, failed, about):
 
 def rights_of(experiment, folder, row, seed, read):
     """See `claims.rights`; read: {file: what was read of it}, to be filled."""
-    from advadapters.commands import workdir
     from advadapters.evaluation import claims
+    from advadapters.runs import workdir
 
     variant, network, suite = row
     name, suite = place(experiment, suite)
@@ -245,8 +245,8 @@ def rights_of(experiment, folder, row, seed, read):
 
 def write(rows, file):
     """Puts rows into a ledger, and the page made of it beside it, evidence.md."""
-    from advadapters.commands import workdir
     from advadapters.evaluation import ledger
+    from advadapters.runs import workdir
 
     old = read_ledger(file) if file.exists() else []
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -301,7 +301,7 @@ def commit():
 
 def device():
     """The devices and the CPU in words."""
-    from advadapters.commands import machine
+    from advadapters.runs import machine
 
     kinds = ", ".join(f"{count} x {kind}" for kind, count in machine.devices().items())
     host = machine.host()
@@ -334,7 +334,7 @@ class Meter:
         begun, over = (time.process_time(), time.monotonic()), threading.Event()
 
         def note():
-            from advadapters.commands import workdir
+            from advadapters.runs import workdir
 
             piece["cpu_seconds"] = time.process_time() - begun[0]
             piece["wall_seconds"] = time.monotonic() - begun[1]

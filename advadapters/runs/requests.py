@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from advadapters import flags
-from advadapters.commands import cascades
 from advadapters.errors import UsageError, pick
 from advadapters.flags import Separated, Shown
+from advadapters.runs import cascades
 from advadapters.schema import Between, OneOf
 
 RESERVED = ("config", "results", "adapters", "lineage", "study", "selection", "transfer")
@@ -137,10 +137,10 @@ def evaluate(request: Request) -> None:
     check(request)
     cascade = cascades.read(request)
     corruptions = read_corruptions(request.suite, request.severity)
-    from advadapters.commands import evaluating, runs
     from advadapters.evaluation import shifts, tables
+    from advadapters.runs import evaluating, opening
 
-    opened = runs.open_trained(
+    opened = opening.open_trained(
         request.workdir,
         request.overrides,
         images=bool(request.statistics) or not request.data,
@@ -150,7 +150,7 @@ def evaluate(request: Request) -> None:
     test = evaluating.test_images(run, request.examples, request.names)
     suites = {} if corruptions or cascade else read_suites(run, request.suite)
     adapters = os.path.expanduser(request.adapters)
-    variables, step = runs.restore_variables(opened, request.step, adapters)
+    variables, step = opening.restore_variables(opened, request.step, adapters)
     cases = evaluating.settle_statistics(opened, variables, cases, request.statistics)
     asked = (opened, variables, test, cases)
     attacked = cascade or (suites and not request.data and not request.images)
@@ -193,7 +193,7 @@ def write(
     tables: tuple[Sequence[Any], Mapping[str, Any]] | None,
 ) -> None:
     """Writes NAME.json and, before it, NAME.npz; tables: (cases, {suite: Table})."""
-    from advadapters.commands import evaluating, workdir
+    from advadapters.runs import evaluating, workdir
 
     if tables:
         cases, results = tables

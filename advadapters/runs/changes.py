@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 from advadapters import hosts
-from advadapters.commands import workdir
 from advadapters.data import identity, pipeline
 from advadapters.errors import UsageError
+from advadapters.runs import workdir
 
 # Keys, and sections, that change nothing of what was trained so far, and whether what
 # `train` evaluates at its end depends on them.

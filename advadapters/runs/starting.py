@@ -11,12 +11,12 @@ import numpy as np
 from etils import epath
 
 from advadapters import checkpoints, networks, soups, trees
-from advadapters.commands import evaluating, workdir
 from advadapters.data import identity
 from advadapters.defaults import TRAINING_ONLY
 from advadapters.errors import UsageError
 from advadapters.interop import torch_resnet
 from advadapters.models import MODELS
+from advadapters.runs import evaluating, workdir
 
 # Keys of config.model that names and shapes of parameters show; of the size, not the heads.
 SHOWN = ("classes", "patch", "prompts", "scan", "size", "width")

@@ -15,7 +15,7 @@ def assemble(folders, output, overrides=(), *, names=None, soup_weights=None):
     ingredient, in the networks that are evaluated; those of its config for None.
     """
     from advadapters import soups
-    from advadapters.commands import runs, workdir
+    from advadapters.runs import opening, workdir
 
     names = list(names or []) or [
         os.path.basename(os.path.normpath(folder)) for folder in folders
@@ -46,7 +46,7 @@ def assemble(folders, output, overrides=(), *, names=None, soup_weights=None):
     config = config_of(names, settings, bool(stats))
     if soup_weights is not None:
         config["evaluation"]["soup_weights"] = tuple(soup_weights)
-    new = runs.write_run(config, output, lambda like: variables, data)
+    new = opening.write_run(config, output, lambda like: variables, data)
     steps = [step for _, step in found]
     rows = list(map(lineage, names, folders, settings, steps))
     workdir.write_text(new.folder / "lineage.json", json.dumps(rows, indent=1) + "\n")
@@ -101,8 +101,8 @@ def need_same_classes(folders):
 
     Raises UsageError where names of classes differ; says so where they are not known.
     """
-    from advadapters.commands import workdir
     from advadapters.data import identity
+    from advadapters.runs import workdir
 
     known = {folder: workdir.read_data(folder) for folder in folders}
     there = {folder: data for folder, data in known.items() if data}
@@ -119,10 +119,10 @@ def need_same_classes(folders):
 
 def read(folder, overrides):
     """({"params", "batch_stats"} of a run's newest averaged network, step)."""
-    from advadapters.commands import runs
+    from advadapters.runs import opening
 
-    opened = runs.open_trained(folder, overrides, images=False)
-    variables, step = runs.restore_variables(opened, "latest")
+    opened = opening.open_trained(folder, overrides, images=False)
+    variables, step = opening.restore_variables(opened, "latest")
     network = opened.run.network
     return network.at(variables, opened.run.evaluation.cases[0].knob), step
 
@@ -165,7 +165,7 @@ def lineage(name, folder, config, step):
 
 def ancestor(folder, config):
     """The run, or file of weights, at the beginning of a chain of fine-tunings."""
-    from advadapters.commands import workdir
+    from advadapters.runs import workdir
 
     seen = set()
     while (source := source_of(folder, config)) and source not in seen:
@@ -180,7 +180,7 @@ def ancestor(folder, config):
 
 def source_of(folder, config):
     """The run that one was fine-tuned from or taken out of, "" if it began by itself."""
-    from advadapters.commands import workdir
+    from advadapters.runs import workdir
 
     rows = workdir.read_lineage(folder)
     known = {row["ancestor"] for row in rows}

@@ -21,14 +21,14 @@ def measure(name, run, mesh, chip):
     import jax
 
     from advadapters import builders
-    from advadapters.commands import asking, evaluating, runs
     from advadapters.evaluation import fitting
+    from advadapters.runs import asking, evaluating, opening
 
     started = time.monotonic()
     variables, evaluation = builders.abstract_variables(run, mesh), run.evaluation
     made = {"room": fitting.room_of(chip) if chip else fitting.room(mesh, variables)}
     questions = evaluating.questions_of(
-        opened := runs.OpenRun(run, mesh, None, made, {}),
+        opened := opening.OpenRun(run, mesh, None, made, {}),
         evaluation.cases,
         evaluation.suites,
     )
