@@ -23,7 +23,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
 from advadapters import configs, schema
 from advadapters.errors import UsageError, check_word
@@ -143,7 +143,7 @@ class Flag(NamedTuple):
 
     def write(self, value: Any) -> str:
         """The text that `read` takes for a value."""
-        if isinstance(value, tuple):
+        if isinstance(value, tuple | list):
             separator = (self.separated or Separated()).by
             return separator.join(self.write(part) for part in value)
         return str(value).lower() if isinstance(value, bool) else str(value)
@@ -154,7 +154,7 @@ def flags_of(owner: type) -> dict[str, Flag]:
     hints = typing.get_type_hints(owner, include_extras=True)
     flags = {
         field.name: _flag(field.name.rstrip("_"), hints[field.name], field.default)
-        for field in dataclasses.fields(typing.cast(Any, owner))
+        for field in dataclasses.fields(cast(Any, owner))
         if field.name not in ("config", "overrides")
     }
     # Those that must be given come first.
@@ -231,11 +231,28 @@ def read(owner: type[F], argv: Sequence[str]) -> F:
         rest = argv
     _, texts = configs.parse(rest, names, with_config=False)
     if "config" in fields and (arguments or fields["config"].default is not None):
-        if not any(configs.files(arguments)):
+        if not arguments or not any(configs.files(arguments)):
             raise UsageError("--config=... is missing")
         values["config"] = ConfigFile(arguments)
     values |= {key: flag.read(texts[flag.name]) for key, flag in known.items()}
     return make(**values)
+
+
+def of_values(owner: type[F], values: Mapping[str, Any]) -> F:
+    """Flags of {name: value}, checked like those of a command line.
+
+    One value stands for a tuple of it, and None for the default. Raises UsageError.
+    """
+    known, make = flags_of(owner), cast(Any, owner)
+    for name in values:
+        check_word(known, name, f"flag of {owner.__name__}")
+    # What can be written and read again is also what a user may paste.
+    texts = {
+        name: known[name].write(value)
+        for name, value in values.items()
+        if value is not None
+    }
+    return make(**{name: known[name].read(text) for name, text in texts.items()})
 
 
 def _split(argv: Sequence[str], files: bool) -> tuple[tuple[str, ...], list[str]]:

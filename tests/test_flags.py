@@ -143,6 +143,18 @@ def test_flags_are_values_and_can_be_written_again():
     assert flags.read(Flags, ["--file=x", "--count=", "--names="]) == Flags(file="x")
 
 
+def test_flags_of_values():
+    given = flags.of_values(Flags, dict(file="x", sides=8, lambda_=[0, 1], count=None))
+    assert given == Flags(file="x", sides=(8,), lambda_=(0.0, 1.0))
+    for values, message in (
+        (dict(file="x", side=8), "unknown flag of Flags 'side'; there are: .*'sides'"),
+        (dict(file="x", count=2.5), "--count must be a positive whole number"),
+        (dict(file="x", kind="lage"), "unknown --kind 'lage'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            flags.of_values(Flags, values)
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [

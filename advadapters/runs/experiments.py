@@ -10,7 +10,7 @@ A config file states its experiment as plain data:
       # Runs made of several trained networks, evaluated at these weights of the first.
       soups={"mixed": dict(of=("nominal", "cotrain"), weights=(1.0, 0.5, 0.0))},
       # By name, what is evaluated besides of which variant: flags of `evaluate`.
-      evaluations={"aa": {"cotrain": dict(suite="autoattack", eps=(0.1,))}},
+      evaluations={"aa": {"cotrain": dict(suite="autoattack", eps=0.1)}},
       chosen_on=1000,  # images that networks called "best" are chosen on
   )
 
@@ -28,10 +28,12 @@ import shlex
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from advadapters import flags, hosts
 from advadapters.errors import UsageError, pick
+from advadapters.runs import requests
 from advadapters.runs.requests import Request, evaluate
 
 USUAL = dict(soups={}, evaluations={}, chosen_on=1000)
@@ -78,8 +80,9 @@ def check(experiment, built):
         for part in made["of"]:
             pick(built, part, f"variant in EXPERIMENT.soups[{mixed!r}]")
     for name, asked in experiment.evaluations.items():
-        for variant in asked:
+        for variant, values in asked.items():
             pick(dict.fromkeys(names), variant, f"variant in evaluations[{name!r}]")
+            requests.check(request_of("DIR", name, values))
     for claim in experiment.claims:
         claims.check(claim)
         for variant, network, suite in claims.rows(claim):
@@ -172,11 +175,17 @@ def evaluate_all(study, seed, failed, meter):
     for name, asked in study.experiment.evaluations.items():
         for variant in [one for one in asked if one not in failed]:
             own = folder_of(study.folder, variant, seed)
-            request = Request(workdir=os.fspath(own), name=name, **asked[variant])
+            request = request_of(own, name, asked[variant])
             if not evaluated(own, request):
                 leave_if(study, f"{own.name}, {name}")
                 with meter.of(own.name):
                     evaluate(request)
+
+
+def request_of(folder: Any, name: str, values: Mapping[str, Any]) -> Request:
+    """What an experiment's evaluation of this name asks of a run's folder."""
+    given = {"workdir": os.fspath(folder), "name": name}
+    return flags.of_values(Request, given | {**values})
 
 
 def leave_if(study, what):

@@ -58,7 +58,7 @@ def get_config(name=""):
 
 ROBUST, AA = "pgd40_linf", f"autoattack:autoattack_linf_{EPS:g}"
 SOUPS = tuple(f"clean={w:g},linf={1 - w:g}" for w in WEIGHTS["cotrain"])
-CASCADE = dict(suite="autoattack", eps=(4 / 255,), examples=500)
+CASCADE = dict(suite="autoattack", eps=4 / 255, examples=500)
 
 EXPERIMENT = dict(
     paper='Rebuffi, Croce and Gowal, "Revisiting adapters with adversarial training" '

@@ -43,7 +43,7 @@ def get_config(name=""):
 
 
 ROBUST, AA = "pgd20_linf", "autoattack:autoattack_linf_0.1"
-CASCADE = dict(suite="autoattack-fast+standard", eps=(0.1,), examples=500)
+CASCADE = dict(suite="autoattack-fast+standard", eps=0.1, examples=500)
 SOUPS = tuple(f"clean={w:g},linf={1 - w:g}" for w in WEIGHTS["cotrain"])
 
 EXPERIMENT = dict(

@@ -48,7 +48,7 @@ def against(first, second, *suites):
     return tuple(((first, "", suite), (second, "", suite)) for suite in suites)
 
 
-CASCADE = dict(suite="autoattack-fast+standard", eps=(0.1,), examples=500)
+CASCADE = dict(suite="autoattack-fast+standard", eps=0.1, examples=500)
 
 EXPERIMENT = dict(
     paper='Yuan et al., "FullLoRA" (IEEE TIP 2025)',

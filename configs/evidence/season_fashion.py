@@ -77,8 +77,8 @@ EXPERIMENT = dict(
     soups={"soup": dict(of=VARIANTS, weights=(1.0,))},
     evaluations={
         "lines": {"soup": dict(mixture=tuple(dict.fromkeys(LINE + TOWARDS)))},
-        "shifts": {"soup": CORRUPTED | dict(severity=(3,))},
-        "hard": {"soup": CORRUPTED | dict(severity=(5,))},
+        "shifts": {"soup": CORRUPTED | dict(severity=3)},
+        "hard": {"soup": CORRUPTED | dict(severity=5)},
     },
     chosen_on=1000,
     claims=(

@@ -48,7 +48,7 @@ EXPERIMENT = dict(
     variants=VARIANTS,
     seeds=2,
     soups={"both": dict(of=VARIANTS, weights=(1.0, 0.5, 0.0))},
-    evaluations={"aa": {"linf": dict(suite="autoattack:apgd-ce", eps=(0.12,), steps=2,
+    evaluations={"aa": {"linf": dict(suite="autoattack:apgd-ce", eps=0.12, steps=2,
                                      examples=24)}},
     chosen_on=100,
     claims=(
@@ -197,6 +197,8 @@ def test_experiments_that_cannot_be(finished, tmp_path, capsys):
         ("seeds=2", "seed=2", "EXPERIMENT.seeds is missing or unknown"),
         ('"clean"), ("nominal"', '"clear"), ("nominal"', "unknown suite of claim near"),
         ('rows=((("linf", "", AA)', 'rows=((("nominal", "", AA)', "evaluation 'aa'"),
+        ("steps=2,", "stpes=2,", "unknown flag of Request 'stpes'"),
+        ("examples=24", "examples=0", "--examples must be a positive whole number"),
         ("of=VARIANTS", 'of=("nominal", "l2")', "unknown variant in EXPERIMENT.soups"),
         ('(("linf", "", "pgd2")', '(("linf", "l2=1", "pgd2")', "no network 'l2=1' was"),
     ):
