@@ -22,7 +22,7 @@ from advadapters import attacks as suites
 from advadapters import configs, defaults, losses, networks, soups
 from advadapters.attacks import checks
 from advadapters.builders.views import read_attacks
-from advadapters.data.sources import ArraySplit
+from advadapters.data.splits import ArraySplit
 from advadapters.errors import UsageError
 from advadapters.evaluation import tables
 from advadapters.pixels import to_float

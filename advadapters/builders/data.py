@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from advadapters.data import images, pipeline, randaugment, sources
+from advadapters.data import imaging, pipeline, randaugment, sources, splits
 from advadapters.data.augment import make_augment
 from advadapters.data.randaugment import make_randaugment
 from advadapters.errors import UsageError
@@ -12,7 +12,7 @@ from advadapters.errors import UsageError
 class Data(NamedTuple):
     """Splits and how their images are prepared."""
 
-    source: sources.Source  # whole, before images were held out
+    source: splits.Source  # whole, before images were held out
     train: Any
     validation: Any
     test: Any
@@ -42,22 +42,22 @@ def read_data(c, classes, mesh, source=None):
     )
     chosen = c.take("classes", tuple, of=int)
     if source is None:
-        source = sources.only(sources.load(spec, channels=channels, **options), chosen)
-        sources.check(source, classes, channels)
+        source = splits.only(sources.load(spec, channels=channels, **options), chosen)
+        splits.check(source, classes, channels)
     fraction = c.take("validation", float, low=0.0, high=0.5)
-    train, validation = sources.hold_out(source.train, fraction)
+    train, validation = splits.hold_out(source.train, fraction)
     tests = {"test": source.test, "validation": validation}
     judged = tests[c.choice("judged_on", tests)]
     return Data(
         source=source,
-        train=sources.few(train, c.take("train_images", int, low=0)),
+        train=splits.few(train, c.take("train_images", int, low=0)),
         validation=validation,
-        test=sources.few(judged, c.take("test_images", int, low=0)),
+        test=splits.few(judged, c.take("test_images", int, low=0)),
         image_size=c.take("image_size", int, low=1),
         channels=channels,
         crop=c.choice("crop", pipeline.TRAIN_CROPS),
         crop_ratio=c.take("crop_ratio", float, above=0, high=1),
-        interpolation=c.choice("interpolation", images.INTERPOLATIONS),
+        interpolation=c.choice("interpolation", imaging.INTERPOLATIONS),
         threads=c.take("threads", int, low=1),
         workers=c.take("workers", int, low=0),
         augment=make_augment(

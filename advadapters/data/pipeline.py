@@ -10,92 +10,135 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from absl import flags
 
-from advadapters.data import images as codecs
+from advadapters.data import imaging
+from advadapters.data.splits import Example, Image, Label, Number, SourceSplit, Split
 from advadapters.errors import UsageError
+from advadapters.shapes import UInt8
 
 TRAIN_CROPS = ("central", "random_resized")
 
+Batch = dict[str, np.ndarray]
+Result = TypeVar("Result")
+
 
 def train_batches(
-    split,
+    split: Split,
     *,
-    size,
-    crop,
-    batch_size,
-    seed,
-    start,
-    stop,
-    interpolation="area",
-    process=(0, 1),
-    threads=2,
-    workers=0,
-):
-    """Iterates over this process's rows of the batches of steps start ... stop - 1.
+    size: int,
+    crop: str,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    interpolation: str = "area",
+    process: tuple[int, int] = (0, 1),
+    threads: int = 2,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Iterates over this process's rows of the batches of some steps.
 
-    A batch is {"images": uint8 [b, H, W, C], "labels": int32 [b], "index": int32 [b]},
-    index being the row in the global batch of G = batch_size rows. threads: that decode
-    and crop; workers: see `prefetched`.
+    Args:
+      split: the training images.
+      size: the side of the images in a batch, in pixels.
+      crop: one of TRAIN_CROPS.
+      batch_size: G, the rows of a batch over all processes.
+      seed: of the order of the images, and of random crops.
+      start: the first step.
+      stop: the step after the last.
+      interpolation: one of `imaging.INTERPOLATIONS`.
+      process: this process's number, and how many there are.
+      threads: that decode and crop, in each process.
+      workers: further processes, see `prefetched`.
+
+    Returns:
+      Batches {"images": uint8 [b, size, size, C], "labels": int32 [b], "index": int32 [b]};
+      index is the row in the global batch.
     """
     import grain
 
     stream = grain.MapDataset.range(len(split)).shuffle(seed=seed).repeat()
-    first, rows = host_rows(batch_size, process)
-
-    cut = make_crop(size, crop, seed, interpolation)
-
-    def example(position):
-        image, label = readable(split, stream[position])
-        return cut(image, position), label
-
-    def batch(step):
-        base = step * batch_size + first
-        examples = at_once(example, range(base, base + rows), threads)
-        index = np.arange(first, first + rows, dtype=np.int32)
-        return stack_examples(examples) | {"index": index}
-
+    first, rows = _host_rows(batch_size, process)
+    cut = Crop(size, crop, seed, interpolation)
+    batch = _TrainBatch(split, stream, cut, batch_size, first, rows, threads)
     return prefetched(range(start, stop), batch, workers)
 
 
-def make_crop(size, crop, seed, interpolation="area"):
-    """(image, position in the stream of training images) -> image [size, size, C]."""
+class Crop(NamedTuple):
+    """The function that cuts training images."""
 
-    def cut(image, position):
-        if crop == "central":
-            return codecs.central_crop(image, size, 1.0, interpolation)
-        rng = np.random.default_rng((seed, position))
-        return codecs.random_resized_crop(image, size, rng, interpolation)
+    size: int
+    crop: str
+    seed: int
+    interpolation: str = "area"
 
-    return cut
+    def __call__(self, image: Image, position: int) -> UInt8[np.ndarray, "size size C"]:
+        """The image in its size; position: in the stream of training images."""
+        if self.crop == "central":
+            return imaging.central_crop(image, self.size, 1.0, self.interpolation)
+        rng = np.random.default_rng((self.seed, position))
+        return imaging.random_resized_crop(image, self.size, rng, self.interpolation)
 
 
-def prefetched(steps, batch, workers):
-    """Iterates over batch(step) of a range of steps; one is always in the making.
+# Classes, not functions inside of functions, as worker processes get a pickle of them.
+class _TrainBatch(NamedTuple):
+    """The function that makes this process's rows of the batch of a step."""
 
-    With workers, so many processes of as many threads make the same batches in turn, for
-    where Python itself is what holds the threads up. They end with the iterator.
+    split: Split
+    stream: Any  # the endless list of numbers of images
+    crop: Crop
+    batch_size: int
+    first: int
+    rows: int
+    threads: int
+
+    def __call__(self, step: Number) -> Batch:
+        base = int(step) * self.batch_size + self.first
+        examples = _at_once(self.example, range(base, base + self.rows), self.threads)
+        index = np.arange(self.first, self.first + self.rows, dtype=np.int32)
+        return stack_examples(examples) | {"index": index}
+
+    def example(self, position: int) -> tuple[Any, Label]:
+        """The example at a position of the stream, its image cut."""
+        image, label = _readable(self.split, self.stream[position])
+        return self.crop(image, position), label
+
+
+def prefetched(
+    steps: range, batch: Callable[[Number], Batch], workers: int
+) -> Iterator[Batch]:
+    """Iterates over batch(step) of a range of steps, and makes one or two ahead.
+
+    Args:
+      steps: a range whose step is 1.
+      batch: the function that makes the batch of a step.
+      workers: further processes that make the batches in turn, for where Python itself is
+        what holds threads up; 0 for none. They end with the iterator.
     """
     import grain
 
-    made = grain.MapDataset.range(steps.start, steps.stop).map(batch)
-    made = made.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
+    batches = grain.MapDataset.range(steps.start, steps.stop).map(batch)
+    reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+    batches = batches.to_iter_dataset(reading)
     if not workers:
-        return iter(made)
+        return iter(batches)
     if not flags.FLAGS.is_parsed():  # Grain asks for its own, and we parse no global ones
         flags.FLAGS.mark_as_parsed()
     processes = grain.MultiprocessingOptions(num_workers=workers)
-    return iter(made.mp_prefetch(processes, worker_init_fn=settle_worker))
+    return iter(batches.mp_prefetch(processes, worker_init_fn=_settle_worker))
 
 
-def settle_worker(number, count):
-    """A worker leaves Ctrl-C to its parent, and ends when the parent has been killed."""
+def _settle_worker(number: int, count: int) -> None:
+    """Has a worker leave Ctrl-C to its parent, and end when the parent has been killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def follow():
+    def follow() -> None:
         if parent := multiprocessing.parent_process():
             parent.join()
         os._exit(1)
@@ -103,21 +146,23 @@ def settle_worker(number, count):
     threading.Thread(target=follow, daemon=True).start()
 
 
-def at_once(function, positions, threads):
-    """[function(position), ...], in order, by so many threads of the process."""
+def _at_once(
+    function: Callable[[int], Result], positions: range, threads: int
+) -> list[Result]:
+    """[function(position), ...] in order, by a number of threads of the process."""
     parts = np.array_split(positions, threads)
-    work = pool(threads).map(lambda part: [function(int(i)) for i in part], parts)
+    work = _pool(threads).map(lambda part: [function(int(i)) for i in part], parts)
     return [result for part in work for result in part]
 
 
 @functools.cache
-def pool(threads):
+def _pool(threads: int) -> futures.ThreadPoolExecutor:
     """The process's threads."""
     return futures.ThreadPoolExecutor(threads)
 
 
-def host_rows(batch_size, process):
-    """(first row, number of rows) of a host's part of the global batch."""
+def _host_rows(batch_size: int, process: tuple[int, int]) -> tuple[int, int]:
+    """The first row and the number of rows of a process's part of the global batch."""
     index, count = process
     if batch_size % count:
         raise UsageError(f"batch_size {batch_size} is not divisible by {count} hosts")
@@ -125,7 +170,7 @@ def host_rows(batch_size, process):
     return index * rows, rows
 
 
-def readable(split, i):
+def _readable(split: Split, i: Number) -> Example:
     """Example i, or the next one that is not corrupt."""
     for offset in range(len(split)):
         example = split[(i + offset) % len(split)]
@@ -134,67 +179,104 @@ def readable(split, i):
     raise UsageError("every image of the split is corrupt")
 
 
-def unreadable(split, threads, progress):
-    """[number of each image that cannot be decoded]; every one is tried.
+def unreadable(
+    split: SourceSplit, threads: int, progress: Callable[[int, int], object]
+) -> list[int]:
+    """The numbers of the images that cannot be decoded; all images are tried.
 
-    progress: called with (tried, all) now and then. Raises UsageError for a label below 0.
+    Args:
+      split: the images.
+      threads: that decode.
+      progress: is called now and then with how many were tried and how many there are.
+
+    Raises:
+      UsageError: a label is below 0.
     """
-    found, part = [], 64 * threads
+    corrupt, part = [], 64 * threads
     for start in range(0, len(split), part):
         chosen = range(start, min(start + part, len(split)))
-        decoded = at_once(lambda i: split.find(i)[0] is not None, chosen, threads)
-        found += [i for i, good in zip(chosen, decoded, strict=True) if not good]
+        decoded = _at_once(lambda i: split.find(i)[0] is not None, chosen, threads)
+        corrupt += [i for i, good in zip(chosen, decoded, strict=True) if not good]
         progress(chosen.stop, len(split))
-    return found
+    return corrupt
 
 
-def stack_examples(examples):
-    """[(image, label), ...] -> {"images": [b, H, W, C], "labels": [b]}."""
+def stack_examples(examples: Sequence[tuple[Image, Any]]) -> Batch:
+    """[(image, label), ...] -> {"images": [b, H, W, C], "labels": [b] or [b, R]}."""
     images, labels = zip(*examples, strict=True)
     return {"images": np.stack(images), "labels": np.array(labels, np.int32)}
 
 
 def eval_batches(
-    split,
+    split: Split,
     *,
-    size,
-    crop_ratio,
-    batch_size,
-    seed=0,
-    interpolation="area",
-    process=(0, 1),
-    threads=2,
-    workers=0,
-):
-    """Iterates once over a split in order: every batch full, padding masked.
+    size: int,
+    crop_ratio: float,
+    batch_size: int,
+    seed: int = 0,
+    interpolation: str = "area",
+    process: tuple[int, int] = (0, 1),
+    threads: int = 2,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Iterates once over a split in order, in full batches, the last one padded.
 
-    Adds to the batch of `train_batches` "mask" bool [b] (False for padding and for corrupt
-    images that may be skipped), and the seed, in every row, of what is drawn for the images
-    ("seed" uint32 [b]); index is the number of the example.
+    Args:
+      split: the images.
+      size: the side of the images in a batch, in pixels.
+      crop_ratio: `size` as a share of the shorter side that images are resized to.
+      batch_size: the rows of a batch over all processes.
+      seed: of what is drawn for the images later on.
+      interpolation: one of `imaging.INTERPOLATIONS`.
+      process: this process's number, and how many there are.
+      threads: that decode and crop, in each process.
+      workers: further processes, see `prefetched`.
+
+    Returns:
+      Batches as of `train_batches` with two more entries: "mask" bool [b], which is False
+      for padding and for corrupt images that may be skipped, and "seed" uint32 [b], the
+      seed in every row. Here index is the number of the example.
     """
-    first, rows = host_rows(batch_size, process)
-
-    @functools.cache
-    def blank():
-        image, label = readable(split, 0)
-        return np.zeros((size, size, image.shape[2]), np.uint8), np.zeros_like(label)
-
-    def example(i):
-        found = split[i] if i < len(split) else None
-        if found is None:
-            return None
-        return codecs.central_crop(found[0], size, crop_ratio, interpolation), found[1]
-
-    def batch(step):
-        base = step * batch_size + first
-        found = at_once(example, range(base, base + rows), threads)
-        good = next((e for e in found if e), None) or blank()
-        filler = tuple(map(np.zeros_like, good))
-        stacked = stack_examples([e or filler for e in found])
-        mask = np.array([e is not None for e in found])
-        index = np.arange(base, base + rows, dtype=np.int32)
-        seeds = np.full(rows, seed, np.uint32)
-        return stacked | {"mask": mask, "index": index, "seed": seeds}
-
+    first, rows = _host_rows(batch_size, process)
+    crop = functools.partial(
+        imaging.central_crop, size=size, ratio=crop_ratio, interpolation=interpolation
+    )
+    batch = _EvalBatch(split, crop, size, batch_size, first, rows, threads, seed)
     count = -(-len(split) // batch_size)
     return prefetched(range(count), batch, workers)
+
+
+class _EvalBatch(NamedTuple):
+    """The function that makes this process's rows of a batch of one pass over a split."""
+
+    split: Split
+    crop: Callable[[Image], Image]
+    size: int
+    batch_size: int
+    first: int
+    rows: int
+    threads: int
+    seed: int
+
+    def __call__(self, step: Number) -> Batch:
+        base = int(step) * self.batch_size + self.first
+        examples = _at_once(self.example, range(base, base + self.rows), self.threads)
+        whole = next((example for example in examples if example), None) or self.blank()
+        padding = np.zeros_like(whole[0]), np.zeros_like(whole[1])
+        stacked = stack_examples([example or padding for example in examples])
+        mask = np.array([example is not None for example in examples])
+        index = np.arange(base, base + self.rows, dtype=np.int32)
+        seeds = np.full(self.rows, self.seed, np.uint32)
+        return stacked | {"mask": mask, "index": index, "seed": seeds}
+
+    def example(self, i: int) -> tuple[Image, Label] | None:
+        """Example i, its image cut; None if it is corrupt or i is beyond the last one."""
+        example = self.split[i] if i < len(self.split) else None
+        return example and (self.crop(example[0]), example[1])
+
+    def blank(self) -> tuple[Image, np.ndarray]:
+        """An example of zeros, in the shapes of the split."""
+        image, label = _readable(self.split, 0)
+        return np.zeros((self.size, self.size, image.shape[2]), np.uint8), np.zeros_like(
+            label
+        )

@@ -1,31 +1,33 @@
 """Shift suites by name: the ImageNet variants and other test sets of TFDS.
 
-Each is a split of (uint8 image, label) like those of `sources`, read from ArrayRecord files
-without TensorFlow, with the classes that a prediction is made of (`Shift.groups`). What is
-done where the papers do not say it is ours, and said in `SHIFTS`.
+Each is a split of images and labels like those of `sources`, read from ArrayRecord files
+without TensorFlow, together with the classes that predictions count as (`Shift.groups`).
+Where the papers do not say what is done, the readers below say what we do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from advadapters.data import encoded, identity, prepared, sources
-from advadapters.data import images as codecs
+from advadapters.data import encoded, identity, imaging, prepared, sources, splits
+from advadapters.data.splits import Example, Label, Number
 from advadapters.errors import UsageError
 
 IMAGENET = 1000
 MOST_LABELS = 32
 NO_LABEL = -2  # never predicted
 
+Features = Mapping[str, Any]  # of an example of TFDS
+
 
 class Shift(NamedTuple):
-    """A test set and how predictions are read.
+    """A test set and how predictions on it are read.
 
     classes: how many the network must have. groups: int [L], the class that each of these
-    counts as, -1 for those that are left out; None where all are as they are. readings:
+    counts as, -1 for those that are left out; None where each counts as itself. readings:
     the names of a label's numbers, where they are several answers and not one. names: of
-    the classes, () where there are none. notes: lines to be told.
+    the classes, () where they have none. notes: lines for the user.
     """
 
     split: Any
@@ -37,20 +39,20 @@ class Shift(NamedTuple):
 
 
 class Examples:
-    """Examples of a TFDS split, images decoded by OpenCV; None for those without a label.
-
-    read: (features of an example) -> its label, or None.
-    """
+    """A TFDS split whose images are decoded by OpenCV; None for those without a label."""
 
     labels = None  # only reading tells
 
-    def __init__(self, source, read, channels=3):
+    def __init__(
+        self, source: Any, read: Callable[[Features], Label | None], channels: int = 3
+    ) -> None:
+        """Takes the undecoded examples, and what reads the label of one, None for none."""
         self.source, self.read, self.channels = source, read, channels
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: Number) -> Example | None:
         example = self.source[i]
         label = self.read(example)
         if label is None:
@@ -59,17 +61,17 @@ class Examples:
         encoded.need_label(
             np.min(label, initial=0, where=known), f"image {i} of the test set"
         )
-        image = codecs.decode(example["image"], self.channels)
+        image = imaging.decode(example["image"], self.channels)
         if image is None:
             raise UsageError(f"image {i} of the test set cannot be decoded")
         return image, label
 
-    def features(self):
-        """Every example undecoded."""
+    def features(self) -> Iterator[Features]:
+        """The features of every example, undecoded."""
         return (self.source[i] for i in range(len(self)))
 
 
-def plain(source, features):
+def _plain(source: Any, features: Any) -> Shift:
     """Labels as they are."""
     channels = features["image"].shape[-1] or 3
     split = Examples(source, lambda example: int(example["label"]), channels)
@@ -78,40 +80,40 @@ def plain(source, features):
     )
 
 
-def masked(source, features):
+def _masked(source: Any, features: Any) -> Shift:
     """Only the classes that occur: 200 of ImageNet's for ImageNet-A and -R."""
-    whole = plain(source, features)
-    known = sorted({int(example["label"]) for example in whole.split.features()})
-    groups = np.full(whole.classes, -1)
-    groups[known] = known
-    return whole._replace(groups=groups)
+    shift = _plain(source, features)
+    classes = sorted({int(example["label"]) for example in shift.split.features()})
+    groups = np.full(shift.classes, -1)
+    groups[classes] = classes
+    return shift._replace(groups=groups)
 
 
-def reassessed(source, features):
-    """Right is any of an image's reassessed labels; images without one are left out."""
+def _reassessed(source: Any, features: Any) -> Shift:
+    """Any of an image's reassessed labels is right; images without one are left out."""
 
-    def read(example):
-        found = np.unique(np.asarray(example["real_label"], np.int32))
-        if len(found) > MOST_LABELS:
-            raise UsageError(f"an image has {len(found)} labels, more than {MOST_LABELS}")
+    def read(example: Features) -> Label | None:
+        labels = np.unique(np.asarray(example["real_label"], np.int32))
+        if len(labels) > MOST_LABELS:
+            raise UsageError(f"an image has {len(labels)} labels, more than {MOST_LABELS}")
         padded = np.full(MOST_LABELS, NO_LABEL, np.int32)
-        padded[: len(found)] = found
-        return padded if len(found) else None
+        padded[: len(labels)] = labels
+        return padded if len(labels) else None
 
     label = features["original_label"]
     return Shift(Examples(source, read), label.num_classes, names=prepared.names_of(label))
 
 
-def conflicting(source, features):
-    """Sixteen classes, of shape and of texture.
+def _conflicting(source: Any, features: Any) -> Shift:
+    """Images whose shape is of one of sixteen classes and whose texture is of another.
 
     All images count, also the 80 of 1,280 whose cues agree: the published accuracies are
     multiples of 1/1280. The bias to shape leaves those out, see
-    `evaluation.shifts.shape_bias_rows`. The classes' members among ImageNet's thousand
-    are the data set's own.
+    `evaluation.shifts.shape_bias_rows`. The data set itself says which of ImageNet's
+    thousand classes belong to each of the sixteen.
     """
 
-    def read(example):
+    def read(example: Features) -> Label | None:
         cues = (example["shape_label"], example["texture_label"])
         return np.array(cues, np.int32)
 
@@ -127,34 +129,42 @@ class Entry(NamedTuple):
 
     name: str
     split: str
-    read: Callable = plain
+    read: Callable[[Any, Any], Shift] = _plain
 
 
 SHIFTS = {
     "imagenet": Entry("imagenet2012", "validation"),
-    "imagenet_real": Entry("imagenet2012_real", "validation", reassessed),
+    "imagenet_real": Entry("imagenet2012_real", "validation", _reassessed),
     "imagenet_v2": Entry("imagenet_v2/matched-frequency", "test"),
-    "imagenet_a": Entry("imagenet_a", "test", masked),
-    "imagenet_r": Entry("imagenet_r", "test", masked),
+    "imagenet_a": Entry("imagenet_a", "test", _masked),
+    "imagenet_r": Entry("imagenet_r", "test", _masked),
     "imagenet_sketch": Entry("imagenet_sketch", "test"),
-    "conflict_stimuli": Entry("geirhos_conflict_stimuli", "test", conflicting),
+    "conflict_stimuli": Entry("geirhos_conflict_stimuli", "test", _conflicting),
 }
 
 
-def load(name, data_dir="", channels=3, skip_corrupt=False):
-    """The Shift of a name in SHIFTS, a source like folder:DIR, or of any TFDS name.
+def load(
+    name: str, data_dir: str = "", channels: int = 3, skip_corrupt: bool = False
+) -> Shift:
+    """Opens a test set.
 
-    Each with its test split, see `sources.load_test`. channels, skip_corrupt: of sources.
-    Raises UsageError where it is not there, with the command that prepares it.
+    Args:
+      name: a key of SHIFTS, a source like folder:DIR, or any name of TFDS.
+      data_dir: the folder of TFDS; "" is its own default.
+      channels: that the images of a source are decoded to.
+      skip_corrupt: whether images of a source that cannot be decoded are left out.
+
+    Raises:
+      UsageError: it is not there; the message has the command that prepares it.
     """
     kind, colon, path = name.partition(":")
     if kind in sources.SOURCES and kind != "tfds" and (colon or kind in sources.INSIDE):
-        return of_source(name, channels, skip_corrupt)
+        return _of_source(name, channels, skip_corrupt)
     entry = SHIFTS.get(name, Entry(path if kind == "tfds" else name, ""))
     try:
         builder = prepared.open_set(entry.name, data_dir)
-        splits = prepared.test_splits(builder, entry.split)
-        _, source = prepared.read(builder, entry.name, splits)
+        names = prepared.test_splits(builder, entry.split)
+        _, source = prepared.read(builder, entry.name, names)
         return entry.read(source, builder.info.features)
     except UsageError:
         raise
@@ -168,27 +178,39 @@ def load(name, data_dir="", channels=3, skip_corrupt=False):
         ) from None
 
 
-def of_source(spec, channels, skip_corrupt):
+def _of_source(spec: str, channels: int, skip_corrupt: bool) -> Shift:
     """The Shift of a source's test set."""
     try:
-        found = sources.load_test(spec, channels=channels, skip_corrupt=skip_corrupt)
+        test = sources.load_test(spec, channels=channels, skip_corrupt=skip_corrupt)
     except UsageError as error:
         raise UsageError(f"--data={spec}: {error}") from None
-    return Shift(found.split, len(found.names), names=found.names, notes=found.notes)
+    return Shift(test.split, len(test.names), names=test.names, notes=test.notes)
 
 
-def fit(shift, title, names, classes, channels):
-    """The Shift with its labels numbered as a network's classes, by their names.
+def fit(
+    shift: Shift, title: str, names: tuple[str, ...], classes: int, channels: int
+) -> tuple[Shift, str]:
+    """Numbers the labels of a Shift as a network numbers its classes, by their names.
 
-    title: what to call it. names: of the network's `classes`, () where they are not known;
-    classes are then taken to be in the same order. Returns (the Shift, a line to be told
-    or ""). Raises UsageError for names, labels or channels that the network does not have.
+    Args:
+      shift: the test set.
+      title: what the user calls it.
+      names: of the network's classes; () where they are not known, and the test set's
+        classes are taken to be in the same order.
+      classes: how many the network has.
+      channels: of the images that it takes.
+
+    Returns:
+      The Shift, and a line for the user or "".
+
+    Raises:
+      UsageError: names, labels or channels are not those of the network.
     """
     line, split = "", shift.split
     if shift.names and names and not (shift.groups is not None or shift.readings):
         numbers = identity.numbers(names, shift.names, ("the run", title))
         if not np.array_equal(numbers, np.arange(len(numbers))):
-            split = sources.Renumbered(split, numbers)
+            split = splits.Renumbered(split, numbers)
             line = f"{title}: classes are numbered by their names, as those of the run"
     elif shift.names and names:
         identity.need_same_names(names, shift.names, ("the run", title))
@@ -205,5 +227,5 @@ def fit(shift, title, names, classes, channels):
             f"{title} has images of {split.channels} channels, the network takes {channels}"
         )
     if split.labels is not None:
-        sources.check_split(title, split, classes, channels)
+        splits.check_split(title, split, classes, channels)
     return shift._replace(split=split), line

@@ -152,7 +152,7 @@ def own_part(run, split):
     import jax
 
     from advadapters import builders
-    from advadapters.data.sources import Subset
+    from advadapters.data.splits import Subset
 
     count = jax.process_count()
     if len(split) < count:

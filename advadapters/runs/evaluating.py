@@ -10,8 +10,8 @@ import numpy as np
 from advadapters import builders
 from advadapters.attacks import checks
 from advadapters.data import shifts as other_data
-from advadapters.data import sources
-from advadapters.data.sources import Subset
+from advadapters.data import splits
+from advadapters.data.splits import Subset
 from advadapters.errors import UsageError
 from advadapters.evaluation import accuracy, shifts, statistics, tables
 from advadapters.networks import ENSEMBLE
@@ -132,7 +132,7 @@ def shifted(opened, variables, cases, names, *, data_dir, combine, examples):
                 )
             return opened.made[key]
 
-        split = sources.few(shift.split, examples)
+        split = splits.few(shift.split, examples)
         questions = {name: Question(cases, predictor)}
         (table,) = ask(opened, variables, split, questions).values()
         for number, reading in enumerate(shift.readings):
@@ -254,7 +254,7 @@ def settle_statistics(opened, variables, cases, images=None):
         raise UsageError("--statistics and --ensemble go each alone")
     batches = max(1, images // run.evaluation.batch_size)
     count = batches * run.evaluation.batch_size
-    split, mesh = sources.few(run.data.train, count), opened.mesh
+    split, mesh = splits.few(run.data.train, count), opened.mesh
     make = functools.cache(lambda name: statistics.make_estimate(run.networks[name], mesh))
     asked = [(make(case.network), case.knob) for case in cases]
     found = statistics.means(asked, variables, builders.eval_batches(run, split), mesh)
@@ -290,7 +290,7 @@ def test_images(run, examples=None, names=""):
     """The test images of a run: only so many of them, or those that a file names."""
     if names:
         return named(run.data.test, names)
-    return sources.few(run.data.test, examples)
+    return splits.few(run.data.test, examples)
 
 
 def named(split, path):

@@ -188,7 +188,7 @@ def print_head(opened, abstract, start):
         print(f"batch statistics: {kind}")
     print("\n".join(run.method.describe()))
     if not start:
-        print("\n".join(identity.told(workdir.read_data(opened.folder))))
+        print("\n".join(identity.lines_about(workdir.read_data(opened.folder))))
     print(
         f"{'resuming at' if start else 'starting at'} step {start} of {run.steps}, "
         f"batch {run.batch_size}, {len(run.data.train)} training images",

@@ -11,7 +11,7 @@ import pytest
 from advadapters import builders, configs, meshes, networks
 from advadapters.attacks.pgd import pgd
 from advadapters.commands import transfer
-from advadapters.data import sources
+from advadapters.data import sources, splits
 from advadapters.evaluation import accuracy
 from advadapters.runs import asking, evaluating, opening
 
@@ -60,7 +60,7 @@ def opened():
 
 def few(opened, count=20):
     """Some test images, counted."""
-    return Counted(sources.Subset(opened.run.data.test, np.arange(count)))
+    return Counted(splits.Subset(opened.run.data.test, np.arange(count)))
 
 
 def cases_of(opened):

@@ -8,7 +8,7 @@ import pytest
 
 from advadapters.__main__ import main
 from advadapters.commands import doctor
-from advadapters.data import images, pipeline, sources, timing
+from advadapters.data import imaging, pipeline, splits, timing
 from advadapters.data.encoded import Encoded
 
 DIGITS = "--config=" + str(pathlib.Path(__file__).parents[2] / "configs" / "digits.py")
@@ -30,11 +30,11 @@ def test_stages_take_what_they_take(monkeypatch):
         __len__ = lambda self: 10  # noqa: E731
 
     whole = np.zeros((4, 4, 3), np.uint8)
-    monkeypatch.setattr(timing, "tick", lambda: tuple(now))
-    monkeypatch.setattr(images, "decode", takes(30, 30, whole))
-    monkeypatch.setattr(images, "random_resized_crop", takes(5, 5, whole))
+    monkeypatch.setattr(timing, "clocks", lambda: tuple(now))
+    monkeypatch.setattr(imaging, "decode", takes(30, 30, whole))
+    monkeypatch.setattr(imaging, "random_resized_crop", takes(5, 5, whole))
     monkeypatch.setattr(pipeline, "stack_examples", takes(100, 100, None))
-    split = sources.Subset(Encoded(Reader(), 3, False), np.arange(10)[::-1])
+    split = splits.Subset(Encoded(Reader(), 3, False), np.arange(10)[::-1])
     found = timing.stages(split, np.zeros(100, int), 4, "random_resized")
     # 100 images are two batches of at most 64.
     assert found == {"read": 2, "waiting": 7, "decode": 30, "crop": 5, "batch": 2}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_sources import write_folder
 
-from advadapters.data import identity, sources
+from advadapters.data import identity, sources, splits
 from advadapters.errors import UsageError
 
 
@@ -36,26 +36,26 @@ def test_other_images_labels_or_order_have_another_fingerprint():
     other = images.copy()
     other[3, 0, 0, 0] += 1
     turned = [0, 2, 1, 3, 4, 5]
-    splits = [
-        sources.ArraySplit(images, labels),
-        sources.ArraySplit(other, labels),
-        sources.ArraySplit(images, labels[::-1]),
-        sources.ArraySplit(images[turned], labels),
-        sources.ArraySplit(images[:5], labels[:5]),
+    parts = [
+        splits.ArraySplit(images, labels),
+        splits.ArraySplit(other, labels),
+        splits.ArraySplit(images, labels[::-1]),
+        splits.ArraySplit(images[turned], labels),
+        splits.ArraySplit(images[:5], labels[:5]),
     ]
-    assert len({identity.fingerprint(split) for split in splits}) == len(splits)
-    again = sources.Subset(splits[3], np.array(turned))
-    assert identity.fingerprint(again) == identity.fingerprint(splits[0])
+    assert len({identity.fingerprint(split) for split in parts}) == len(parts)
+    again = splits.Subset(parts[3], np.array(turned))
+    assert identity.fingerprint(again) == identity.fingerprint(parts[0])
 
 
 def test_classes_are_told_with_their_imbalance():
-    assert identity.told_counts(["cat", "dog"], [30, 20]) == "cat 30, dog 20"
+    assert identity.counts_in_words(["cat", "dog"], [30, 20]) == "cat 30, dog 20"
     many = [f"n{number}" for number in range(1000)]
     counts = [10] + [20] * 998 + [35]
-    said = identity.told_counts(many, counts)
+    said = identity.counts_in_words(many, counts)
     assert said.startswith("1,000 classes, the fewest 10 (n0), the most 35 (n999)")
     assert "3.5 times as many as the smallest" in said
-    assert "NONE of 1 classes: b" in identity.told_counts(["a", "b"], [5, 0])
+    assert "NONE of 1 classes: b" in identity.counts_in_words(["a", "b"], [5, 0])
 
 
 def test_names_that_are_no_utf8_are_kept_and_printed(tmp_path):
@@ -65,7 +65,7 @@ def test_names_that_are_no_utf8_are_kept_and_printed(tmp_path):
         os.rename(folder + b"/cat", folder + b"/caf\xe9")
     found = json.loads(json.dumps(record(f"folder:{tmp_path}")))
     assert os.fsencode(found["classes"][0]) == b"caf\xe9"
-    assert r"caf\udce9 3, dog 3" in "\n".join(identity.told(found)).encode().decode()
+    assert r"caf\udce9 3, dog 3" in "\n".join(identity.lines_about(found)).encode().decode()
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from advadapters.data import images as codecs
-from advadapters.data import pipeline
+from advadapters.data import imaging, pipeline
 from advadapters.data.encoded import Encoded, Files
-from advadapters.data.sources import ArraySplit
+from advadapters.data.splits import ArraySplit
 from advadapters.errors import UsageError
 
 
@@ -90,32 +89,32 @@ def test_hosts_must_divide_the_batch():
 
 def test_crops(rng):
     image = rng.integers(0, 256, (6, 10, 3)).astype(np.uint8)
-    middle = codecs.central_crop(image, 6, 1.0)
+    middle = imaging.central_crop(image, 6, 1.0)
     np.testing.assert_array_equal(middle, image[:, 2:8])
-    assert codecs.central_crop(image, 8, 0.875).shape == (8, 8, 3)
+    assert imaging.central_crop(image, 8, 0.875).shape == (8, 8, 3)
     areas = set()
     for _ in range(20):
-        crop = codecs.random_resized_crop(image, 5, rng)
+        crop = imaging.random_resized_crop(image, 5, rng)
         assert crop.shape == (5, 5, 3) and crop.dtype == np.uint8
         areas.add(crop.tobytes())
     assert len(areas) > 15
-    assert codecs.random_resized_crop(image[..., :1], 5, rng).shape == (5, 5, 1)
+    assert imaging.random_resized_crop(image[..., :1], 5, rng).shape == (5, 5, 1)
 
 
 def test_evaluation_prepares_images_as_the_readme_says(rng):
     """500x375, size 224, ratio 0.875: 341x256 by area, then the middle; by hand."""
     image = rng.integers(0, 256, (375, 500, 3)).astype(np.uint8)
     small = cv2.resize(image, (341, 256), interpolation=cv2.INTER_AREA)
-    found = codecs.central_crop(image, 224, 0.875)
+    found = imaging.central_crop(image, 224, 0.875)
     np.testing.assert_array_equal(found, small[16:240, 58:282])
     image = rng.integers(0, 256, (90, 60, 1)).astype(np.uint8)
     large = cv2.resize(image, (256, 384), interpolation=cv2.INTER_CUBIC)[..., None]
-    found = codecs.central_crop(image, 224, 0.875)
+    found = imaging.central_crop(image, 224, 0.875)
     np.testing.assert_array_equal(found, large[80:304, 16:240])
     # By area, half the size is the mean of four pixels.
     image = rng.integers(0, 256, (8, 12, 3)).astype(np.uint8)
     mean = image.reshape(4, 2, 6, 2, 3).mean((1, 3))
-    assert np.abs(codecs.central_crop(image, 4, 1.0) - mean[:, 1:5]).max() <= 0.5
+    assert np.abs(imaging.central_crop(image, 4, 1.0) - mean[:, 1:5]).max() <= 0.5
 
 
 def cubic(x):
@@ -143,18 +142,18 @@ def test_interpolation_is_that_of_torchvision_where_it_shrinks_too(name, side, r
     image = rng.integers(60, 190, (20, 25, 3)).astype(np.uint8)
     rows, columns = (matrix(n, m, KERNELS[name]) for n, m in ((20, side), (25, side + 1)))
     exact = np.einsum("hH,HWC,wW->hwC", rows, image, columns)
-    found = codecs.resize(image, side, side + 1, name)
+    found = imaging.resize(image, side, side + 1, name)
     assert found.dtype == np.uint8
     assert np.abs(found - exact).max() < 1.3
-    gray = codecs.resize(image[..., :1], side, side + 1, name)
+    gray = imaging.resize(image[..., :1], side, side + 1, name)
     assert np.abs(gray - exact[..., :1]).max() < 1.3
-    assert np.abs(codecs.resize(image, side, side + 1) - exact).max() > 3
+    assert np.abs(imaging.resize(image, side, side + 1) - exact).max() > 3
 
 
 def test_batches_are_interpolated_as_they_are_asked(rng):
     image = rng.integers(0, 256, (20, 20, 3)).astype(np.uint8)
     split = ArraySplit(image[None], np.array([0], np.int32))
-    whole = codecs.resize(image, 8, 8, "bicubic")
+    whole = imaging.resize(image, 8, 8, "bicubic")
     settings = dict(size=8, batch_size=1, interpolation="bicubic")
     (found,) = pipeline.eval_batches(split, crop_ratio=1.0, **settings)
     np.testing.assert_array_equal(found["images"][0], whole)
@@ -165,12 +164,17 @@ def test_batches_are_interpolated_as_they_are_asked(rng):
 
 
 def test_random_resized_crop_has_the_area_and_ratio_it_says(monkeypatch, rng):
-    seen = []
-    monkeypatch.setattr(codecs, "resize", lambda im, h, w, how: seen.append(im.shape) or im)
+    shapes = []
+
+    def resize(image, height, width, interpolation):
+        shapes.append(image.shape)
+        return np.zeros((height, width, 3), np.uint8)
+
+    monkeypatch.setattr(imaging, "resize", resize)
     for _ in range(500):
-        codecs.random_resized_crop(np.zeros((200, 200, 3), np.uint8), 32, rng)
-    areas = np.array([h * w for h, w, _ in seen]) / 200**2
-    ratios = np.array([w / h for h, w, _ in seen])
+        imaging.random_resized_crop(np.zeros((200, 200, 3), np.uint8), 32, rng)
+    areas = np.array([h * w for h, w, _ in shapes]) / 200**2
+    ratios = np.array([w / h for h, w, _ in shapes])
     assert 0.07 < areas.min() < 0.15 and 0.85 < areas.max() <= 1
     assert 0.72 < ratios.min() < 0.8 and 1.25 < ratios.max() < 1.38
 

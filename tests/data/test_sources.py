@@ -13,8 +13,7 @@ from sklearn.datasets import load_digits
 from test_shifts import values
 from tfds_files import prepare, prepare_splits
 
-from advadapters.data import encoded, shifts, sources
-from advadapters.data import images as codecs
+from advadapters.data import encoded, imaging, shifts, sources, splits
 from advadapters.errors import UsageError
 
 
@@ -68,7 +67,7 @@ FASHION = {
 
 def test_fashion_is_what_its_authors_distribute():
     source = sources.load("fashion", channels=1)
-    sources.check(source, classes=10, channels=1)
+    splits.check(source, classes=10, channels=1)
     for split, hashes in FASHION.items():
         images, labels = getattr(source, split)
         assert labels.dtype == np.uint8 and images.dtype == np.uint8
@@ -85,7 +84,7 @@ def test_folder(tmp_path):
     assert [source.train[i][1] for i in range(6)] == [0, 0, 0, 1, 1, 1]
     assert [int(source.train[i][0][0, 0, 0]) for i in range(6)] == [0, 1, 2, 10, 11, 12]
     assert source.train[0][0].shape == (8, 8, 3)
-    sources.check(source, classes=2, channels=3)
+    splits.check(source, classes=2, channels=3)
 
 
 def test_folder_channel_order_is_rgb(tmp_path):
@@ -123,16 +122,16 @@ def test_images_are_decoded_as_they_are_stored():
     file = io.BytesIO()
     Image.fromarray(ramp).save(file, "JPEG", quality=100, exif=exif)
     for channels in (1, 3):
-        found = codecs.decode(file.getvalue(), channels)
+        found = imaging.decode(file.getvalue(), channels)
         assert found.shape == (8, 24, channels)
         assert np.abs(found.astype(int) - ramp[..., None]).max() <= 2
     file = io.BytesIO()
     Image.new("CMYK", (9, 7)).save(file, "JPEG")
-    assert codecs.decode(file.getvalue(), 3).shape == (7, 9, 3)
+    assert imaging.decode(file.getvalue(), 3).shape == (7, 9, 3)
     png = cv2.imencode(".png", ramp)[1].tobytes()
     head = png[12:16] + (40000).to_bytes(4, "big") * 2 + png[24:29]  # its size, as it says
     huge = png[:12] + head + zlib.crc32(head).to_bytes(4, "big") + png[33:]
-    assert codecs.decode(huge, 3) is None and codecs.decode(b"", 3) is None
+    assert imaging.decode(huge, 3) is None and imaging.decode(b"", 3) is None
 
 
 def test_npz_and_idx(tmp_path):
@@ -157,7 +156,7 @@ def test_npz_and_idx(tmp_path):
             image, label = split[1]
             np.testing.assert_array_equal(image[..., 0], images[1])
             assert label == 1
-        sources.check(source, classes=10, channels=1)
+        splits.check(source, classes=10, channels=1)
 
 
 def test_tfds_from_array_records_without_tensorflow(tmp_path):
@@ -235,12 +234,12 @@ def test_wrong_folders(tmp_path):
 def test_labels_and_channels_are_checked(tmp_path):
     source = sources.load(f"folder:{write_folder(tmp_path)}")
     with pytest.raises(UsageError, match="2 classes but config.model.classes=10"):
-        sources.check(source, classes=10, channels=3)
+        splits.check(source, classes=10, channels=3)
     with pytest.raises(UsageError, match="config.data.channels=1"):
-        sources.check(source, classes=2, channels=1)
-    split = sources.ArraySplit(np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 7]))
+        splits.check(source, classes=2, channels=1)
+    split = splits.ArraySplit(np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 7]))
     with pytest.raises(UsageError, match="labels run from 0 to 7"):
-        sources.check(sources.Source(split, split, 0), classes=5, channels=1)
+        splits.check(splits.Source(split, split, 0), classes=5, channels=1)
 
 
 def test_a_pickle_in_an_npz_is_refused(tmp_path):
@@ -250,8 +249,8 @@ def test_a_pickle_in_an_npz_is_refused(tmp_path):
 
 
 def test_hold_out_is_a_partition():
-    split = sources.ArraySplit(np.zeros((10, 1, 1, 1), np.uint8), np.arange(10))
-    rest, held = sources.hold_out(split, 0.3)
+    split = splits.ArraySplit(np.zeros((10, 1, 1, 1), np.uint8), np.arange(10))
+    rest, held = splits.hold_out(split, 0.3)
     assert sorted([rest[i][1] for i in range(7)] + [held[i][1] for i in range(3)]) == [
         *range(10)
     ]
@@ -259,20 +258,20 @@ def test_hold_out_is_a_partition():
 
 def test_imagenet_is_evaluated_where_it_has_labels(tmp_path):
     """The split "test" of imagenet2012 has label -1 for every image."""
-    splits = {
+    parts = {
         "train": [{"label": 1}],
         "validation": [{"label": 7}],
         "test": [{"label": -1}] * 2,
     }
-    prepare_splits("imagenet2012", splits, tmp_path)
+    prepare_splits("imagenet2012", parts, tmp_path)
     source = sources.load("tfds:imagenet2012", data_dir=str(tmp_path))
     assert [source.test[i][1] for i in range(len(source.test))] == [7]
-    sources.check(source, classes=1000, channels=3)
+    splits.check(source, classes=1000, channels=3)
     unlabelled = sources.load(
         "tfds:imagenet2012", data_dir=str(tmp_path), test_split="test"
     )
     with pytest.raises(UsageError, match="number 0 of imagenet2012/test has label -1"):
-        sources.check(unlabelled, classes=1000, channels=3)
+        splits.check(unlabelled, classes=1000, channels=3)
     with pytest.raises(UsageError, match="no labelled split in .* only .*validation"):
         sources.load("tfds:imagenet2012", data_dir=str(tmp_path), test_split="labelled")
     assert values(shifts.load("imagenet2012", str(tmp_path)).split) == {0: 7}
@@ -290,7 +289,7 @@ def test_labels_below_zero_are_refused(tmp_path):
         with pytest.raises(
             UsageError, match="train labels run from -1 to 1, -1 first at i"
         ):
-            sources.check(sources.load(f"npz:{tmp_path}/a.npz"), classes, channels=1)
+            splits.check(sources.load(f"npz:{tmp_path}/a.npz"), classes, channels=1)
     prepare("imagenet_r", "test", [{"label": 5}, {"label": -1}], tmp_path)
     split = shifts.load("imagenet_r", str(tmp_path)).split
     with pytest.raises(UsageError, match="image . of the test set has label -1"):
@@ -333,7 +332,7 @@ def test_every_suffix_is_decoded():
     for suffix in encoded.SUFFIXES:
         if suffix in netpbm:
             values = [9] if suffix == ".pgm" else [255]
-            assert np.unique(codecs.decode(netpbm[suffix], 3)) == values
+            assert np.unique(imaging.decode(netpbm[suffix], 3)) == values
             continue
         if suffix in pillow:
             file = io.BytesIO()
@@ -342,7 +341,7 @@ def test_every_suffix_is_decoded():
         else:
             written = ".jpg" if suffix == ".jfif" else suffix
             data = cv2.imencode(written, image[..., ::-1])[1].tobytes()
-        found = codecs.decode(data, 3)
+        found = imaging.decode(data, 3)
         assert found.dtype == np.uint8 and found.shape == image.shape, suffix
         assert np.abs(found.astype(int) - image).max() <= 6, suffix
 
@@ -393,7 +392,7 @@ def test_names_of_test_folders(name, tmp_path):
 
 def test_some_classes_alone_and_a_few_images():
     whole = sources.load("digits")
-    part = sources.only(whole, (7, 2))
+    part = splits.only(whole, (7, 2))
     assert part.classes == 2 and {*part.train.labels} == {0, 1}
     sevens = np.flatnonzero(whole.train.labels == 7)
     first = int(np.flatnonzero(part.train.labels == 0)[0])
@@ -402,10 +401,10 @@ def test_some_classes_alone_and_a_few_images():
     assert label == part.train.find(first)[1] == 0
     assert part.train.raw(first) == whole.train.raw(int(sevens[0]))
     assert (part.train.labels == 0).sum() == len(sevens)
-    assert sources.only(whole, ()) is whole
+    assert splits.only(whole, ()) is whole
     for classes in ((1, 1), (10,), (-1, 2)):
         with pytest.raises(UsageError, match="must be different numbers from 0 to 9"):
-            sources.only(whole, classes)
-    some = sources.few(whole.test, 20)
+            splits.only(whole, classes)
+    some = splits.few(whole.test, 20)
     assert len(some) == 20 and len({some.raw(i) for i in range(20)}) == 20
-    assert sources.few(whole.test, 0) is sources.few(whole.test, 360) is whole.test
+    assert splits.few(whole.test, 0) is splits.few(whole.test, 360) is whole.test

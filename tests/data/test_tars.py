@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from advadapters.data import sources, tars
+from advadapters.data import sources, splits, tars
 from advadapters.errors import UsageError
 
 
@@ -92,12 +92,12 @@ def test_layouts(layout, tmp_path, monkeypatch):
         assert sorted(values(split)) == [(10 * k + n, k) for k, _, n in IMAGES]
         assert split.labels.dtype == np.int32
     assert source.classes == (0 if layout is shards else 2)
-    sources.check(source, classes=2, channels=3)
+    splits.check(source, classes=2, channels=3)
     assert len(list(tmp_path.glob("*.index.npz"))) == 2 and not list(
         tmp_path.glob("*.part")
     )
     # The second time the index serves, and a reader travels to another process.
-    monkeypatch.setattr(tars, "members", None)
+    monkeypatch.setattr(tars, "_members", None)
     again = pickle.loads(pickle.dumps(sources.load(f"tar:{tmp_path}").train))
     np.testing.assert_array_equal(again[4][0], source.train[4][0])
 

@@ -13,7 +13,7 @@ from advadapters import losses, networks, rng, trees
 from advadapters.attacks import autoattack
 from advadapters.attacks.pgd import pgd
 from advadapters.data import pipeline
-from advadapters.data.sources import ArraySplit
+from advadapters.data.splits import ArraySplit
 from advadapters.evaluation import accuracy, fitting, tables
 from advadapters.intervals import wilson
 from advadapters.soups import scoring

@@ -10,7 +10,7 @@ import tiny
 from advadapters import networks, rng, trees
 from advadapters.attacks.pgd import pgd
 from advadapters.data import pipeline
-from advadapters.data.sources import ArraySplit
+from advadapters.data.splits import ArraySplit
 from advadapters.evaluation import fitting, transfer
 from advadapters.training import states
 

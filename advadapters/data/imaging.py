@@ -2,19 +2,29 @@
 
 import numpy as np
 
+from advadapters.data.splits import Image
+from advadapters.shapes import UInt8
 
-def decode(data, channels):
-    """JPEG or PNG bytes -> uint8 [H, W, channels] (3 = RGB); None if unreadable.
 
-    As stored: a turn that EXIF asks for is not made, as no ImageNet pipeline makes it.
+def decode(data: bytes, channels: int) -> Image | None:
+    """Decodes an image as it is stored: a turn that EXIF asks for is not made.
+
+    No pipeline of ImageNet makes it.
+
+    Args:
+      data: the bytes of a JPEG, a PNG or another format that OpenCV reads.
+      channels: 3 for RGB or 1 for gray.
+
+    Returns:
+      The image, or None where it cannot be decoded.
     """
     import cv2
 
     cv2.setNumThreads(1)  # whoever calls works on many images at once
-    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    color = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
     buffer = np.frombuffer(data, np.uint8)
     try:
-        flags = flag | cv2.IMREAD_IGNORE_ORIENTATION
+        flags = color | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(buffer, flags) if buffer.size else None
     except cv2.error:  # of sizes that OpenCV refuses
         return None
@@ -26,12 +36,14 @@ def decode(data, channels):
 INTERPOLATIONS = ("area", "bilinear", "bicubic")
 
 
-def resize(image, height, width, interpolation="area"):
-    """An image of another size, by one of INTERPOLATIONS; channels are kept."""
+def resize(
+    image: Image, height: int, width: int, interpolation: str = "area"
+) -> UInt8[np.ndarray, "h w C"]:
+    """An image in another size, by one of INTERPOLATIONS."""
     if image.shape[:2] == (height, width):
         return image
     if interpolation != "area":
-        return by_pillow(image, height, width, interpolation)
+        return _resize_by_pillow(image, height, width, interpolation)
     import cv2
 
     shrinking = height * width < image.shape[0] * image.shape[1]
@@ -40,19 +52,26 @@ def resize(image, height, width, interpolation="area"):
     return resized.reshape(height, width, image.shape[2])
 
 
-def by_pillow(image, height, width, interpolation):
+def _resize_by_pillow(
+    image: Image, height: int, width: int, interpolation: str
+) -> UInt8[np.ndarray, "h w C"]:
     """`resize` by Pillow, which takes images of one or three channels."""
-    from PIL import Image
+    import PIL.Image
 
-    method = Image.Resampling[interpolation.upper()]
+    method = PIL.Image.Resampling[interpolation.upper()]
     planes = [image] if image.shape[2] == 3 else np.split(image, image.shape[2], axis=2)
     planes = [plane.squeeze(2) if plane.shape[2] == 1 else plane for plane in planes]
-    found = [Image.fromarray(plane).resize((width, height), method) for plane in planes]
-    return np.concatenate([np.asarray(f).reshape(height, width, -1) for f in found], axis=2)
+    resized = [
+        PIL.Image.fromarray(plane).resize((width, height), method) for plane in planes
+    ]
+    arrays = [np.asarray(plane).reshape(height, width, -1) for plane in resized]
+    return np.concatenate(arrays, axis=2)
 
 
-def central_crop(image, size, ratio, interpolation="area"):
-    """Resizes the shorter side to size / ratio, then cuts the middle [size, size, C]."""
+def central_crop(
+    image: Image, size: int, ratio: float, interpolation: str = "area"
+) -> UInt8[np.ndarray, "size size C"]:
+    """Resizes the shorter side to size / ratio, then cuts out the middle square."""
     target = round(size / ratio)
     height, width = image.shape[:2]
     scale = target / min(height, width)
@@ -62,11 +81,24 @@ def central_crop(image, size, ratio, interpolation="area"):
 
 
 def random_resized_crop(
-    image, size, rng, interpolation="area", scale=(0.08, 1.0), aspect=(3 / 4, 4 / 3)
-):
-    """A random part of `scale` of the area, resized to [size, size, C] (Inception crop).
+    image: Image,
+    size: int,
+    rng: np.random.Generator,
+    interpolation: str = "area",
+    scale: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> UInt8[np.ndarray, "size size C"]:
+    """A random box of an image, resized to a square (the crop of Inception).
 
-    Ten tries for a box that fits, then the central square.
+    Ten boxes are tried; if none fits into the image, the central square is taken.
+
+    Args:
+      image: the image.
+      size: the side of the result in pixels.
+      rng: the generator that draws.
+      interpolation: one of INTERPOLATIONS.
+      scale: bounds of the box's area, as shares of the image's.
+      aspect: bounds of the box's width by its height.
     """
     height, width = image.shape[:2]
     for _ in range(10):
