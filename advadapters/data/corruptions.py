@@ -3,7 +3,9 @@
 The fifteen of ImageNet-C and CIFAR-10-C and their four extra ones. Parameters are those of
 the authors' programs (https://github.com/hendrycks/robustness), which are followed where
 they do something else than they mean to. Published frost is made of photographs, which are
-not here: `frost` draws ice of its own, so its accuracies are not the published ones. A
+not here: `frost` draws ice of its own, so its accuracies are not the published ones. The
+files of ImageNet-C are also JPEGs of quality 85, which is not done here. What is drawn
+belongs to an image's number. A
 corruption is (key, image [H, W, C] in [0, 1], *parameters) -> image, C being 3 or 1;
 `corrupt` applies one to a batch.
 """

@@ -125,7 +125,10 @@ def norm(kind, channels, *, train, stats_axes, dtype, name):
 
 
 def group_count(channels):
-    """The largest divisor of the channels up to 32 that leaves no group with only one."""
+    """The largest divisor of the channels up to 32 that leaves no group with only one.
+
+    A group of one channel would normalise each channel of an image by itself.
+    """
     most = max(1, min(32, channels // 2))
     return max(n for n in range(1, most + 1) if channels % n == 0)
 
@@ -179,7 +182,8 @@ def resize(images, side):
     """Images [B, H, W, C] -> [B, side, side, C] by nearest neighbours; as they are for 0.
 
     Row i is row floor(i H / side), columns likewise: the corner convention of torch's
-    interpolate(mode="nearest"), where `jax.image.resize` takes the pixels' centres.
+    interpolate(mode="nearest"), where `jax.image.resize` takes the pixels' centres. The
+    published fine-tuning of ImageNet networks on CIFAR enlarges images in this way.
     (torch takes H / side in float32, which for about 2% of all pairs of sizes moves some
     row by one; 28, 32, 64 or 96 to 224 are not among them.) Written as repeating and
     skipping, without a gather, so that the gradient is a sum in a fixed order.

@@ -58,7 +58,7 @@ def warn_of_overfitting(name, single, many):
     """Says so where an attack of more steps breaks most of what the view's own does not.
 
     Catastrophic overfitting (Wong et al. 2020): single-step training that has learnt to
-    defeat its own attack only.
+    defeat its own attack only. That is when less than half of the accuracy is left.
     """
     if many < 0.5 * single:
         print(

@@ -159,7 +159,10 @@ def retuple(value):
 
 
 class Log:
-    """metrics.jsonl and TensorBoard events, from the same numbers."""
+    """metrics.jsonl and TensorBoard events, from the same numbers.
+
+    Not by `clu.metric_writers`, which needs TensorFlow.
+    """
 
     def __init__(self, folder, start):
         from tensorboardX import SummaryWriter
