@@ -8,6 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from advadapters.data.filters import along_axes
+from advadapters.shapes import AnyArray, Float, Int
+
+Plane = Float[AnyArray, "H W"]
+Table = Float[np.ndarray, "8 8"]
 
 LUMA = np.array([
     [16, 11, 10, 16, 24, 40, 51, 61],
@@ -34,30 +38,29 @@ DCT[0] /= np.sqrt(2)
 DCT = DCT.astype(np.float32)
 
 
-def table(base, quality):
+def _table(base: Int[np.ndarray, "8 8"], quality: int) -> Table:
     """A quantisation table [8, 8] for a quality of 1 to 100, by libjpeg's rule."""
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     return np.clip((base * scale + 50) // 100, 1, 255).astype(np.float32)
 
 
-def quantise(plane, steps):
-    """A plane [H, W] of values 0 to 255 after its 8x8 blocks' DCT went through `steps`."""
+def _quantise(plane: Plane, table: Table) -> Plane:
+    """A plane of values 0 to 255 after the DCT of its 8x8 blocks was quantised."""
     height, width = plane.shape
     plane = jnp.pad(plane, ((0, -height % 8), (0, -width % 8)), mode="edge")
     blocks = plane.reshape(plane.shape[0] // 8, 8, plane.shape[1] // 8, 8) - 128
     twice = "ui,aibj,vj->aubv", "ui,aubv,vj->aibj"
-    found = jnp.einsum(twice[0], DCT, blocks, DCT, precision="highest")
+    waves = jnp.einsum(twice[0], DCT, blocks, DCT, precision="highest")
     # As libjpeg: coefficients in whole eighths first, then halves away from zero.
-    eighths, steps = jnp.round(8 * found), jnp.asarray(steps)[:, None, :]
-    found = (
-        jnp.sign(found) * jnp.floor((jnp.abs(eighths) + 4 * steps) / (8 * steps)) * steps
-    )
-    found = jnp.einsum(twice[1], DCT, found, DCT, precision="highest")
-    found = jnp.clip(jnp.round(found + 128), 0, 255)
-    return found.reshape(plane.shape)[:height, :width]
+    eighths, steps = jnp.round(8 * waves), jnp.asarray(table)[:, None, :]
+    multiples = jnp.floor((jnp.abs(eighths) + 4 * steps) / (8 * steps))
+    waves = jnp.sign(waves) * multiples * steps
+    blocks = jnp.einsum(twice[1], DCT, waves, DCT, precision="highest")
+    values = jnp.clip(jnp.round(blocks + 128), 0, 255)
+    return values.reshape(plane.shape)[:height, :width]
 
 
-def halve(plane):
+def _halve(plane: Plane) -> Float[AnyArray, "h w"]:
     """Means of 2x2 pixels; the last row and column are repeated where one is missing."""
     height, width = plane.shape
     plane = jnp.pad(plane, ((0, height % 2), (0, width % 2)), mode="edge")
@@ -67,27 +70,27 @@ def halve(plane):
     return jnp.floor((sums + turn) / 4)
 
 
-def doubling(size, result):
+def _doubling(size: int, result: int) -> Float[np.ndarray, "result size"]:
     """float32 [result, size]: each sample becomes two, 3/4 itself and 1/4 its neighbour."""
     near = np.arange(result) // 2
     far = np.clip(near + np.where(np.arange(result) % 2, 1, -1), 0, size - 1)
     return (0.75 * np.eye(size)[near] + 0.25 * np.eye(size)[far]).astype(np.float32)
 
 
-def compress(image, quality):
+def compress(image: Float[AnyArray, "H W C"], quality: int) -> Float[AnyArray, "H W C"]:
     """An image [H, W, 3 or 1] in [0, 1] after JPEG at a quality of 1 to 100."""
     height, width, channels = image.shape
     values = jnp.round(image * 255)
     if channels == 1:
-        return quantise(values[..., 0], table(LUMA, quality))[..., None] / 255
+        return _quantise(values[..., 0], _table(LUMA, quality))[..., None] / 255
     planes = jnp.einsum("pc,hwc->phw", TO_YCC, values, precision="highest")
     planes = jnp.round(planes + jnp.array([0, 128, 128])[:, None, None])
-    luma = quantise(planes[0], table(LUMA, quality))
-    halves = [quantise(halve(plane), table(CHROMA, quality)) for plane in planes[1:]]
+    luma = _quantise(planes[0], _table(LUMA, quality))
+    halves = [_quantise(_halve(plane), _table(CHROMA, quality)) for plane in planes[1:]]
     halves = jnp.stack(halves, axis=-1)
     chroma = along_axes(
-        doubling(halves.shape[0], height), doubling(halves.shape[1], width), halves
+        _doubling(halves.shape[0], height), _doubling(halves.shape[1], width), halves
     )
     planes = jnp.concatenate([luma[..., None], jnp.round(chroma) - 128], axis=-1)
-    found = jnp.einsum("cp,hwp->hwc", TO_RGB, planes, precision="highest")
-    return jnp.clip(jnp.round(found), 0, 255) / 255
+    rgb = jnp.einsum("cp,hwp->hwc", TO_RGB, planes, precision="highest")
+    return jnp.clip(jnp.round(rgb), 0, 255) / 255

@@ -10,7 +10,7 @@ import pytest
 import reference_corruptions as reference
 from sklearn.datasets import load_sample_images
 
-from advadapters.data import corruptions, filters, jpeg
+from advadapters.data import corruptions, distortions, filters, jpeg
 from advadapters.errors import UsageError
 
 COPIES = 16
@@ -133,7 +133,7 @@ def test_displacing_is_going_from_pixel_to_pixel(rng):
         image = rng.uniform(size=(20, 30, 3)).astype(np.float32)
         shifts = rng.integers(-reach, reach, (2, 20, 30))
         # A copy: jax may read the array itself, and later than the loop below writes it.
-        displace = jax.jit(corruptions.displace, static_argnums=2)
+        displace = jax.jit(distortions.displace, static_argnums=2)
         found = displace(image.copy(), shifts, reach)
         for y in range(20 - reach, reach, -1):
             for x in range(30 - reach, reach, -1):
