@@ -6,7 +6,8 @@ from the compiler; times are what the chip's figures allow, so no run can be fas
 
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
@@ -17,9 +18,14 @@ from advadapters.errors import UsageError
 class Chip(NamedTuple):
     """One accelerator as its maker describes it.
 
-    memory: bytes. flops: bfloat16 products and sums per second. bandwidth: bytes per
-    second of that memory. link: bytes per second that it can send to others, half of what
-    is told for both directions. exact: float32 products and sums per second.
+    Attributes:
+      name: as jax calls the kind of device.
+      memory: bytes.
+      flops: bfloat16 products and sums per second.
+      bandwidth: bytes per second of that memory.
+      link: bytes per second that it can send to others, which is half of what makers say
+        for both directions.
+      exact: float32 products and sums per second.
     """
 
     name: str
@@ -30,8 +36,8 @@ class Chip(NamedTuple):
     exact: float
 
     @property
-    def tpu(self):
-        """Whether it is a TPU; else it is a GPU."""
+    def tpu(self) -> bool:
+        """Whether it is a TPU; otherwise it is a GPU."""
         return self.name.startswith("TPU")
 
 
@@ -56,24 +62,33 @@ KNOWN = (
 CORES = {"v4": {"chip_config_name": "megacore"}, "v5p": {"chip_config_name": "megacore"}}
 
 
-def topology(text):
-    """(devices, Chip or None) that a name stands for; a TPU need not be there.
+def topology(text: str) -> tuple[Sequence[Any], Chip | None]:
+    """The devices that a name stands for. TPUs need not be there.
 
-    Raises UsageError for a name that means nothing, or for devices that are not here.
+    Args:
+      text: like "v5e:16x16", "cpu:8" or "gpu".
+
+    Returns:
+      The devices, and the Chip that they are, if it is a known one.
+
+    Raises:
+      UsageError: the name means nothing, or the devices are not here.
     """
     kind, _, shape = text.partition(":")
     if kind == "cpu" and shape.isdecimal() and int(shape):
-        return local("cpu", int(shape), text), None
+        return _local("cpu", int(shape), text), None
     if text == "gpu":
-        devices = local("gpu", 1, text)
+        devices = _local("gpu", 1, text)
         name = devices[0].device_kind
-        return jax.devices("gpu"), next((c for k, c in CHIPS.items() if k in name), None)
+        return jax.devices("gpu"), next(
+            (chip for kind, chip in CHIPS.items() if kind in name), None
+        )
     if kind not in TPUS or not re.fullmatch(r"\d+(x\d+)+", shape):
         raise UsageError(f"unknown topology {text!r}; there are: {KNOWN}")
-    return tpus(kind, text), CHIPS[kind]
+    return _tpus(kind, text), CHIPS[kind]
 
 
-def local(platform, count, text):
+def _local(platform: str, count: int, text: str) -> list[Any]:
     """The first `count` devices of a platform; raises UsageError if there are fewer."""
     try:
         devices = jax.devices(platform)
@@ -84,7 +99,7 @@ def local(platform, count, text):
     return devices[:count]
 
 
-def tpus(kind, text):
+def _tpus(kind: str, text: str) -> Sequence[Any]:
     """The devices of a TPU topology as its compiler describes them."""
     from jax.experimental import topologies
 
@@ -99,18 +114,22 @@ def tpus(kind, text):
         ) from None
 
 
-def products(jaxpr, devices=1, once=False) -> float:
-    """FLOPs of the matrix products and convolutions of a traced program, all devices.
+def products(jaxpr: core.Jaxpr, devices: int = 1, once: bool = False) -> float:
+    """FLOPs of the matrix products and convolutions of a traced program, on all devices.
 
-    Loops are multiplied out, or with `once` counted as XLA's cost analysis counts them: the
-    body once. Of branches the dearest counts. Loops of unknown length count once.
+    The dearest branch counts. Loops of unknown length count once.
+
+    Args:
+      jaxpr: the traced program.
+      devices: how many run what is inside a `jax.shard_map`.
+      once: whether every loop counts once, as in XLA's cost analysis.
     """
     total = 0.0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
-        inner: list[float] = [products(body, devices, once) for body in bodies(params)]
+        inner: list[float] = [products(body, devices, once) for body in _bodies(params)]
         if name in ("dot_general", "conv_general_dilated"):
-            total += product(equation)
+            total += _product(equation)
         elif name == "cond":
             total += max(inner)
         elif name == "scan":
@@ -122,7 +141,7 @@ def products(jaxpr, devices=1, once=False) -> float:
     return total
 
 
-def bodies(params):
+def _bodies(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
     """The programs inside an equation."""
     for value in jax.tree.leaves(params, is_leaf=lambda v: isinstance(v, core.Jaxpr)):
         if isinstance(value, core.ClosedJaxpr):
@@ -131,7 +150,7 @@ def bodies(params):
             yield value
 
 
-def product(equation):
+def _product(equation: Any) -> float:
     """FLOPs of one matrix product or convolution: a product and a sum for each pair."""
     left, right = (variable.aval.shape for variable in equation.invars[:2])
     out = math.prod(equation.outvars[0].aval.shape)
@@ -143,11 +162,12 @@ def product(equation):
     return 2 * out * math.prod(right[axis] for axis in kernel[1:]) / zeros
 
 
-def compiled(traced):
-    """(compiled program, `memory` of it) of a traced one.
+def compiled(traced: Any) -> tuple[Any, dict]:
+    """Compiles a traced program, see `jax.jit(...).trace`.
 
-    (None, {"peak": bytes, or None if it does not say}) where the compiler finds that a
-    device has too little memory.
+    Returns:
+      The compiled program and its `memory`. Where the compiler finds that a device has
+      too little memory, these are None and {"peak": bytes, None if it does not say}.
     """
     try:
         program = traced.lower().compile()
@@ -158,40 +178,54 @@ def compiled(traced):
     return program, memory(program)
 
 
-def needed(text):
-    """Bytes that a compiler says it would have needed, or None."""
+def needed(text: str) -> float | None:
+    """The bytes that a compiler's error message says it would have needed, or None."""
     match = re.search(r"Used ([\d.]+)([KMG])", text)
     return float(match[1]) * 1024 ** (" KMG".index(match[2])) if match else None
 
 
-def memory(compiled):
-    """Bytes on one device: {"arguments", "outputs", "temporaries", "program", "peak"}.
+def memory(compiled: Any) -> dict[str, int]:
+    """The bytes that a compiled program needs on one device.
 
     Outputs that take the place of donated arguments are not counted again.
+
+    Returns:
+      {"arguments", "outputs", "temporaries", "program", "peak"}.
     """
     stats = compiled.memory_analysis()
-    found = {
+    parts = {
         "arguments": stats.argument_size_in_bytes,
         "outputs": stats.output_size_in_bytes - stats.alias_size_in_bytes,
         "temporaries": stats.temp_size_in_bytes,
         "program": stats.generated_code_size_in_bytes,
     }
-    return found | {"peak": sum(found.values())}
+    return parts | {"peak": sum(parts.values())}
 
 
-def seconds(chip, devices, flops, traffic, sent):
-    """Seconds of a step at the chip's best: {"compute", "memory", "links", "step"}.
+def seconds(
+    chip: Chip, devices: int, flops: float, traffic: float, collectives: Sequence[Mapping]
+) -> dict[str, float]:
+    """The seconds that a step takes at the chip's best.
 
-    flops: of all devices. traffic: bytes between memory and cores on one device. sent:
-    rows of `hlo.collectives`. A ring sends every byte of a reduction out and back, of the
-    others once. The step takes what the slowest of the three takes, if the others hide
-    behind it.
+    In a ring every byte of a reduction is sent out and back, and every byte of other
+    collectives once. The step takes as long as the slowest of its three parts, if the
+    others hide behind it.
+
+    Args:
+      chip: the accelerator.
+      devices: how many there are.
+      flops: products and sums of all devices together.
+      traffic: bytes between memory and cores on one device.
+      collectives: rows of `hlo.collectives`.
+
+    Returns:
+      {"compute", "memory", "links", "step"}.
     """
     passes = {"all-reduce": 2}
-    ring = sum(row["bytes"] * passes.get(row["kind"], 1) for row in sent)
-    found = {
+    ring = sum(row["bytes"] * passes.get(row["kind"], 1) for row in collectives)
+    parts = {
         "compute": flops / devices / chip.flops,
         "memory": traffic / chip.bandwidth,
         "links": ring * (devices - 1) / devices / chip.link,
     }
-    return found | {"step": max(found.values())}
+    return parts | {"step": max(parts.values())}

@@ -1,6 +1,10 @@
-"""How exact products are: by default accelerators round the operands of float32 ones."""
+"""How exact matrix products are.
+
+By default accelerators round the operands of float32 products to fewer bits.
+"""
 
 import contextlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,26 +14,34 @@ from advadapters.errors import pick
 PRECISIONS = {"highest": "highest", "default": None}  # jax's names
 
 
-def in_precision(precision):
-    """A context: products that are traced in it have this precision, of PRECISIONS.
+def in_precision(precision: str) -> contextlib.AbstractContextManager[None]:
+    """A context in which the products that are traced have this precision.
 
-    "highest" is real float32, at three to six times the cost on accelerators; "default"
-    changes nothing. What jax makes of these products for a derivative takes their
-    precision over, wherever the derivative is taken.
+    The products that jax derives from them for a gradient have it too, wherever the
+    gradient is taken.
+
+    Args:
+      precision: "highest" for real float32, at three to six times the cost on
+        accelerators, or "default" to change nothing.
+
+    Raises:
+      UsageError: there is no such precision.
     """
     name = pick(PRECISIONS, precision, "precision")
     return jax.default_matmul_precision(name) if name else contextlib.nullcontext()
 
 
-def differ(dtype, exact, precision):
-    """Whether products of `dtype` as they come are others than those of evaluation.
+def differ(dtype: Any, exact: Any, precision: str) -> bool:
+    """Whether products in training differ from those of evaluation.
 
-    exact, precision: the type and precision of these.
+    Args:
+      dtype: the type of the products in training.
+      exact: the type of the products in evaluation.
+      precision: that of the products in evaluation, see `in_precision`.
     """
     if dtype != exact:
         return True
     # Of float32 operands TPUs round by default to bfloat16, recent GPUs to TF32, CPUs not.
     precise = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    asked = precise in ("highest", "float32")
-    rounded = exact == jnp.float32 and jax.default_backend() != "cpu" and not asked
-    return rounded and precision != "default"
+    rounds = jax.default_backend() != "cpu" and precise not in ("highest", "float32")
+    return exact == jnp.float32 and rounds and precision != "default"

@@ -173,7 +173,7 @@ def test_seconds_are_those_of_the_slowest_part():
         {"kind": "all-reduce", "bytes": 40},
         {"kind": "all-gather", "bytes": 20},
     ]
-    found = costs.seconds(chip, 4, flops=1200.0, traffic=25.0, sent=sent)
+    found = costs.seconds(chip, 4, flops=1200.0, traffic=25.0, collectives=sent)
     # A ring: (n - 1) / n of the bytes out, and for a reduction the same back.
     assert found == {"compute": 3.0, "memory": 0.5, "links": 7.5, "step": 7.5}
     assert costs.seconds(chip, 1, 1.0, 1.0, sent)["links"] == 0

@@ -2,6 +2,9 @@
 
 import doctest
 import importlib
+import pathlib
+import re
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,3 +38,26 @@ def test_every_function_that_soups_offers_has_an_example():
         assert (
             isinstance(getattr(soups, name), type) or ">>> " in getattr(soups, name).__doc__
         ), name
+
+
+def test_the_listings_of_the_page_on_soups_run(capsys):
+    """In their order, on a linear network of four ingredients."""
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "soups.md").read_text()
+    draw = np.random.default_rng(0)
+    kernels = draw.normal(size=(4, 6, 2)).astype(np.float32)
+    images = draw.normal(size=(64, 6)).astype(np.float32)
+    labels = np.argmax(images @ kernels.mean(axis=0), axis=1)
+    names = {
+        "network": types.SimpleNamespace(evaluate=lambda p, x: x @ p["params"]["kernel"]),
+        "variables": {
+            "shared": {},
+            "adapters": {"kernel": kernels},
+            "stats": {"shared": {}, "adapters": {}},
+        },
+        **{"images": images, "labels": labels},
+        **{"attacked": images, "attacked_labels": labels},
+    }
+    for listing in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(listing, "soups.md", "exec"), names)
+    assert names["learned"].weights.sum() == pytest.approx(1)
+    assert len(capsys.readouterr().out.splitlines()) >= 3

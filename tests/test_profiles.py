@@ -108,7 +108,7 @@ def test_a_real_trace_of_this_processor(tmp_path):
     text = program.as_text()
     kinds = profiles.by_kind(found, hlo.scopes(text))
     parts = profiles.by_scope(found, hlo.scopes(text))
-    whole = sum(event.own for event in found.events)
+    whole = sum(event.exclusive for event in found.events)
     assert kinds["matrix products"] > 0 and sum(kinds.values()) == pytest.approx(whole)
     assert parts["attack"] > 0 and parts["update"] > 0
     assert 0 < found.busy <= found.span
