@@ -6,15 +6,36 @@ that intersection, not one projection after the other: for L2 and L1 the two
 differ as soon as a pixel is near 0 or 1, and the shorter way leaves part of the
 budget unused (Croce and Hein 2021 show it for L1).
 
-Everything acts on each example alone. Images are float32, radii are in the same
+Everything acts on each example alone. Batch are float32, radii are in the same
 units as pixels: max |d| for Linf, sqrt(sum d^2) for L2, sum |d| for L1.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from advadapters.shapes import (
+    AnyArray,
+    Array,
+    Bool,
+    Float,
+    Number,
+    PerImage,
+    PRNGKey,
+    Radii,
+)
+
+Batch = Float[AnyArray, "B *image"]  # images, or changes of them
+Rows = Float[AnyArray, "B D"]  # images, or changes of them, flat
+Column = Float[AnyArray, "B 1"]  # a number for each row
+Threshold = Column | Number
+Noise = Float[AnyArray, "..."]  # of the shape of one image
+Shape = tuple[int, ...]
+Counts = Float[AnyArray, " B"] | Number
+Project = Callable[[Batch, Batch, Radii], Batch]
+ToPlane = Callable[[Rows, Rows, PerImage], Rows]
 
 # Halvings of an interval: float32 has 24 bits, the rest is for intervals that start
 # far too wide.
@@ -38,20 +59,20 @@ class Ball(NamedTuple):
               box does not reach the plane, the point of the box nearest to it
     """
 
-    project: Callable
-    step: Callable
-    sample: Callable
-    outward: Callable
-    norm: Callable
-    dual: Callable
-    to_plane: Callable
+    project: Project
+    step: Callable[[Batch, Batch, Radii, Counts], Batch]
+    sample: Callable[[PRNGKey, Shape, Number], Noise]
+    outward: Callable[[PRNGKey, Shape, Number], Noise]
+    norm: Callable[[Float[AnyArray, "B ..."]], PerImage]
+    dual: Callable[[Float[AnyArray, "B ..."]], PerImage]
+    to_plane: ToPlane
 
 
 # Nothing of this size or below is divided by: its inverse may be infinite.
 TINY = 1e-30
 
 
-def divisor(sizes):
+def divisor(sizes: Float[AnyArray, "*sizes"]) -> Float[AnyArray, "*sizes"]:
     """Sizes >= 0 to divide by, 1 in place of zeros.
 
     A maximum with a tiny number would guard eager code alone: a compiler may divide once
@@ -60,22 +81,24 @@ def divisor(sizes):
     return jnp.where(sizes > TINY, sizes, 1)
 
 
-def flat(images):
+def flat(images: Float[AnyArray, "B ..."]) -> Rows:
     """[B, ...] -> [B, D]."""
     return images.reshape(images.shape[0], -1)
 
 
-def bisect(holds, upper):
+def _bisect(
+    holds: Callable[[Column], Bool[AnyArray, "B 1"]], upper: Column
+) -> tuple[Column, Column]:
     """(low, high) [B, 1]: holds(high) is true, holds(low) false, both near the change.
 
     `holds` is monotone and true at `upper`; if it is true at 0 already, both are 0.
     """
 
-    def halve(_, ends):
+    def halve(_: Any, ends: tuple[Column, Column]) -> tuple[Column, Column]:
         low, high = ends
         middle = 0.5 * (low + high)
-        true = holds(middle)
-        return jnp.where(true, low, middle), jnp.where(true, middle, high)
+        enough = holds(middle)
+        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
     zero = jnp.zeros_like(upper)
     low, high = jax.lax.fori_loop(0, BISECTIONS, halve, (zero, upper))
@@ -83,89 +106,103 @@ def bisect(holds, upper):
     return jnp.where(at_once, zero, low), jnp.where(at_once, zero, high)
 
 
-def fill(priority, room, budget):
-    """Spends `budget` [B, 1] on coordinates in order of `priority` [B, D], each at most
-    its room [B, D]; coordinates of priority 0 get nothing."""
+def fill(priority: Rows, room: Rows, budget: Column) -> Rows:
+    """Spends a budget on coordinates in the order of their priority.
 
-    def spent(threshold):
+    Each gets its room at most, and coordinates of priority 0 get nothing.
+    """
+
+    def spent(threshold: Column) -> Column:
         return jnp.sum(jnp.where(priority > threshold, room, 0), axis=1, keepdims=True)
 
     top = jnp.max(priority, axis=1, keepdims=True)
-    low, high = bisect(lambda threshold: spent(threshold) <= budget, top)
+    low, high = _bisect(lambda threshold: spent(threshold) <= budget, top)
     full, more = spent(high), spent(low)
     # Between the two thresholds lies one coordinate, or a few that float32 cannot part.
     share = jnp.clip((budget - full) / divisor(more - full), 0, 1)
     return room * jnp.where(priority > high, 1, jnp.where(priority > low, share, 0))
 
 
-def project_linf(points, images, eps):
+def project_linf(points: Batch, images: Batch, eps: Radii) -> Batch:
     """Clips to [x - eps, x + eps] and [0, 1]: for boxes one after the other is exact."""
-    eps = per_row(eps, images)
+    eps = _per_row(eps, images)
     return jnp.clip(points, jnp.maximum(images - eps, 0), jnp.minimum(images + eps, 1))
 
 
-def per_row(eps, images):
+def _per_row(eps: Radii, images: Batch) -> Float[Array, "..."]:
     """eps, a number or [B], in a shape that broadcasts with images."""
     eps = jnp.asarray(eps, images.dtype)
     return eps.reshape(-1, *[1] * (images.ndim - 1)) if eps.ndim else eps
 
 
-def project_dual(shrink, norm, upper):
+def _project_dual(
+    shrink: Callable[[Rows, Column], Rows],
+    norm: Callable[[Rows], Column],
+    upper: Callable[[Rows, Column], Column],
+) -> Project:
     """A projection on ball and box by its one multiplier m per example.
 
     The Lagrange conditions give z = clip(x + shrink(y - x, m), 0, 1); the norm of
     z - x falls with m, so bisection finds it.
     """
 
-    def project(points, images, eps):
+    def project(points: Batch, images: Batch, eps: Radii) -> Batch:
         center = flat(images)
         delta = flat(points) - center
         eps = jnp.broadcast_to(jnp.asarray(eps, images.dtype), images.shape[:1])[:, None]
 
-        def at(multiplier):
+        def at(multiplier: Column) -> Rows:
             return jnp.clip(shrink(delta, multiplier), -center, 1 - center)
 
-        _, multiplier = bisect(lambda m: norm(at(m)) <= eps, upper(delta, eps))
+        _, multiplier = _bisect(lambda m: norm(at(m)) <= eps, upper(delta, eps))
         moved = jnp.clip(center + at(multiplier), 0, 1)
         return moved.reshape(images.shape)
 
     return project
 
 
-def rows_l2(delta):
+def _rows_l2(delta: Rows) -> Column:
+    """The L2 norm of each row."""
     return jnp.sqrt(jnp.sum(jnp.square(delta), axis=1, keepdims=True))
 
 
-def rows_l1(delta):
+def _rows_l1(delta: Rows) -> Column:
+    """The L1 norm of each row."""
     return jnp.sum(jnp.abs(delta), axis=1, keepdims=True)
 
 
-project_l2 = project_dual(
+project_l2 = _project_dual(
     shrink=lambda delta, m: delta / (1 + m),
-    norm=rows_l2,
-    upper=lambda delta, eps: rows_l2(delta) / eps,
+    norm=_rows_l2,
+    upper=lambda delta, eps: _rows_l2(delta) / eps,
 )
 
-project_l1 = project_dual(
+project_l1 = _project_dual(
     shrink=lambda delta, m: jnp.sign(delta) * jnp.maximum(jnp.abs(delta) - m, 0),
-    norm=rows_l1,
+    norm=_rows_l1,
     upper=lambda delta, eps: jnp.max(jnp.abs(delta), axis=1, keepdims=True),
 )
 
 
-def step_linf(points, gradient, size, count):
-    return points + per_row(size, points) * jnp.sign(gradient)
+def step_linf(points: Batch, gradient: Batch, size: Radii, count: Counts) -> Batch:
+    return points + _per_row(size, points) * jnp.sign(gradient)
 
 
-def step_l2(points, gradient, size, count):
+def step_l2(points: Batch, gradient: Batch, size: Radii, count: Counts) -> Batch:
     rows = flat(gradient)
     # Scaled first, so that squares of tiny gradients do not vanish.
     rows = rows / divisor(jnp.max(jnp.abs(rows), axis=1, keepdims=True))
-    unit = rows / divisor(rows_l2(rows))
-    return points + per_row(size, points) * unit.reshape(points.shape)
+    unit = rows / divisor(_rows_l2(rows))
+    return points + _per_row(size, points) * unit.reshape(points.shape)
 
 
-def step_l1(points, gradient, size, count, walls=True):
+def step_l1(
+    points: Batch,
+    gradient: Batch,
+    size: Radii,
+    count: Counts,
+    walls: bool | Bool[AnyArray, ""] = True,
+) -> Batch:
     """Spends `size` on the coordinates with the largest gradient that have room.
 
     Each takes at most its room to the box and size / count: where there is room this
@@ -184,11 +221,11 @@ def step_l1(points, gradient, size, count, walls=True):
     return (start + jnp.sign(slope) * amount).reshape(points.shape)
 
 
-def sample_linf(key, shape, eps):
+def sample_linf(key: PRNGKey, shape: Shape, eps: Number) -> Noise:
     return jax.random.uniform(key, shape, jnp.float32, minval=-eps, maxval=eps)
 
 
-def sample_l2(key, shape, eps):
+def sample_l2(key: PRNGKey, shape: Shape, eps: Number) -> Noise:
     direction, radius = jax.random.split(key)
     normal = jax.random.normal(direction, shape, jnp.float32)
     size = normal.size
@@ -196,7 +233,7 @@ def sample_l2(key, shape, eps):
     return radius * normal / divisor(jnp.sqrt(jnp.sum(jnp.square(normal))))
 
 
-def sample_l1(key, shape, eps):
+def sample_l1(key: PRNGKey, shape: Shape, eps: Number) -> Noise:
     """Uniform: D exponentials with signs, over the sum of D + 1 exponentials."""
     sizes, signs = jax.random.split(key)
     total = 1
@@ -207,54 +244,54 @@ def sample_l1(key, shape, eps):
     return (eps * signs * parts[:-1] / jnp.sum(parts)).reshape(shape)
 
 
-def outward_linf(key, shape, eps):
+def outward_linf(key: PRNGKey, shape: Shape, eps: Number) -> Noise:
     """Uniform, scaled so that the largest coordinate is eps."""
     draw = jax.random.uniform(key, shape, jnp.float32, minval=-1, maxval=1)
     return eps * draw / divisor(jnp.max(jnp.abs(draw)))
 
 
-def outward_l2(key, shape, eps):
+def outward_l2(key: PRNGKey, shape: Shape, eps: Number) -> Noise:
     """Uniform on the sphere."""
     draw = jax.random.normal(key, shape, jnp.float32)
     return eps * draw / divisor(jnp.sqrt(jnp.sum(jnp.square(draw))))
 
 
-def outward_l1(key, shape, eps):
+def outward_l1(key: PRNGKey, shape: Shape, eps: Number) -> Noise:
     """Normal: its projection on the ball is sparse, as good L1 perturbations are."""
     return jax.random.normal(key, shape, jnp.float32)
 
 
-def rooms(points, signs):
+def _rooms(points: Rows, signs: Rows) -> Rows:
     """How far each coordinate can go in the direction of `signs` inside the box."""
     return jnp.where(signs > 0, 1 - points, jnp.where(signs < 0, points, 0))
 
 
-def towards(points, weights, gap):
-    """(directions, rooms, |weights|, gap >= 0): as if the plane were to be climbed to.
+def _towards(points: Rows, weights: Rows, gap: PerImage) -> tuple[Rows, Rows, Rows, Column]:
+    """(directions, _rooms, |weights|, gap >= 0): as if the plane were to be climbed to.
 
     Weights and gap are divided by the largest weight, so that their scale is all one.
     """
     signs = jnp.sign(weights) * jnp.where(gap < 0, -1, 1)[:, None]
     size, gap = jnp.abs(weights), jnp.abs(gap)[:, None]
     scale = divisor(jnp.max(size, axis=1, keepdims=True))
-    # No plane further than that is within reach, as rooms and sizes are at most 1.
+    # No plane further than that is within reach, as _rooms and sizes are at most 1.
     gap = jnp.minimum(gap / scale, 2.0 * size.shape[1])
-    return signs, rooms(points, signs), size / scale, gap
+    return signs, _rooms(points, signs), size / scale, gap
 
 
-def to_plane_dual(reach):
+def _to_plane_dual(reach: Callable[[Rows, Threshold], Rows]) -> ToPlane:
     """The shortest d for a norm whose best moves grow with one multiplier m.
 
     reach(|weights|, m) is how far each coordinate goes where there is room.
     """
 
-    def to_plane(points, weights, gap):
-        signs, room, size, gap = towards(points, weights, gap)
+    def to_plane(points: Rows, weights: Rows, gap: PerImage) -> Rows:
+        signs, room, size, gap = _towards(points, weights, gap)
 
-        def move(multiplier):
+        def move(multiplier: Column) -> Rows:
             return jnp.minimum(room, reach(size, multiplier))
 
-        def arrived(multiplier):
+        def arrived(multiplier: Column) -> Bool[AnyArray, "B 1"]:
             return jnp.sum(size * move(multiplier), axis=1, keepdims=True) >= gap
 
         # Without the box the multiplier is `least`; at `most` all room is used up. The
@@ -263,37 +300,37 @@ def to_plane_dual(reach):
         slowest = jnp.min(jnp.where(size > 1e-8, reach(size, 1.0), 1e8), 1, keepdims=True)
         least = jnp.maximum(least, 1e-20)
         ratio = jnp.maximum(1 / slowest / least, 1)
-        _, exponent = bisect(lambda t: arrived(least * ratio**t), jnp.ones_like(gap))
+        _, exponent = _bisect(lambda t: arrived(least * ratio**t), jnp.ones_like(gap))
         multiplier = least * ratio**exponent
         return signs * move(multiplier)
 
     return to_plane
 
 
-to_plane_linf = to_plane_dual(lambda size, m: m * jnp.sign(size))
-to_plane_l2 = to_plane_dual(lambda size, m: m * size)
+to_plane_linf = _to_plane_dual(lambda size, m: m * jnp.sign(size))
+to_plane_l2 = _to_plane_dual(lambda size, m: m * size)
 
 
-def to_plane_l1(points, weights, gap):
+def to_plane_l1(points: Rows, weights: Rows, gap: PerImage) -> Rows:
     """The largest weights first: each unit of distance then gains most."""
-    signs, room, size, gap = towards(points, weights, gap)
+    signs, room, size, gap = _towards(points, weights, gap)
     gained = fill(size, size * room, gap)
     return signs * gained / divisor(size)
 
 
-def max_abs(delta):
+def _max_abs(delta: Float[AnyArray, "B ..."]) -> PerImage:
     """Linf norm [B] of [B, ...]."""
     return jnp.max(jnp.abs(flat(delta)), axis=1)
 
 
-def sum_abs(delta):
+def _sum_abs(delta: Float[AnyArray, "B ..."]) -> PerImage:
     """L1 norm [B] of [B, ...]."""
-    return rows_l1(flat(delta))[:, 0]
+    return _rows_l1(flat(delta))[:, 0]
 
 
-def root_squares(delta):
+def _root_squares(delta: Float[AnyArray, "B ..."]) -> PerImage:
     """L2 norm [B] of [B, ...]."""
-    return rows_l2(flat(delta))[:, 0]
+    return _rows_l2(flat(delta))[:, 0]
 
 
 LINF = Ball(
@@ -301,8 +338,8 @@ LINF = Ball(
     step_linf,
     sample_linf,
     outward_linf,
-    norm=max_abs,
-    dual=sum_abs,
+    norm=_max_abs,
+    dual=_sum_abs,
     to_plane=to_plane_linf,
 )
 L2 = Ball(
@@ -310,8 +347,8 @@ L2 = Ball(
     step_l2,
     sample_l2,
     outward_l2,
-    norm=root_squares,
-    dual=root_squares,
+    norm=_root_squares,
+    dual=_root_squares,
     to_plane=to_plane_l2,
 )
 L1 = Ball(
@@ -319,8 +356,8 @@ L1 = Ball(
     step_l1,
     sample_l1,
     outward_l1,
-    norm=sum_abs,
-    dual=max_abs,
+    norm=_sum_abs,
+    dual=_max_abs,
     to_plane=to_plane_l1,
 )
 

@@ -11,16 +11,31 @@ knows nothing of this package is served too. Importing this module installs the 
 import functools
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import mlir
 
+from advadapters.shapes import Array, Shaped
+
 GROUPS = 16  # up to which each is a convolution of its own
 PLACES = 64  # of windows, up to which what they see is written out
 
+Operand = Shaped[Array, "..."]  # images or weights, in any order of axes
 
-def form(out, lhs, rhs, *, dimension_numbers, feature_group_count, batch_group_count, **_):
+
+def _form(
+    out: Any,
+    lhs: Any,
+    rhs: Any,
+    *,
+    dimension_numbers: lax.ConvDimensionNumbers,
+    feature_group_count: int,
+    batch_group_count: int,
+    **_: Any,
+) -> Callable[..., Operand] | None:
     """The function that computes a convolution of these shapes fast, None if XLA does."""
     sizes = (*lhs.shape, *rhs.shape)
     known = all(isinstance(size, int) and size for size in sizes)
@@ -29,7 +44,7 @@ def form(out, lhs, rhs, *, dimension_numbers, feature_group_count, batch_group_c
         return None
     groups = feature_group_count * batch_group_count
     if groups > 1:
-        return apart if groups <= GROUPS else None
+        return _apart if groups <= GROUPS else None
     images, weights, result = dimension_numbers
     inside, window, places = (
         math.prod(x.shape[axis] for axis in numbers[2:])
@@ -38,30 +53,44 @@ def form(out, lhs, rhs, *, dimension_numbers, feature_group_count, batch_group_c
     # A window of more entries than the images the compiler exchanges with them, which its
     # kernels do not take; a gradient with respect to weights 1x1 has one place.
     if places == 1 or window > inside and places <= PLACES:
-        return product
-    return None if dimension_numbers == last(lhs.ndim) else transposed
+        return _product
+    return None if dimension_numbers == _last(lhs.ndim) else _transposed
 
 
-def last(ndim):
+def _last(ndim: int) -> lax.ConvDimensionNumbers:
     """The dimension numbers of NHWC, HWIO and NHWC, with as many axes of space."""
     space = tuple(range(ndim - 2))
     images = (0, ndim - 1, *(axis + 1 for axis in space))
     return lax.ConvDimensionNumbers(images, (ndim - 1, ndim - 2, *space), images)
 
 
-def transposed(lhs, rhs, *, dimension_numbers, **params):
+def _transposed(
+    lhs: Operand,
+    rhs: Operand,
+    *,
+    dimension_numbers: lax.ConvDimensionNumbers,
+    **params: Any,
+) -> Operand:
     """The same convolution of NHWC and HWIO."""
-    plain = last(lhs.ndim)
+    plain = _last(lhs.ndim)
     lhs, rhs = (
-        jnp.transpose(x, [own[inner.index(axis)] for axis in range(x.ndim)])
-        for x, own, inner in zip((lhs, rhs), dimension_numbers, plain, strict=False)
+        jnp.transpose(x, [outer[inner.index(axis)] for axis in range(x.ndim)])
+        for x, outer, inner in zip((lhs, rhs), dimension_numbers, plain, strict=False)
     )
     y = lax.conv_general_dilated_p.bind(lhs, rhs, dimension_numbers=plain, **params)
-    own, inner = dimension_numbers[2], plain[2]
-    return jnp.transpose(y, [inner[own.index(axis)] for axis in range(y.ndim)])
+    outer, inner = dimension_numbers[2], plain[2]
+    return jnp.transpose(y, [inner[outer.index(axis)] for axis in range(y.ndim)])
 
 
-def apart(lhs, rhs, *, dimension_numbers, feature_group_count, batch_group_count, **params):
+def _apart(
+    lhs: Operand,
+    rhs: Operand,
+    *,
+    dimension_numbers: lax.ConvDimensionNumbers,
+    feature_group_count: int,
+    batch_group_count: int,
+    **params: Any,
+) -> Operand:
     """Each group of channels, or of images, by itself."""
     images, weights, result = dimension_numbers
     groups = feature_group_count * batch_group_count
@@ -70,29 +99,29 @@ def apart(lhs, rhs, *, dimension_numbers, feature_group_count, batch_group_count
         jnp.split(rhs, groups, weights[0]),
         strict=True,
     )
-    one = functools.partial(
+    convolve = functools.partial(
         lax.conv_general_dilated_p.bind,
         dimension_numbers=dimension_numbers,
         feature_group_count=1,
         batch_group_count=1,
         **params,
     )
-    return jnp.concatenate([one(*part) for part in parts], result[1])
+    return jnp.concatenate([convolve(*part) for part in parts], result[1])
 
 
-def product(
-    lhs,
-    rhs,
+def _product(
+    lhs: Operand,
+    rhs: Operand,
     *,
-    window_strides,
-    padding,
-    lhs_dilation,
-    rhs_dilation,
-    dimension_numbers,
-    precision,
-    preferred_element_type,
-    **_,
-):
+    window_strides: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
+    lhs_dilation: tuple[int, ...],
+    rhs_dilation: tuple[int, ...],
+    dimension_numbers: lax.ConvDimensionNumbers,
+    precision: Any,
+    preferred_element_type: Any,
+    **_: Any,
+) -> Operand:
     """One product of matrices: of all that the window sees in each place, with weights."""
     images, weights, result = dimension_numbers
     places, size, steps = [], list(lhs.shape), [1] * lhs.ndim
@@ -107,7 +136,7 @@ def product(
     # Both are summed over the same axes, in the order of the second.
     summed = sorted(zip(weights[1:], images[1:], strict=True))
 
-    def seen(place):
+    def view(place: tuple[int, ...]) -> Shaped[Array, "S N"]:
         start = [0] * lhs.ndim
         for axis, at in zip(images[2:], place, strict=True):
             start[axis] = at
@@ -116,7 +145,7 @@ def product(
         part = jnp.transpose(part, [*(axis for _, axis in summed), images[0]])
         return part.reshape(-1, part.shape[-1])  # [S, N]
 
-    left = jnp.concatenate([seen(place) for place in itertools.product(*places)], axis=1)
+    left = jnp.concatenate([view(place) for place in itertools.product(*places)], axis=1)
     right = jnp.transpose(rhs, [*(axis for axis, _ in summed), weights[0]])
     y = lax.dot_general(
         left,
@@ -131,9 +160,9 @@ def product(
     return jnp.transpose(y, [order[result.index(axis)] for axis in range(y.ndim)])
 
 
-def lower(ctx, lhs, rhs, **params):
+def lower(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
     """The lowering rule for CPUs."""
-    function = form(*ctx.avals_out, *ctx.avals_in, **params)
+    function = _form(*ctx.avals_out, *ctx.avals_in, **params)
     if function is None:
         return BEFORE(ctx, lhs, rhs, **params)
     params |= {"out_sharding": None}  # where no array is split by name, it says nothing

@@ -51,17 +51,17 @@ def cross_entropy(logits: Logits, labels: Labels) -> PerImage:
     return optax.losses.softmax_cross_entropy(logits, labels)
 
 
-def own_and_rival(values: Logits, labels: Labels) -> tuple[PerImage, PerImage]:
+def label_and_rival(values: Logits, labels: Labels) -> tuple[PerImage, PerImage]:
     """(the label's value [B], the largest of the others [B]) of values [B, L]."""
     label = one_hot(class_of(labels), values.shape[-1])
-    own = jnp.max(jnp.where(label, values, -jnp.inf), axis=-1)
-    return own, jnp.max(jnp.where(label, -jnp.inf, values), axis=-1)
+    first = jnp.max(jnp.where(label, values, -jnp.inf), axis=-1)
+    return first, jnp.max(jnp.where(label, -jnp.inf, values), axis=-1)
 
 
 def margin(logits: Logits, labels: Labels) -> PerImage:
     """Largest other logit minus the label's: positive means misclassified."""
-    own, rival = own_and_rival(logits.astype(jnp.float32), labels)
-    return rival - own
+    label, rival = label_and_rival(logits.astype(jnp.float32), labels)
+    return rival - label
 
 
 def probability_margin(logits: Logits, labels: Labels) -> PerImage:
@@ -86,7 +86,7 @@ def dlr(logits: Logits, labels: Labels) -> PerImage:
     (max other - label) / (largest - third largest). With two classes there is no third
     logit, and the plain margin is returned.
     """
-    return margin(logits, labels) / scale_of(logits, [2])
+    return margin(logits, labels) / _scale(logits, [2])
 
 
 def dlr_targeted(logits: Logits, labels: Labels, targets: Classes) -> PerImage:
@@ -95,10 +95,10 @@ def dlr_targeted(logits: Logits, labels: Labels, targets: Classes) -> PerImage:
     The divisor is largest - (third + fourth) / 2; with three classes largest - third,
     with two none.
     """
-    return logit_difference(logits, labels, targets) / scale_of(logits, [2, 3])
+    return logit_difference(logits, labels, targets) / _scale(logits, [2, 3])
 
 
-def scale_of(logits: Logits, ranks: list[int]) -> PerImage:
+def _scale(logits: Logits, ranks: list[int]) -> PerImage:
     """Largest logit minus the mean of those of `ranks` (0 is the largest) that exist."""
     ordered = jnp.sort(logits.astype(jnp.float32), axis=-1)[:, ::-1]
     ranks = [rank for rank in ranks if rank < logits.shape[-1]]

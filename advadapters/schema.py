@@ -67,9 +67,12 @@ def settings_of(owner) -> dict[str, Setting]:
     found = {}
     for name, default in defaults.items():
         hint = hints.get(name)
-        if typing.get_origin(hint) is not Annotated:
+        # A union with other types is one too: Python may give those, configs cannot.
+        members = [hint, *typing.get_args(hint)]
+        members = [part for part in members if typing.get_origin(part) is Annotated]
+        if not members:
             continue
-        kind, *extras = typing.get_args(hint)
+        kind, *extras = typing.get_args(members[0])
         allowed = [extra for extra in extras if isinstance(extra, Between | OneOf)]
         about = " ".join(extra for extra in extras if isinstance(extra, str))
         if allowed:

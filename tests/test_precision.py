@@ -13,7 +13,7 @@ import pytest
 from models import small
 
 from advadapters import defaults, networks
-from advadapters.attacks import cascade, suites
+from advadapters.attacks import programs, versions
 from advadapters.builders.views import read_attacks
 from advadapters.configs import Section
 from advadapters.data import corruptions, randaugment
@@ -110,15 +110,16 @@ def test_attacks_in_evaluation(norm, one_device):
     assert not rounded(lowered(predictor, plain, knobs, batch))
 
 
-@pytest.mark.parametrize("stage", suites.parts("linf", 5).values(), ids=lambda s: s.name)
+@pytest.mark.parametrize("stage", versions.parts("linf", 5).values(), ids=lambda s: s.name)
 def test_autoattack_on_a_network(stage):
     net, plain = network("vit, one block")
-    attack = functools.partial(cascade.attack_batch, *stage.fixed, "linf", 0)
+    attack = functools.partial(programs.attack_batch, stage.fixed, "linf", 0)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8))
     active = jax.ShapeDtypeStruct((8,), bool)
     eps = jax.ShapeDtypeStruct((), jnp.float32)
     call = jax.tree_util.Partial(net.evaluate, plain)
-    assert not rounded(lowered(attack, call, IMAGES, LABELS, keys, LABELS, active, eps))
+    task = programs.Task(IMAGES, LABELS, keys, LABELS, active)
+    assert not rounded(lowered(attack, call, task, eps))
 
 
 def test_images_are_changed_exactly(one_device):

@@ -8,14 +8,32 @@ key.
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from advadapters import losses, rng
-from advadapters.attacks.contract import Loss, Steps, ascent, checked, rows_where
-from advadapters.balls import BALLS
+from advadapters.attacks.ascent import with_slopes
+from advadapters.attacks.contract import Loss, Outcome, Steps, checked, rows_where
+from advadapters.balls import BALLS, Ball
+from advadapters.shapes import (
+    Array,
+    Bool,
+    Classes,
+    Float,
+    Images,
+    Int,
+    Key,
+    Labels,
+    LogitsFn,
+    Marks,
+    Number,
+    PerImage,
+    PRNGKey,
+    PRNGKeys,
+)
 
 MOMENTUM = 0.75
 OSCILLATION = 0.75  # rho: fewer increases than this share halve the step
@@ -24,40 +42,44 @@ L1_SHRINK, L1_SMALLEST, L1_SPARSER = 1.5, 10.0, 0.95
 
 
 class Climb(NamedTuple):
-    """What the loop carries; all rows are examples [B]."""
+    """What the loop carries; all rows are examples [B].
 
-    step: Any  # [] iterations done
-    points: Any
-    before: Any  # the points of the last iteration
-    slope: Any
-    size: Any  # step size
-    count: Any  # coordinates of an L1 step
-    best: Any  # point with the highest loss, its loss and gradient
-    best_loss: Any
-    best_slope: Any
-    last_loss: Any
-    rises: Any  # how often the loss rose since the last checkpoint
-    check_loss: Any  # best loss, step cut and sparsity at the last checkpoint
-    check_cut: Any
-    check_count: Any
-    wrong: Any  # share of draws misclassified at the worst iterate, and that iterate
-    found: Any
-
-
-class Found(NamedTuple):
-    """points: misclassified where `broken`, else those with the highest loss.
-
-    Of a random network: those misclassified in most of the draws made there, in any of
-    them where `broken`. The worst of many looks worse than it is: judge on other draws.
+    step: iterations done. points: where the climb is, before: where it was an iteration
+    ago, slope: the gradient at the points. size: the step size. count: over how many
+    coordinates an L1 step goes. best: the points with the highest loss, with that loss and
+    their gradient. rises: how often the loss rose since the last checkpoint. check_loss,
+    check_cut, check_count: the best loss, whether the step was cut, and the sparsity at the
+    last checkpoint. wrong: the share of draws that are misclassified at the worst iterate,
+    worst: that iterate.
     """
 
-    points: Any
-    broken: Any
-    forwards: Any  # [] forward (and backward) passes of the whole batch
+    step: Int[Array, ""]
+    points: Images
+    before: Images
+    slope: Images
+    size: PerImage
+    count: PerImage
+    best: Images
+    best_loss: PerImage
+    best_slope: Images
+    last_loss: PerImage
+    rises: PerImage
+    check_loss: PerImage
+    check_cut: Marks
+    check_count: PerImage
+    wrong: PerImage
+    worst: Images
 
 
-def checkpoints(steps):
-    """[bool] * steps, [window] * steps: when step sizes are looked at, for Linf and L2."""
+Schedule = tuple[Bool[Array, " steps"], Float[Array, " steps"]]  # see `checkpoints`
+# (points, step) -> (loss [B], share of draws misclassified [B], slope)
+Draw = Key[Array, ""]
+Sums = tuple[PerImage, PerImage, Images]  # over draws
+Look = Callable[[Images, Int[Array, ""] | int], tuple[PerImage, PerImage, Images]]
+
+
+def checkpoints(steps: int) -> Schedule:
+    """When step sizes are looked at, in Linf and L2: (whether, over how many steps)."""
     window, smallest, shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
     due, windows, left = [], [], window
     for _ in range(steps):
@@ -71,16 +93,16 @@ def checkpoints(steps):
 
 @checked
 def apgd(
-    logits_fn,
-    images,
-    labels,
-    key,
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Labels,
+    key: PRNGKeys,
     *,
-    norm,
-    eps,
+    norm: str,
+    eps: Number,
     steps: Steps = 100,
     loss: Loss = "cross_entropy",
-):
+) -> Images:
     """Adversarial images [B, H, W, C]; where none is found, those with the highest loss."""
     labels = losses.class_of(labels)
     return run_apgd(
@@ -89,20 +111,20 @@ def apgd(
 
 
 def run_apgd(
-    logits_fn,
-    images,
-    labels,
-    key,
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Classes,
+    key: PRNGKey | PRNGKeys,
     *,
-    norm,
-    eps,
-    steps=100,
-    loss="cross_entropy",
-    targets=None,
-    expectation=1,
-    active=None,
-):
-    """One run of APGD, from one random start -> Found.
+    norm: str,
+    eps: Number,
+    steps: int = 100,
+    loss: str = "cross_entropy",
+    targets: Classes | None = None,
+    expectation: int = 1,
+    active: Marks | None = None,
+) -> Outcome:
+    """One run of APGD, from one random start.
 
     Args:
       logits_fn: images -> logits; with expectation > 1, (images, key) -> logits.
@@ -118,59 +140,71 @@ def run_apgd(
     images = jax.lax.stop_gradient(images)
     active = jnp.ones(images.shape[0], bool) if active is None else active
     keys = rng.per_example(key, images.shape[0])
-    look = looker(logits_fn, labels, loss, targets, expectation, keys)
+    look = _looker(logits_fn, labels, loss, targets, expectation, keys)
     start = jax.vmap(lambda k: ball.outward(rng.fold(k, "apgd"), images.shape[1:], eps))(
         keys
     )
     if norm != "l1":
         due, windows = checkpoints(steps)
         points = ball.project(images + start, images, eps)
-        done = climb(ball, look, images, points, eps, steps, (due, windows), active)
-        return finish(done)
+        done = _climb(ball, look, images, points, eps, steps, (due, windows), active)
+        return _outcome(done)
     shares = [math.ceil(share * steps) for _, share in L1_STAGES[:-1]]
     lengths = jnp.array([*shares, steps - sum(shares)], jnp.int32)
     radii = eps * jnp.array([radius for radius, _ in L1_STAGES], jnp.float32)
     always = (jnp.ones(steps, bool), jnp.ones(steps, jnp.float32))
 
-    def stage(points, radius_and_length):
+    def stage(
+        points: Images, radius_and_length: tuple[Float[Array, ""], Int[Array, ""]]
+    ) -> tuple[Images, Climb]:
         radius, length = radius_and_length
         points = ball.project(points, images, radius)
         # Points outside the real ball count for nothing, so earlier stages run on.
         last = radius == radii[-1]
         watched = jnp.where(last, active, True)
-        done = climb(ball, look, images, points, radius, length, always, watched, last)
+        done = _climb(ball, look, images, points, radius, length, always, watched, last)
         return done.best, done
 
-    _, stages = jax.lax.scan(stage, images + start, (radii, lengths))
+    start = jnp.asarray(images + start)
+    _, stages = jax.lax.scan(stage, start, (jnp.asarray(radii), lengths))
     done = jax.tree.map(lambda leaf: leaf[-1], stages)
-    return finish(done)._replace(forwards=jnp.sum(stages.step + 1))
+    return _outcome(done)._replace(forwards=jnp.sum(stages.step + 1))
 
 
-def finish(done):
-    """Climb -> Found."""
+def _outcome(done: Climb) -> Outcome:
+    """What a climb that has ended leads to."""
     broken = done.wrong > 0
-    points = rows_where(broken, done.found, done.best)
-    return Found(jax.lax.stop_gradient(points), broken, done.step + 1)
+    points = rows_where(broken, done.worst, done.best)
+    return Outcome(jax.lax.stop_gradient(points), broken, done.step + 1)
 
 
-def looker(logits_fn, labels, loss, targets, expectation, keys):
-    """(points, step) -> (loss [B], share misclassified [B], gradient), over all draws."""
+def _looker(
+    logits_fn: LogitsFn,
+    labels: Classes,
+    loss: str,
+    targets: Classes | None,
+    expectation: int,
+    keys: PRNGKeys,
+) -> Look:
+    """The function that looks at points: the means over all draws of a random network."""
     function = losses.LOSSES[loss] if targets is None else losses.TARGETED[loss]
     extra = () if targets is None else (targets,)
 
-    def objective(points, draw):
+    def objective(points: Images, draw: Draw | None) -> tuple[PerImage, Marks]:
         logits = logits_fn(points) if expectation == 1 else logits_fn(points, draw)
         return function(logits, labels, *extra), losses.misclassified(logits, labels)
 
-    once = ascent(objective)
+    once = with_slopes(objective, has_aux=True)
 
-    def look(points, step):
+    def look(
+        points: Images, step: Int[Array, ""] | int
+    ) -> tuple[PerImage, PerImage, Images]:
         if expectation == 1:
             rows, wrong, slope = once(points, None)
             return rows, wrong.astype(rows.dtype), slope
         draws = jax.random.split(rng.fold(keys[0], "draws", step), expectation)
 
-        def add(total, draw):
+        def add(total: Sums, draw: Draw) -> tuple[Sums, None]:
             rows, wrong, slope = once(points, draw)
             return (
                 total[0] + rows,
@@ -178,14 +212,25 @@ def looker(logits_fn, labels, loss, targets, expectation, keys):
                 total[2] + slope,
             ), None
 
-        zeros = (jnp.zeros(labels.shape, jnp.float32),) * 2 + (jnp.zeros_like(points),)
+        none = jnp.zeros(labels.shape, jnp.float32)
+        zeros = (none, none, jnp.zeros_like(points))
         (rows, wrong, slope), _ = jax.lax.scan(add, zeros, draws)
         return rows / expectation, wrong / expectation, slope / expectation
 
     return look
 
 
-def climb(ball, look, images, points, eps, steps, schedule, active, valid=True):
+def _climb(
+    ball: Ball,
+    look: Look,
+    images: Images,
+    points: Images,
+    eps: Number,
+    steps: int | Int[Array, ""],
+    schedule: Schedule,
+    active: Marks,
+    valid: bool | Bool[Array, ""] = True,
+) -> Climb:
     """The loop: at most `steps` iterations, fewer when all active rows are broken.
 
     valid: whether misclassified points count (they do not outside the real ball).
@@ -193,7 +238,7 @@ def climb(ball, look, images, points, eps, steps, schedule, active, valid=True):
     sparse = ball is BALLS["l1"]
     rows, wrong, slope = look(points, 0)
     first = eps if sparse else 2.0 * eps
-    sparsity = density(points, images)
+    sparsity = _density(points, images)
     ones = jnp.ones_like(rows)
     state = Climb(
         step=jnp.zeros((), jnp.int32),
@@ -212,38 +257,38 @@ def climb(ball, look, images, points, eps, steps, schedule, active, valid=True):
         check_cut=ones > 0,
         check_count=sparsity,
         wrong=jnp.where(valid, wrong, 0),
-        found=points,
+        worst=points,
     )
     due, windows = schedule
 
-    def more(state):
+    def more(state: Climb) -> Bool[Array, ""]:
         return (state.step < steps) & jnp.any(active & (state.wrong < 1))
 
-    def iterate(state):
+    def iterate(state: Climb) -> Climb:
         if sparse:
-            moved = sparse_move(ball, state, images, eps, valid)
+            moved = _sparse_move(ball, state, images, eps, valid)
         else:
-            moved = momentum_move(ball, state, images, eps)
+            moved = _momentum_move(ball, state, images, eps)
         rows, wrong, slope = look(moved, state.step + 1)
-        state = record(state, moved, rows, jnp.where(valid, wrong, 0), slope)
+        state = _record(state, moved, rows, jnp.where(valid, wrong, 0), slope)
         check = due[state.step]
         if sparse:
-            checked = check_sparsity(state, images, first)
+            restarted = _check_sparsity(state, images, first)
         else:
-            checked = check_oscillation(state, windows[state.step])
-        state = jax.tree.map(lambda new, old: jnp.where(check, new, old), checked, state)
+            restarted = _check_oscillation(state, windows[state.step])
+        state = jax.tree.map(lambda new, old: jnp.where(check, new, old), restarted, state)
         return state._replace(step=state.step + 1)
 
     return jax.lax.while_loop(more, iterate, state)
 
 
-def density(points, images):
+def _density(points: Images, images: Images) -> PerImage:
     """How many coordinates differ, float [B]."""
     differs = (points != images).reshape(images.shape[0], -1)
     return jnp.sum(differs.astype(jnp.float32), axis=1)
 
 
-def momentum_move(ball, state, images, eps):
+def _momentum_move(ball: Ball, state: Climb, images: Images, eps: Number) -> Images:
     """A projected step, blended with the last move (Eq. 1 of the paper)."""
     ahead = ball.project(
         ball.step(state.points, state.slope, state.size, state.count), images, eps
@@ -257,7 +302,9 @@ def momentum_move(ball, state, images, eps):
     return ball.project(blend, images, eps)
 
 
-def sparse_move(ball, state, images, eps, last):
+def _sparse_move(
+    ball: Ball, state: Climb, images: Images, eps: Number, last: bool | Bool[Array, ""]
+) -> Images:
     """An L1 step over the current number of coordinates, projected; no momentum.
 
     In the larger balls no budget is lost at the box; in the last one steps are those of
@@ -269,7 +316,9 @@ def sparse_move(ball, state, images, eps, last):
     return ball.project(ahead, images, eps)
 
 
-def record(state, moved, rows, wrong, slope):
+def _record(
+    state: Climb, moved: Images, rows: PerImage, wrong: PerImage, slope: Images
+) -> Climb:
     """The state after an iteration, before any checkpoint."""
     higher = rows > state.best_loss
     return state._replace(
@@ -282,12 +331,12 @@ def record(state, moved, rows, wrong, slope):
         rises=state.rises + (rows > state.last_loss).astype(jnp.float32),
         last_loss=rows,
         wrong=jnp.maximum(state.wrong, wrong),
-        # The first one found: later ones would depend on how long others keep going.
-        found=rows_where(wrong > state.wrong, moved, state.found),
+        # The first such points: later ones would depend on how long others keep going.
+        worst=rows_where(wrong > state.wrong, moved, state.worst),
     )
 
 
-def check_oscillation(state, window):
+def _check_oscillation(state: Climb, window: Float[Array, ""]) -> Climb:
     """Halves the step and goes back to the best point where the loss rose too rarely.
 
     Also where the last checkpoint did not halve it and the best loss is still the same.
@@ -304,9 +353,9 @@ def check_oscillation(state, window):
     )
 
 
-def check_sparsity(state, images, first):
+def _check_sparsity(state: Climb, images: Images, first: Number) -> Climb:
     """L1: where the best point got sparser, start again from it with large steps."""
-    sparsity = density(state.best, images)
+    sparsity = _density(state.best, images)
     sparser = sparsity / jnp.maximum(state.check_count, 1) < L1_SPARSER
     shrunk = jnp.maximum(state.size / L1_SHRINK, first / L1_SMALLEST)
     return state._replace(

@@ -1,18 +1,19 @@
-"""What attacks share: settings that are checked before anything is traced, ascent."""
+"""What attacks share: settings, checked before anything is traced, and their outcome."""
 
 import functools
 import inspect
-from typing import Annotated
+from collections.abc import Callable, Collection
+from typing import Annotated, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 import advadapters.convolutions  # noqa: F401, installs its rule
-from advadapters import losses, rng, schema, trees
+from advadapters import losses, rng, schema
 from advadapters.attacks import checks
 from advadapters.balls import BALLS
 from advadapters.errors import UsageError, check_word
 from advadapters.pixels import to_float
+from advadapters.shapes import AnyArray, Array, Float, Images, Int, Logits, Marks
 
 TARGETS = ("", "random", "least_likely")
 
@@ -25,7 +26,22 @@ Target = Annotated[
 ]
 
 
-def checked(attack):
+class Outcome(NamedTuple):
+    """What one run of an attack leads to.
+
+    points: misclassified where `broken`, else those with the highest loss. forwards: the
+    forward (and backward) passes of the whole batch.
+
+    Of a random network: those misclassified in most of the draws made there, in any of
+    them where `broken`. The worst of many looks worse than it is: judge on other draws.
+    """
+
+    points: Images
+    broken: Marks
+    forwards: Int[Array, ""]
+
+
+def checked(attack: Callable[..., Images]) -> Callable[..., Images]:
     """The attack, but bad input raises UsageError, a line that says what is allowed.
 
     Images of uint8 are taken too, and attacked as float32 in [0, 1]. Images and labels
@@ -34,7 +50,9 @@ def checked(attack):
     """
 
     @functools.wraps(attack)
-    def run(logits_fn, images, labels, key, **settings):
+    def run(
+        logits_fn: Callable, images: Any, labels: Any, key: Any, **settings: Any
+    ) -> Images:
         checks.check_images(images)
         checks.check_labels(labels, len(images))
         images = to_float(images)
@@ -47,7 +65,7 @@ def checked(attack):
         except ValueError as error:
             raise UsageError(str(error)) from None
 
-        def network(points):
+        def network(points: Images) -> Logits:
             logits = logits_fn(points)
             checks.check_logits(logits, len(images))
             checks.check_classes(labels, logits.shape[1])
@@ -60,13 +78,15 @@ def checked(attack):
     return run
 
 
-def norms(attack):
+def norms(attack: Callable[..., Images]) -> Collection[str]:
     """The names of the balls that an attack knows: one that is its default, or all."""
     only = inspect.signature(attack).parameters["norm"].default
     return BALLS if only is inspect.Parameter.empty else (only,)
 
 
-def check_settings(attack, settings, shape):
+def check_settings(
+    attack: Callable[..., Images], settings: dict[str, Any], shape: tuple[int, ...]
+) -> None:
     """Raises UsageError unless all are what an attack on images [H, W, C] may have."""
     if "norm" in settings:
         check_word(norms(attack), settings["norm"], f"norm of {attack.__name__}")
@@ -81,25 +101,8 @@ def check_settings(attack, settings, shape):
         checks.radius(norm, settings["eps"], shape)
 
 
-def ascent(objective):
-    """(points, ...) -> (rows [B], more) as (points, ...) -> (rows, more, slopes of rows).
-
-    Slopes are finite: an entry that is not becomes 0, as it says nothing of the others.
-    Nor is any row NaN: a loss without a value ranks below all others.
-    """
-
-    def total(points, *args):
-        rows, more = objective(points, *args)
-        return jnp.sum(rows), (rows, more)
-
-    def look(points, *args):
-        (_, (rows, more)), slopes = gradient(points, *args)
-        return jnp.where(jnp.isnan(rows), -jnp.inf, rows), more, trees.finite(slopes)
-
-    gradient = jax.value_and_grad(total, has_aux=True)
-    return look
-
-
-def rows_where(choose, new, old):
+def rows_where(
+    choose: Marks, new: Float[AnyArray, "B ..."], old: Float[AnyArray, "B ..."]
+) -> Float[AnyArray, "B ..."]:
     """Row by row `new` where `choose` [B], else `old`."""
     return jnp.where(choose.reshape(-1, *[1] * (new.ndim - 1)), new, old)

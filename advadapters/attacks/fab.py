@@ -5,49 +5,78 @@ current point and from the image, and goes between the two; a misclassified poin
 pulled back towards the image. Settings are those of the authors' code.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from advadapters import losses, rng, trees
-from advadapters.attacks.apgd import Found
-from advadapters.attacks.contract import Steps, checked, rows_where
-from advadapters.balls import BALLS, flat
+from advadapters.attacks.contract import Outcome, Steps, checked, rows_where
+from advadapters.balls import BALLS, Ball, flat
+from advadapters.shapes import (
+    Array,
+    Bool,
+    Classes,
+    Images,
+    Int,
+    Labels,
+    LogitsFn,
+    Marks,
+    Number,
+    PerImage,
+    PRNGKey,
+    PRNGKeys,
+    Scalar,
+)
 
 ALPHA_MAX, OVERSHOOT, BACKWARD = 0.1, 1.05, 0.9
 
 
 class Walk(NamedTuple):
-    """What the loop carries."""
+    """What the loop carries.
 
-    step: Any
-    points: Any
-    nearest: Any  # the misclassified point nearest to the image, and its distance [B]
-    distance: Any
+    nearest: the misclassified points nearest to the images. distance: from the images.
+    """
+
+    step: Int[Array, ""]
+    points: Images
+    nearest: Images
+    distance: PerImage
+
+
+Plane = tuple[PerImage, Images]  # gap, gradient
 
 
 @checked
-def fab(logits_fn, images, labels, key, *, norm, eps, steps: Steps = 100):
+def fab(
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Labels,
+    key: PRNGKeys,
+    *,
+    norm: str,
+    eps: Number,
+    steps: Steps = 100,
+) -> Images:
     """Adversarial images [B, H, W, C] inside the ball, the images where none is found."""
     labels = losses.class_of(labels)
     return run_fab(logits_fn, images, labels, key, norm=norm, eps=eps, steps=steps).points
 
 
 def run_fab(
-    logits_fn,
-    images,
-    labels,
-    key,
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Classes,
+    key: PRNGKey | PRNGKeys,
     *,
-    norm,
-    eps,
-    steps=100,
-    targets=None,
-    random_start=False,
-    active=None,
-):
-    """One run of FAB -> Found; broken where a misclassified point lies within eps.
+    norm: str,
+    eps: Number,
+    steps: int = 100,
+    targets: Classes | None = None,
+    random_start: bool = False,
+    active: Marks | None = None,
+) -> Outcome:
+    """One run of FAB; an image is broken where a misclassified point lies within eps.
 
     Args:
       targets: [B] classes whose boundary is searched, or None for the nearest boundary
@@ -63,17 +92,21 @@ def run_fab(
         keys = rng.per_example(key, images.shape[0])
         start = jax.vmap(lambda k: ball.sample(rng.fold(k, "fab"), images.shape[1:], eps))
         points = jnp.clip(images + start(keys) / 2, 0, 1)
-    plane = targeted_plane if targets is not None else nearest_plane
     origin = flat(images)
 
-    def inside(distance):
+    def plane(points: Images) -> Plane:
+        if targets is None:
+            return nearest_plane(logits_fn, points, labels, ball)
+        return _targeted_plane(logits_fn, points, labels, targets)
+
+    def inside(distance: PerImage) -> Marks:
         return distance <= eps
 
-    def more(walk):
+    def more(walk: Walk) -> Bool[Array, ""]:
         return (walk.step < steps) & jnp.any(active & ~inside(walk.distance))
 
-    def iterate(walk):
-        gap, weights = trees.finite(plane(logits_fn, walk.points, labels, targets, ball))
+    def iterate(walk: Walk) -> Walk:
+        gap, weights = trees.finite(plane(walk.points))
         weights, here = flat(weights), flat(walk.points)
         # Both projections in one call: from here, and from the image.
         from_image = trees.finite(gap + jnp.sum(weights * (here - origin), axis=1))
@@ -103,14 +136,16 @@ def run_fab(
     walk = Walk(jnp.zeros((), jnp.int32), points, images, far)
     walk = jax.lax.while_loop(more, iterate, walk)
     broken = inside(walk.distance)
-    found = jax.lax.stop_gradient(rows_where(broken, walk.nearest, images))
-    return Found(found, broken, 2 * walk.step)
+    points = jax.lax.stop_gradient(rows_where(broken, walk.nearest, images))
+    return Outcome(points, broken, 2 * walk.step)
 
 
-def targeted_plane(logits_fn, points, labels, targets, ball):
+def _targeted_plane(
+    logits_fn: LogitsFn, points: Images, labels: Classes, targets: Classes
+) -> Plane:
     """(gap [B], gradient): how much the target's logit must gain on the label's."""
 
-    def lead(points):
+    def lead(points: Images) -> tuple[Scalar, PerImage]:
         logits = logits_fn(points).astype(jnp.float32)
         rows = jnp.arange(labels.shape[0])
         difference = logits[rows, labels] - logits[rows, targets]
@@ -120,7 +155,12 @@ def targeted_plane(logits_fn, points, labels, targets, ball):
     return difference, -slope
 
 
-def nearest_plane(logits_fn, points, labels, targets, ball):
+def nearest_plane(
+    logits_fn: LogitsFn,
+    points: Images,
+    labels: Classes,
+    ball: Ball,
+) -> Plane:
     """(gap [B], gradient) of the class whose linearised boundary is nearest.
 
     Class by class, so that memory does not grow with their number.
@@ -129,7 +169,9 @@ def nearest_plane(logits_fn, points, labels, targets, ball):
     classes, rows = logits.shape[-1], jnp.arange(labels.shape[0])
     label = losses.one_hot(labels, classes).astype(jnp.float32)
 
-    def nearer(nearest, number):
+    def nearer(
+        nearest: tuple[PerImage, PerImage, Images], number: Int[Array, ""]
+    ) -> tuple[tuple[PerImage, PerImage, Images], None]:
         away, gap, weights = nearest
         seed = jax.nn.one_hot(number, classes, dtype=jnp.float32)[None] - label
         slope = trees.finite(pullback(seed)[0])

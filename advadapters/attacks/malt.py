@@ -17,27 +17,39 @@ from advadapters import losses, rng, schema, trees
 from advadapters.attacks.apgd import run_apgd
 from advadapters.attacks.contract import Steps, checked, rows_where
 from advadapters.balls import BALLS, divisor
+from advadapters.shapes import (
+    Array,
+    Classes,
+    Images,
+    Int,
+    Labels,
+    LogitsFn,
+    Number,
+    PerImage,
+    PRNGKeys,
+)
 
 NEAREST, CANDIDATES = 9, 100
 
 
 Nearest = Annotated[int, schema.Between(low=1), "classes that are gone for"]
 Candidates = Annotated[int, schema.Between(low=1), "likeliest classes they are among"]
+Best = tuple[Images, PerImage]  # points, their margin, infinite where misclassified
 
 
 @checked
 def malt(
-    logits_fn,
-    images,
-    labels,
-    key,
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Labels,
+    key: PRNGKeys,
     *,
-    norm,
-    eps,
+    norm: str,
+    eps: Number,
     steps: Steps = 100,
     nearest: Nearest = NEAREST,
     candidates: Candidates = CANDIDATES,
-):
+) -> Images:
     """Adversarial images [B, H, W, C]; where none is found, those with the largest margin.
 
     nearest: how many classes are gone for, steps each, of so many likeliest candidates;
@@ -49,17 +61,17 @@ def malt(
     images = jax.lax.stop_gradient(images)
     keys = rng.per_example(key, len(images))
 
-    def attempt(best, numbered):
+    def attempt(best: Best, numbered: tuple[Int[Array, ""], Classes]) -> tuple[Best, None]:
         points, score = best
         number, classes = numbered
         draws = jax.vmap(lambda key: rng.fold(key, "malt", number))(keys)
-        found = run_apgd(
+        run = run_apgd(
             logits_fn, images, labels, draws, norm=norm, eps=eps, steps=steps,
             loss="dlr", targets=classes, active=score < jnp.inf,
         )  # fmt: skip
-        margin = losses.margin(logits_fn(found.points), labels)
-        new = jnp.where(found.broken, jnp.inf, margin)
-        points = rows_where(new > score, found.points, points)
+        margin = losses.margin(logits_fn(run.points), labels)
+        new = jnp.where(run.broken, jnp.inf, margin)
+        points = rows_where(new > score, run.points, points)
         return (points, jnp.fmax(score, new)), None
 
     nothing = (images, jnp.full(len(images), -jnp.inf, jnp.float32))
@@ -69,8 +81,14 @@ def malt(
 
 
 def nearest_classes(
-    logits_fn, images, labels, *, norm, nearest=NEAREST, candidates=CANDIDATES
-):
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Classes,
+    *,
+    norm: str,
+    nearest: int = NEAREST,
+    candidates: int = CANDIDATES,
+) -> Int[Array, "nearest B"]:
     """Other classes [nearest, B] by the distance of their linearised boundaries.
 
     Of the likeliest candidates alone. Their gradients are taken one by one, so that memory
@@ -85,7 +103,7 @@ def nearest_classes(
     candidates = min(candidates, classes - 1)
     numbers = jax.lax.top_k(likely, candidates)[1].T  # [candidates, B]
 
-    def distance(numbers):
+    def distance(numbers: Classes) -> PerImage:
         seed = jax.nn.one_hot(numbers, classes, dtype=jnp.float32)
         seed = seed - label.astype(jnp.float32)
         size = BALLS[norm].dual(trees.finite(pullback(seed)[0]))

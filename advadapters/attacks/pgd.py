@@ -1,48 +1,41 @@
 """Projected gradient descent (Madry et al. 2018); FGSM is one step from zero."""
 
-import functools
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from advadapters import losses, rng, schema, trees
+from advadapters import losses, rng, schema
 from advadapters.attacks import checks
+from advadapters.attacks.ascent import Move, ascend, steepest, within
 from advadapters.attacks.contract import (
     Loss,
     Restarts,
     Steps,
     Target,
-    ascent,
     checked,
     rows_where,
 )
-from advadapters.balls import BALLS
+from advadapters.balls import BALLS, Ball
+from advadapters.shapes import (
+    AnyArray,
+    Array,
+    Classes,
+    Float,
+    Images,
+    Int,
+    Labels,
+    LogitsFn,
+    Marks,
+    Number,
+    PerImage,
+    PRNGKeys,
+    Scalar,
+)
 
 ADAM_RATE = 0.1
-
-
-def step_size_rule(eps, steps):
-    """2.5 eps / steps (Madry et al. 2018), but never more than eps."""
-    return min(2.5 / steps, 1.0) * eps
-
-
-def own_step_size(*, eps, steps, step_size=0.0, optimizer="steepest", **_):
-    """The step size of these settings of `pgd`; a traced one is taken as it is."""
-    if not checks.concrete(step_size) or step_size:
-        return step_size
-    return ADAM_RATE if optimizer == "adam" else step_size_rule(eps, steps)
-
-
-def spread(step, steps, size):
-    """Over how many of `size` coordinates an L1 step goes: from 5% of them down to 1.
-
-    With a fixed number the iterates never get sparser than that, and part of what an
-    L1 ball allows is out of reach.
-    """
-    return jnp.maximum((0.05 * size) ** (1 - step / max(steps - 1, 1)), 1.0)
-
 
 StepSize = Annotated[
     float, schema.Between(low=0.0), "0 stands for min(2.5 / steps, 1) * eps"
@@ -52,28 +45,31 @@ Keep = Annotated[str, schema.OneOf(("last", "best")), "which iterate is returned
 Optimizer = Annotated[
     str, schema.OneOf(("steepest", "adam")), "steepest ascent in the norm, or Adam"
 ]
+# (points, turn) -> (points, logits_fn)
+Vary = Callable[[Images, Int[Array, ""]], tuple[Images, LogitsFn]]
+Attempt = tuple[Images, PerImage, Marks]  # points, their loss, whether misclassified
 
 
 @checked
 def pgd(
-    logits_fn,
-    images,
-    labels,
-    key,
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Labels,
+    key: PRNGKeys,
     *,
-    norm,
-    eps,
+    norm: str,
+    eps: Number,
     steps: Steps,
-    step_size: StepSize = 0.0,
+    step_size: StepSize | Scalar = 0.0,
     random_start: RandomStart = True,
     restarts: Restarts = 1,
     loss: Loss = "cross_entropy",
     target: Target = "",
-    targets=None,
+    targets: Classes | None = None,
     keep: Keep = "last",
     optimizer: Optimizer = "steepest",
-    vary=None,
-):
+    vary: Vary | None = None,
+) -> Images:
     """Adversarial images [B, H, W, C], inside the ball and [0, 1].
 
     Args:
@@ -102,75 +98,80 @@ def pgd(
 
     No gradient flows through the result. One trace, whatever the number of steps.
     """
-    ball = BALLS[norm]
+    ball, images = BALLS[norm], jax.lax.stop_gradient(images)
     keys = rng.per_example(key, images.shape[0])
     keep_best = keep == "best" or restarts > 1
-    images = jax.lax.stop_gradient(images)
-    step_size = own_step_size(
-        eps=eps, steps=steps, step_size=step_size, optimizer=optimizer
-    )
-    move, moments = mover(ball, optimizer, images, steps, step_size)
-    if targets is None:
-        goal, sign = choose_goal(logits_fn, images, labels, keys, target)
-        function = lambda logits: sign * losses.LOSSES[loss](logits, goal)  # noqa: E731
-    else:
-        function = lambda logits: losses.TARGETED[loss](logits, labels, targets)  # noqa: E731
+    size = default_step_size(eps=eps, steps=steps, step_size=step_size, optimizer=optimizer)
+    move, transform = _step_rule(ball, optimizer, size, steps)
+    project = within(ball, images, eps)
+    rows = _rows(logits_fn, images, labels, keys, loss, target, targets)
 
-    def objective(points, network):
+    def objective(points: Images, network: LogitsFn) -> tuple[PerImage, Marks]:
         logits = network(points)
-        return function(logits), losses.misclassified(logits, labels)
+        return rows(logits), losses.misclassified(logits, labels)
 
-    def climb(restart, step, carry):
-        points, best, memory = carry
-        network = logits_fn
-        if vary:
-            points, network = vary(points, restart * steps + step)
-        rows, wrong, slope = look(points, network)
-        best = better(best, (points, rows, wrong)) if keep_best else best
-        points, memory = move(points, slope, step, memory)
-        return ball.project(points, images, eps), best, memory
+    def attempt(best: Attempt, restart: Int[Array, ""]) -> tuple[Attempt, None]:
+        def varied(points: Images, step: Int[Array, ""]) -> tuple[Images, LogitsFn]:
+            if vary is None:
+                return points, logits_fn
+            return vary(points, restart * steps + step)
 
-    look = ascent(objective)
-    worst = jnp.full(images.shape[:1], -jnp.inf, jnp.float32)
-    nothing = (images, worst, jnp.zeros(images.shape[:1], bool))
-
-    def attempt(best, restart):
-        points = images
+        start = images
         if random_start:
-            start = sample(ball, keys, restart, images.shape[1:], eps)
-            points = ball.project(images + start, images, eps)
-        ascent = functools.partial(climb, restart)
-        points, best, _ = jax.lax.fori_loop(0, steps, ascent, (points, best, moments))
+            start = project(images + sample(ball, keys, restart, images.shape[1:], eps))
+        climbed = ascend(
+            objective, start, move=move, project=project, steps=steps,
+            transform=transform, vary=varied, keep=_keep_best if keep_best else None,
+            kept=best, has_aux=True,
+        )  # fmt: skip
+        points = climbed.points
         if keep_best:
-            return better(best, (points, *objective(points, logits_fn))), None
+            last = objective(points, logits_fn)
+            return _keep_best(climbed.kept, points, *last), None
         return (points, *best[1:]), None
 
-    (points, _, _), _ = jax.lax.scan(attempt, nothing, jnp.arange(restarts))
+    worst = jnp.full(images.shape[:1], -jnp.inf, jnp.float32)
+    nothing = (images, worst, jnp.zeros(images.shape[:1], bool))
+    numbers = jnp.arange(restarts, dtype=jnp.int32)
+    (points, _, _), _ = jax.lax.scan(attempt, nothing, numbers)
     return jax.lax.stop_gradient(points)
 
 
-def mover(ball, optimizer, images, steps, step_size):
-    """(move, memory): move(points, slope, step, memory) -> (points, memory)."""
-    if optimizer == "adam":
-        adam = optax.scale_by_adam()
-
-        def climb(points, slope, step, memory):
-            with jax.numpy_dtype_promotion("standard"):  # optax mixes types
-                direction, memory = adam.update(slope, memory)
-            direction = trees.finite(direction)  # moments of huge slopes overflow
-            return points + adam_rate(step, steps, step_size) * direction, memory
-
-        return climb, adam.init(images)
-
-    def move(points, slope, step, memory):
-        count = spread(step, steps, images[0].size)
-        count = jnp.full(len(images), count, jnp.float32)
-        return ball.step(points, slope, step_size, count), memory
-
-    return move, ()
+def step_size_rule(eps: Number, steps: int) -> Number:
+    """2.5 eps / steps (Madry et al. 2018), but never more than eps."""
+    return min(2.5 / steps, 1.0) * eps
 
 
-def adam_rate(step, steps, step_size=ADAM_RATE):
+def default_step_size(
+    *,
+    eps: Number,
+    steps: int,
+    step_size: Number = 0.0,
+    optimizer: str = "steepest",
+    **_: Any,
+) -> Number:
+    """The step size of these settings of `pgd`; a traced one is taken as it is."""
+    if not checks.concrete(step_size) or step_size:
+        return step_size
+    return ADAM_RATE if optimizer == "adam" else step_size_rule(eps, steps)
+
+
+def _step_rule(
+    ball: Ball, optimizer: str, size: Number, steps: int
+) -> tuple[Move, optax.GradientTransformation | None]:
+    """What `ascend` takes as `move` and `transform`, by the optimizer's name."""
+    if optimizer == "steepest":
+        return steepest(ball, size, steps), None
+
+    def move(points: Images, direction: Images, step: Int[Array, ""]) -> Images:
+        return points + adam_rate(step, steps, size) * direction
+
+    return move, optax.scale_by_adam()
+
+
+def adam_rate(
+    step: Int[Array, ""] | int, steps: int, step_size: Number = ADAM_RATE
+) -> Float[Array, ""]:
     """0.1, or step_size, a tenth of it from half-way, a hundredth from three quarters.
 
     The evaluation attack of Gowal et al.'s public code: 40 steps, margin loss, drops
@@ -180,37 +181,57 @@ def adam_rate(step, steps, step_size=ADAM_RATE):
     return rates[jnp.int32(step >= steps // 2) + jnp.int32(step >= 3 * steps // 4)]
 
 
-def choose_goal(logits_fn, images, labels, keys, target):
+def _rows(
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Labels,
+    keys: PRNGKeys,
+    loss: str,
+    target: str,
+    targets: Classes | None,
+) -> Callable[[Float[AnyArray, "B L"]], PerImage]:
+    """The function of logits that is climbed, [B, L] -> [B]."""
+    if targets is not None:
+        return lambda logits: losses.TARGETED[loss](logits, labels, targets)
+    goal, sign = choose_goal(logits_fn, images, labels, keys, target)
+    return lambda logits: sign * losses.LOSSES[loss](logits, goal)
+
+
+def choose_goal(
+    logits_fn: LogitsFn, images: Images, labels: Labels, keys: PRNGKeys, target: str
+) -> tuple[Labels, float]:
     """(labels or target classes [B], +1 to climb or -1 to descend their loss)."""
     if not target:
         return labels, 1.0
-    own = losses.class_of(labels)
+    true = losses.class_of(labels)
     logits = jax.eval_shape(logits_fn, images)
     classes = logits.shape[-1]
     if target == "random":
         draw = jax.vmap(lambda key: jax.random.randint(key, (), 1, classes))
         shift = draw(jax.vmap(lambda key: rng.fold(key, "target"))(keys))
-        return (own + shift) % classes, -1.0
-    label = losses.one_hot(own, classes)
+        return (true + shift) % classes, -1.0
+    label = losses.one_hot(true, classes)
     return jnp.argmin(jnp.where(label, jnp.inf, logits_fn(images)), axis=-1), -1.0
 
 
-def sample(ball, keys, restart, shape, eps):
+def sample(
+    ball: Ball,
+    keys: PRNGKeys,
+    restart: Int[Array, ""] | int,
+    shape: tuple[int, ...],
+    eps: Number,
+) -> Images:
     """Random perturbations [B, *shape], each from its own key."""
-
-    def one(key):
-        return ball.sample(rng.fold(key, "start", restart), shape, eps)
-
-    return jax.vmap(one)(keys)
+    draw = jax.vmap(lambda key: ball.sample(rng.fold(key, "start", restart), shape, eps))
+    return draw(keys)
 
 
-def better(first, second):
-    """Row by row the better of two (points, loss, misclassified)."""
-    points, rows, wrong = first
-    new_points, new_rows, new_wrong = second
-    win = (new_wrong & ~wrong) | ((new_wrong == wrong) & (new_rows > rows))
+def _keep_best(best: Attempt, points: Images, loss: PerImage, wrong: Marks) -> Attempt:
+    """Row by row the better: misclassified points before others, then by their loss."""
+    best_points, best_loss, best_wrong = best
+    win = (wrong & ~best_wrong) | ((wrong == best_wrong) & (loss > best_loss))
     return (
-        rows_where(win, new_points, points),
-        jnp.where(win, new_rows, rows),
-        jnp.where(win, new_wrong, wrong),
+        rows_where(win, points, best_points),
+        jnp.where(win, loss, best_loss),
+        jnp.where(win, wrong, best_wrong),
     )

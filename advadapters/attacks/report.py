@@ -1,8 +1,10 @@
 """What a cascade found: a table to print, files to keep, images to count again."""
 
 import json
+import os
 import pathlib
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +16,15 @@ from advadapters.files import write_whole
 from advadapters.intervals import wilson
 from advadapters.markdown import markdown_table
 from advadapters.pixels import to_float
+from advadapters.shapes import Bool, Float, Int, Num, Shaped, UInt8
 
 # The parts of a Report that are arrays; all others are plain values.
 ARRAYS = ("robust", "share", "broken_by", "norms", "index", "points")
 
 
-def merge(reports, numbers):
+def merge(
+    reports: Sequence["Report"], numbers: Sequence[Sequence[int] | Int[np.ndarray, " _"]]
+) -> "Report":
     """The Report on a set, of those on its parts.
 
     numbers: of the images of each part, as `autoattack` was given them; the rows of what
@@ -33,7 +38,7 @@ def merge(reports, numbers):
         for name in ("robust", "share", "broken_by", "norms")
     }
 
-    def mean(values):
+    def mean(values: Iterable[float]) -> float:
         return float(np.dot(counts, list(values)) / counts.sum())
 
     stages = {name: mean(r.stages[name] for r in reports) for name in first.stages}
@@ -70,7 +75,7 @@ SLOWEST = ("seconds", "compile_seconds")
 NO_IMAGES = dict(index=np.zeros(0, int), points=np.zeros((0, 0, 0, 0)), given=None)
 
 
-def to_plain(report):
+def to_plain(report: "Report") -> dict[str, Any]:
     """A Report without its images as plain values of JSON, for `from_plain`."""
     plain = report._replace(**NO_IMAGES)._asdict()
     return {
@@ -79,12 +84,13 @@ def to_plain(report):
     }
 
 
-def from_plain(plain):
-    """The Report that `to_plain` told."""
+def from_plain(plain: dict[str, Any]) -> "Report":
+    """The Report of which `to_plain` made these values."""
     plain = plain | {"intervals": {k: tuple(v) for k, v in plain["intervals"].items()}}
     types = dict(robust=bool, share=float, broken_by="U32", norms=np.float32)
     arrays = {name: np.array(plain[name], dtype) for name, dtype in types.items()}
-    return Report(**plain | arrays | NO_IMAGES)
+    values: dict[str, Any] = plain | arrays | NO_IMAGES
+    return Report(**values)
 
 
 # Warnings that gradients are masked: the accuracy may then be too high.
@@ -100,7 +106,7 @@ class Report(NamedTuple):
     misclassified before any. norms: of the perturbations. costs: {name: {"forwards",
     "padding", "seconds", "cpu_seconds", "compile_seconds"}}; forwards and padding count
     images, both seconds leave out compilation. intervals: {"clean" or "robust": 95% (low,
-    high)}. warnings: see `checks`. not_finite: on how many images the logits are not
+    high)}. warnings: see `masking`. not_finite: on how many images the logits are not
     finite, which count as wrong.
 
     draws: 1, or for version "rand" on how many draws, none of which an attack saw, each
@@ -118,21 +124,21 @@ class Report(NamedTuple):
     draws: int
     clean_accuracy: float
     robust_accuracy: float
-    intervals: dict
-    stages: dict
-    costs: dict
-    warnings: list
+    intervals: dict[str, tuple[float, float]]
+    stages: dict[str, float]
+    costs: dict[str, dict[str, Any]]
+    warnings: list[dict[str, Any]]
     not_finite: int
-    robust: np.ndarray
-    share: np.ndarray
-    broken_by: np.ndarray
-    norms: np.ndarray
-    index: np.ndarray
-    points: np.ndarray
-    given: np.ndarray
+    robust: Bool[np.ndarray, " N"]
+    share: Float[np.ndarray, " N"]
+    broken_by: Shaped[np.ndarray, " N"]
+    norms: Float[np.ndarray, " N"]
+    index: Int[np.ndarray, " M"]
+    points: Float[np.ndarray, "M H W C"]
+    given: Num[np.ndarray, "N H W C"] | None
 
     @property
-    def images(self):
+    def images(self) -> Float[np.ndarray, "N H W C"]:
         """Adversarial images float32 [N, H, W, C], those given where none was found.
 
         They are put together anew at each call: 4 bytes a value.
@@ -141,7 +147,7 @@ class Report(NamedTuple):
         images[self.index] = self.points
         return images
 
-    def clean_images(self):
+    def clean_images(self) -> Num[np.ndarray, "N H W C"]:
         """The images as they were given; raises UsageError where they are not there."""
         if self.given is None:
             raise UsageError(
@@ -150,7 +156,7 @@ class Report(NamedTuple):
             )
         return self.given
 
-    def images8(self):
+    def images8(self) -> UInt8[np.ndarray, "N H W C"]:
         """Adversarial images as uint8 [N, H, W, C], all still inside the ball.
 
         Every value goes to the nearest of 0 to 255, or towards the given image where that
@@ -176,10 +182,10 @@ class Report(NamedTuple):
             images[number] = (level + nearest).astype(np.uint8)
         return images
 
-    def __str__(self):
+    def __str__(self) -> str:
         count = len(self.robust)
         lines = [
-            f"AutoAttack {self.version}, {self.norm} {told(self.eps)}, {count} images"
+            f"AutoAttack {self.version}, {self.norm} {written(self.eps)}, {count} images"
             + (f", mean of {self.draws} fresh draws" if self.draws > 1 else ""),
             "",
         ]
@@ -189,8 +195,8 @@ class Report(NamedTuple):
             spent = ("", "")
             if cost:
                 spent = f"{cost['forwards']:,}", f"{cost['seconds']:.1f}"
-            found = int((self.broken_by == name).sum())
-            rows.append((name, f"{100 * value:.2f}", str(found), *spent))
+            broken = int((self.broken_by == name).sum())
+            rows.append((name, f"{100 * value:.2f}", str(broken), *spent))
         titles = "after", "accuracy, %", "images found", "forward passes", "seconds"
         lines.append(markdown_table(titles, rows))
         low, high = self.intervals["robust"]
@@ -202,7 +208,7 @@ class Report(NamedTuple):
         lines += [f"warning: {warning['message']}" for warning in self.warnings]
         return "\n".join(lines)
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike) -> None:
         """Writes PATH.json and PATH.npz, which `Report.load` reads.
 
         The images that were given are not written, only what was moved.
@@ -215,7 +221,9 @@ class Report(NamedTuple):
         write_whole(file.with_name(file.name + ".json"), lambda f: f.write(text.encode()))
 
     @classmethod
-    def load(cls, path, images=None):
+    def load(
+        cls, path: str | os.PathLike, images: Num[np.ndarray, "N H W C"] | None = None
+    ) -> "Report":
         """The Report that `save` wrote there; raises UsageError where there is none.
 
         images: those that were attacked, without which `images` is not known.
@@ -225,19 +233,19 @@ class Report(NamedTuple):
             plain = json.loads(file.with_name(file.name + ".json").read_text())
             arrays = load_arrays(file.with_name(file.name + ".npz"))
             plain["intervals"] = {k: tuple(v) for k, v in plain["intervals"].items()}
-            found = cls(**plain | arrays | {"given": images})
+            report = cls(**plain | arrays | {"given": images})
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise UsageError(f"cannot read a report from {path}: {error}") from None
-        if images is not None and len(images) != len(found.robust):
+        if images is not None and len(images) != len(report.robust):
             raise UsageError(
-                f"{path} is a report on {len(found.robust)} images, got {len(images)}"
+                f"{path} is a report on {len(report.robust)} images, got {len(images)}"
             )
-        return found
+        return report
 
-    def model_info(self, **told_of):
+    def model_info(self, **fields: Any) -> dict[str, Any]:
         """The fields of an entry in RobustBench's model_info, a dict for json.dump.
 
-        told_of: what a report does not know: dataset, architecture, additional_data (bool)
+        fields: what a report does not know: dataset, architecture, additional_data (bool)
         and, as far as they are known, name, authors, venue, link, number_forward_passes
         (1). Raises UsageError for another version than "standard", which RobustBench asks
         for, and for a field that is missing or that it does not have.
@@ -248,8 +256,8 @@ class Report(NamedTuple):
             )
         needed = ("dataset", "architecture", "additional_data")
         known = ("link", "name", "authors", "venue", "number_forward_passes", "footnote")
-        missing = [name for name in needed if name not in told_of]
-        odd = [name for name in told_of if name not in needed + known]
+        missing = [name for name in needed if name not in fields]
+        odd = [name for name in fields if name not in needed + known]
         if missing or odd:
             wrong = f"needs {', '.join(missing)}" if missing else f"has no {', '.join(odd)}"
             raise UsageError(f"model_info {wrong}; it takes {', '.join(needed + known)}")
@@ -258,9 +266,9 @@ class Report(NamedTuple):
         return (
             blank
             | {"number_forward_passes": 1}
-            | told_of
+            | fields
             | {
-                "eps": told(self.eps),
+                "eps": written(self.eps),
                 "clean_acc": f"{100 * self.clean_accuracy:.2f}",
                 "reported": accuracy,
                 "autoattack_acc": accuracy,
@@ -269,7 +277,7 @@ class Report(NamedTuple):
         )
 
 
-def told(eps):
+def written(eps: float) -> str:
     """A radius as people write it: "8/255", or plainly where it is no such fraction."""
     levels = round(255 * eps)
     fraction = 0 < levels <= 32 and abs(levels / 255 / eps - 1) < 1e-6

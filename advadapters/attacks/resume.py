@@ -3,9 +3,12 @@
 import contextlib
 import functools
 import json
+import os
 import pathlib
 import zipfile
 import zlib
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,29 +16,46 @@ import numpy as np
 
 from advadapters import losses, rng
 from advadapters.attacks import checks
-from advadapters.attacks.cascade import Batch, forward
+from advadapters.attacks.attacker import Attacker
+from advadapters.attacks.programs import forward
+from advadapters.attacks.state import Batch, State
 from advadapters.errors import UsageError
 from advadapters.files import write_whole
 from advadapters.pixels import to_float
+from advadapters.shapes import (
+    AnyArray,
+    Classes,
+    Float,
+    HostImages,
+    Images,
+    Int,
+    LogitsFn,
+    PRNGKeys,
+    Shaped,
+)
 
 SIZES = (1 / 1020, 1 / 100, 1 / 10)  # of the noise that images are moved by
 # What reading a file raises that is cut short or not what it should be.
 DAMAGED = (ValueError, LookupError, TypeError, EOFError, zlib.error, zipfile.BadZipFile)
 
+Rows = Float[np.ndarray, "N ..."]  # what tells a network
+
 
 class NoJournal:
     """Where nothing is recorded."""
 
-    def __enter__(self):
+    def __enter__(self) -> "NoJournal":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         pass
 
-    def replay(self, state, number):
+    def replay(self, state: State, number: int) -> None:
         """Nothing to replay."""
 
-    def write(self, *_):
+    def write(
+        self, state: State, number: int, round_: int, name: str, batch: Batch
+    ) -> None:
         """Nothing to write."""
 
 
@@ -47,7 +67,15 @@ class Journal(NoJournal):
     holds a run of another network, data or setting, or batches of nobody knows which.
     """
 
-    def __init__(self, folder, images, labels, network, settings, writes=True):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        images: HostImages,
+        labels: Int[np.ndarray, " B"],
+        network: dict[str, Rows],
+        settings: dict[str, Any],
+        writes: bool = True,
+    ) -> None:
         self.folder, self.writes = pathlib.Path(folder), writes
         manifest = settings | {
             "images": checksum(images),
@@ -57,8 +85,8 @@ class Journal(NoJournal):
         try:
             file = self.folder / "manifest.json"
             if file.exists():
-                self.compare(json.loads(file.read_text()), manifest, network)
-            elif self.files():
+                self._compare(json.loads(file.read_text()), manifest, network)
+            elif self._files():
                 raise UsageError(
                     f"{folder} holds batches but no manifest.json, so nobody knows of "
                     "which run: name another folder to resume from"
@@ -73,7 +101,7 @@ class Journal(NoJournal):
         except (OSError, *DAMAGED) as error:
             raise UsageError(f"cannot use {folder} to resume: {error}") from None
 
-    def compare(self, old, new, network):
+    def _compare(self, old: Any, new: dict[str, Any], network: dict[str, Rows]) -> None:
         """Raises UsageError if the run there is another one."""
         if not isinstance(old, dict):
             raise ValueError("manifest.json holds no settings")
@@ -86,36 +114,36 @@ class Journal(NoJournal):
         before = load_arrays(self.folder / "network.npz")
         for name in dict.fromkeys([*network, *before]):
             both = name in network and name in before
-            if not both or not alike(name, before[name], network[name]):
+            if not both or not _alike(name, before[name], network[name]):
                 raise UsageError(
                     f"{self.folder} holds a run of another network (its {name} differ): "
                     "name another folder to resume from"
                 )
 
-    def files(self):
+    def _files(self) -> list[pathlib.Path]:
         """The batches recorded so far, in order."""
         return sorted(self.folder.glob("batch-" + "[0-9]" * 6 + ".npz"))
 
-    def replay(self, state, number):
+    def replay(self, state: State, number: int) -> None:
         """Takes in a stage's recorded batches; passes over damaged and foreign files."""
-        for file in self.by_stage.get(number, ()):
+        for file in self._by_stage.get(number, ()):
             try:
-                batch = self.read(file, state)
+                batch = self._read(file, state)
             except (OSError, *DAMAGED):
                 continue
             state.update(number, *batch)
 
     @functools.cached_property
-    def by_stage(self):
+    def _by_stage(self) -> dict[int, list[pathlib.Path]]:
         """{number of a stage: files of its batches, in order}, of those there at first."""
-        found = {}
-        for file in self.files():
+        files = {}
+        for file in self._files():
             with contextlib.suppress(OSError, *DAMAGED):
                 number = int(load_arrays(file, ["number"])["number"])
-                found.setdefault(number, []).append(file)
-        return found
+                files.setdefault(number, []).append(file)
+        return files
 
-    def read(self, file, state):
+    def _read(self, file: pathlib.Path, state: State) -> tuple[int, str, Batch]:
         """What State.update takes; raises one of DAMAGED for what is no batch."""
         row = load_arrays(file)
         name, hit = str(row["name"]), row["hit"]
@@ -128,12 +156,14 @@ class Journal(NoJournal):
         share, odd, kept = (row[key] for key in ("share", "not_finite", "not_attacked"))
         return int(row["round"]), name, Batch(row["index"], points, share, odd, kept, cost)
 
-    def write(self, state, number, round_, name, batch):
+    def write(
+        self, state: State, number: int, round_: int, name: str, batch: Batch
+    ) -> None:
         """Records one batch, with the images that are worse than before."""
         if not self.writes:
             return
         # Past the last name, so that no record is written over.
-        names = [int(file.stem.removeprefix("batch-")) for file in self.files()]
+        names = [int(file.stem.removeprefix("batch-")) for file in self._files()]
         number_of_file = max(names, default=-1) + 1
         save_arrays(
             self.folder / f"batch-{number_of_file:06d}.npz",
@@ -146,7 +176,12 @@ class Journal(NoJournal):
         )
 
 
-def fingerprint(attacker, images, labels, logits):
+def fingerprint(
+    attacker: Attacker,
+    images: HostImages,
+    labels: Int[np.ndarray, " B"],
+    logits: Float[np.ndarray, "B L"],
+) -> dict[str, Rows]:
     """{name: rows of numbers} that tell a network, for a Journal.
 
     Clean logits are not enough: a defence that rounds its input has those of the network
@@ -159,20 +194,22 @@ def fingerprint(attacker, images, labels, logits):
     noise *= np.resize(SIZES, (rows, 1, 1, 1))
     moved = np.clip(to_float(images[numbers]) + noise.astype(np.float32), 0, 1)
     keys = rng.by_index(jax.random.key(0), jnp.asarray(numbers))
-    inputs, found = (moved, labels[numbers], keys), {"clean logits": logits}
-    for name, function in (("logits", forward), ("gradients", slope)):
+    inputs, rows_by_name = (moved, labels[numbers], keys), {"clean logits": logits}
+    for name, function in (("logits", forward), ("gradients", _slope)):
         try:
             part, _ = attacker.call(function, (attacker.judges,), inputs)
         except (ValueError, TypeError, NotImplementedError):
             break  # A black box has no gradient.
-        found[f"{name} near the images"] = part
-    return found
+        rows_by_name[f"{name} near the images"] = part
+    return rows_by_name
 
 
-def slope(judges, logits_fn, images, labels, keys):
+def _slope(
+    judges: int, logits_fn: LogitsFn, images: Images, labels: Classes, keys: PRNGKeys
+) -> Images:
     """The gradient [B, H, W, C] of the margin; of one draw of a random network."""
 
-    def total(images):
+    def total(images: Images) -> Float[AnyArray, ""]:
         return jnp.sum(
             losses.margin(forward(judges, logits_fn, images, labels, keys), labels)
         )
@@ -180,7 +217,7 @@ def slope(judges, logits_fn, images, labels, keys):
     return jax.grad(total)(images)
 
 
-def alike(name, old, new):
+def _alike(name: str, old: Rows, new: Rows) -> bool:
     """Whether rows of numbers [N, ...] are the same up to what machines differ by.
 
     Clean logits by 1e-3 of each row's largest, gradients by 1e-2; away from the images one
@@ -193,23 +230,25 @@ def alike(name, old, new):
     limit = 1e-2 if "gradients" in name else 1e-3
     near = np.abs(old - new).max(axis=1) <= limit * largest
     same = near | np.all((old == new) | (np.isnan(old) & np.isnan(new)), axis=1)
-    return same.mean() >= (1.0 if "clean" in name else 0.9)
+    return bool(same.mean() >= (1.0 if "clean" in name else 0.9))
 
 
-def load_arrays(path, names=None):
+def load_arrays(
+    path: pathlib.Path, names: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
     """{name: array} of an .npz file, or some of it; raises OSError or one of DAMAGED."""
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as data:
         return {name: data[name] for name in names or data.files}
 
 
-def save_arrays(path, **arrays):
+def save_arrays(path: pathlib.Path, **arrays: Any) -> None:
     """Writes an .npz file."""
     write_whole(path, lambda raw: np.savez(raw, **arrays))
 
 
-def checksum(array):
+def checksum(array: Shaped[np.ndarray, "N ..."]) -> int:
     """A number that tells arrays [N, ...] apart; at most a row at a time is copied."""
-    found = 0
+    total = 0
     for row in array:
-        found = zlib.crc32(np.ascontiguousarray(row).data.cast("B"), found)
-    return found
+        total = zlib.crc32(np.ascontiguousarray(row).data.cast("B"), total)
+    return total

@@ -8,16 +8,32 @@ original's drawing of positions leaves out.
 
 import functools
 import math
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from advadapters import losses, rng, schema
-from advadapters.attacks.apgd import Found
-from advadapters.attacks.contract import checked, rows_where
-from advadapters.balls import BALLS
+from advadapters.attacks.contract import Outcome, checked, rows_where
+from advadapters.balls import BALLS, Ball
+from advadapters.shapes import (
+    AnyArray,
+    Array,
+    Bool,
+    Classes,
+    Float,
+    Images,
+    Int,
+    Labels,
+    LogitsFn,
+    Marks,
+    Number,
+    PerImage,
+    PRNGKey,
+    PRNGKeys,
+)
 
 P_INIT = 0.8
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -26,42 +42,75 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 class Search(NamedTuple):
     """What the loop carries: queries done, the best points, their margin, broken [B]."""
 
-    step: Any
-    points: Any
-    loss: Any
-    broken: Any
+    step: Int[Array, ""]
+    points: Images
+    loss: PerImage
+    broken: Marks
+
+
+Image = Float[AnyArray, "H W C"]
+Window = Bool[Array, "H W 1"]
+Corner = tuple[Int[AnyArray, ""], Int[AnyArray, ""]]  # row, column
+Shape = tuple[int, int]  # height, width
+Side = int | Int[AnyArray, ""]
+# (start, propose): the first points, of keys [B]; others, of keys, points and side.
+Moves = tuple[
+    Callable[[PRNGKeys], Images], Callable[[PRNGKeys, Images, Int[Array, ""]], Images]
+]
 
 
 Queries = Annotated[int, schema.Between(low=1), "forward passes of an image at most"]
 
 
 @checked
-def square(logits_fn, images, labels, key, *, norm, eps, queries: Queries = 5000):
+def square(
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Labels,
+    key: PRNGKeys,
+    *,
+    norm: str,
+    eps: Number,
+    queries: Queries = 5000,
+) -> Images:
     """The best images [B, H, W, C] found within the queries."""
-    settings = dict(norm=norm, eps=eps, queries=queries)
-    return run_square(logits_fn, images, losses.class_of(labels), key, **settings).points
+    labels = losses.class_of(labels)
+    return run_square(
+        logits_fn, images, labels, key, norm=norm, eps=eps, queries=queries
+    ).points
 
 
-def run_square(logits_fn, images, labels, key, *, norm, eps, queries=5000, active=None):
-    """Random search -> Found; a tie counts only if the label loses it."""
+def run_square(
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Classes,
+    key: PRNGKey | PRNGKeys,
+    *,
+    norm: str,
+    eps: Number,
+    queries: int = 5000,
+    active: Marks | None = None,
+) -> Outcome:
+    """Random search; a tie counts only if the label loses it."""
     images = jax.lax.stop_gradient(images)
     active = jnp.ones(images.shape[0], bool) if active is None else active
     keys = rng.per_example(key, images.shape[0])
     linf = norm == "linf"
     sides = side_lengths(queries, images.shape[1:3], smallest=1 if linf else 3)
-    moves = (
-        linf_moves(images, eps) if linf else window_moves(images, eps, BALLS[norm], sides)
-    )
-    (start, propose), sides = moves, jnp.array(sides)
+    if linf:
+        start, propose = _linf_moves(images, eps)
+    else:
+        start, propose = _window_moves(images, eps, BALLS[norm], sides)
+    sides = jnp.array(sides)
 
-    def loss_of(points):
+    def loss_of(points: Images) -> tuple[PerImage, Marks]:
         logits = logits_fn(points)
         return losses.margin(logits, labels), losses.misclassified(logits, labels)
 
-    def more(search):
+    def more(search: Search) -> Bool[Array, ""]:
         return (search.step < queries) & jnp.any(active & ~search.broken)
 
-    def query(search):
+    def query(search: Search) -> Search:
         draws = jax.vmap(lambda k: rng.fold(k, "square", search.step))(keys)
         points = propose(draws, search.points, sides[search.step])
         loss, wrong = loss_of(points)
@@ -77,11 +126,13 @@ def run_square(logits_fn, images, labels, key, *, norm, eps, queries=5000, activ
     points = start(jax.vmap(lambda k: rng.fold(k, "square start"))(keys))
     search = Search(jnp.zeros((), jnp.int32), points, *loss_of(points))
     search = jax.lax.while_loop(more, query, search)
-    found = jax.lax.stop_gradient(search.points)
-    return Found(found, search.broken, search.step + 1)
+    points = jax.lax.stop_gradient(search.points)
+    return Outcome(points, search.broken, search.step + 1)
 
 
-def side_lengths(queries, shape, smallest):
+def side_lengths(
+    queries: int, shape: tuple[int, ...], smallest: int
+) -> Int[np.ndarray, " queries"]:
     """The side of the square at each query, int32 [queries]; odd where 3 is the least."""
     area = shape[0] * shape[1]
     sides = []
@@ -92,7 +143,7 @@ def side_lengths(queries, shape, smallest):
     return np.minimum(np.array(sides, np.int32), min(shape))
 
 
-def corner(key, shape, side):
+def _corner(key: PRNGKey, shape: Shape, side: Side) -> Corner:
     """A uniform upper left corner of a window of this side inside the image."""
     row, column = jax.random.split(key)
     return (
@@ -101,7 +152,7 @@ def corner(key, shape, side):
     )
 
 
-def window(position, side, shape):
+def _window(position: Corner, side: Side, shape: Shape) -> Window:
     """bool [H, W, 1]: the window at a corner."""
     inside = [
         (jnp.arange(size) >= at) & (jnp.arange(size) < at + side)
@@ -110,23 +161,23 @@ def window(position, side, shape):
     return (inside[0][:, None] & inside[1][None, :])[:, :, None]
 
 
-def linf_moves(images, eps):
+def _linf_moves(images: Images, eps: Number) -> Moves:
     """(start, propose) for Linf: stripes, then squares of +-eps in every channel."""
-    shape = images.shape[1:3]
+    shape = images.shape[1], images.shape[2]
     low, high = jnp.maximum(images - eps, 0), jnp.minimum(images + eps, 1)
 
-    def start(keys):
-        def stripes(key):
+    def start(keys: PRNGKeys) -> Images:
+        def stripes(key: PRNGKey) -> Float[Array, "1 W C"]:
             return jax.random.rademacher(
                 key, (1, images.shape[2], images.shape[3]), dtype=images.dtype
             )
 
         return jnp.clip(images + eps * jax.vmap(stripes)(keys), 0, 1)
 
-    def propose(keys, points, side):
-        def move(key):
+    def propose(keys: PRNGKeys, points: Images, side: Int[Array, ""]) -> Images:
+        def move(key: PRNGKey) -> Image:
             place, sign = jax.random.split(key)
-            box = window(corner(place, shape, side), side, shape)
+            box = _window(_corner(place, shape, side), side, shape)
             signs = jax.random.rademacher(sign, (1, 1, images.shape[3]), dtype=images.dtype)
             return jnp.where(box, 2 * eps * signs, 0)
 
@@ -135,7 +186,7 @@ def linf_moves(images, eps):
     return start, propose
 
 
-def bump(rows, columns):
+def _bump(rows: int, columns: int) -> Float[np.ndarray, "rows columns"]:
     """The authors' pyramid on a rectangle: rings whose weights fall as 1 / n^2."""
     values = np.zeros((rows, columns))
     top, left = rows // 2, columns // 2
@@ -146,88 +197,103 @@ def bump(rows, columns):
     return values / np.sqrt((values**2).sum())
 
 
-def pattern(side):
+def _pattern(side: int) -> Float[np.ndarray, "side side"]:
     """Two bumps of opposite sign, one above the other, [side, side], of L2 norm 1."""
-    values = np.concatenate([bump(side // 2, side), -bump(side - side // 2, side)])
+    values = np.concatenate([_bump(side // 2, side), -_bump(side - side // 2, side)])
     return values / np.sqrt((values**2).sum())
 
 
-def pattern_table(sides, shape):
+def _pattern_table(
+    sides: Sequence[int] | Int[np.ndarray, " S"], shape: Shape
+) -> Float[Array, "S 2 _ _"]:
     """[S, 2, 2H, 2W]: each side's pattern, upright and turned, its corner at (H, W)."""
     height, width = shape
     table = np.zeros((len(sides), 2, 2 * height, 2 * width), np.float32)
-    for number, side in enumerate(sides):
-        upright = pattern(side)
+    for number, side in enumerate(map(int, sides)):
+        upright = _pattern(side)
         for turned, values in enumerate((upright, upright.T)):
             table[number, turned, height : height + side, width : width + side] = values
     return jnp.array(table)
 
 
-def size_of(ball, delta, axes):
+def _size_of(
+    ball: Ball, delta: Float[AnyArray, "..."], axes: tuple[int, ...]
+) -> Float[Array, "..."]:
     """The L1 or L2 norm over some axes, which stay with length 1."""
     if ball is BALLS["l1"]:
         return jnp.sum(jnp.abs(delta), axis=axes, keepdims=True)
     return jnp.sqrt(jnp.sum(jnp.square(delta), axis=axes, keepdims=True))
 
 
-def window_moves(images, eps, ball, sides):
+def _budget(ball: Ball, delta: Image, union: Window, eps: Number) -> Float[Array, "1 1 1"]:
+    """What a window may have in each channel: what is left of eps, and what is in there.
+
+    union: of the window and of the one from which it takes.
+    """
+    axes, channels = (0, 1, 2), delta.shape[2]
+    used = _size_of(ball, delta, axes)
+    both = _size_of(ball, jnp.where(union, delta, 0), axes)
+    if ball is BALLS["l1"]:
+        return jnp.maximum(eps - used, 0) / channels + both
+    return jnp.sqrt(jnp.maximum(eps**2 - used**2, 0) / channels + both**2)
+
+
+def _window_moves(
+    images: Images, eps: Number, ball: Ball, sides: Int[np.ndarray, " queries"]
+) -> Moves:
     """(start, propose) for L2 and L1: the budget of one window goes to another."""
-    shape, channels = images.shape[1:3], images.shape[3]
+    shape, channels = (images.shape[1], images.shape[2]), images.shape[3]
     tile = min(max(min(shape) // 5, 2), min(shape))
     known = np.unique([tile, *sides])
-    table = pattern_table(known, shape)
+    table = _pattern_table(known, shape)
 
-    def place(side, position, turned):
+    def place(
+        side: Side, position: Corner | Int[AnyArray, " 2"], turned: Int[Array, ""]
+    ) -> Float[Array, "H W 1"]:
         """The pattern of a side with its corner at a position, [H, W, 1]."""
         number = jnp.searchsorted(known, side)
         at = (number, turned, shape[0] - position[0], shape[1] - position[1])
         at = [jnp.int32(start) for start in at]
         return jax.lax.dynamic_slice(table, at, (1, 1, *shape))[0, 0, :, :, None]
 
-    def scaled(delta):
-        norm = jnp.maximum(size_of(ball, delta, (1, 2, 3)), 1e-12)
+    def scaled(delta: Images) -> Images:
+        norm = jnp.maximum(_size_of(ball, delta, (1, 2, 3)), 1e-12)
         return jnp.clip(images + delta * (eps / norm), 0, 1)
 
-    def start(keys):
+    def start(keys: PRNGKeys) -> Images:
         rows, columns = (range(0, size - tile + 1, tile) for size in shape)
         corners = np.array([(r, c) for r in rows for c in columns], np.int32)
 
-        def add(key, delta, numbered):
+        def add(
+            key: PRNGKey, delta: Image, numbered: tuple[Int[Array, ""], Int[Array, " 2"]]
+        ) -> tuple[Image, None]:
             number, position = numbered
             flip_key, sign_key = jax.random.split(rng.fold(key, number))
             signs = jax.random.rademacher(sign_key, (1, 1, channels), dtype=delta.dtype)
             turned = jax.random.randint(flip_key, (), 0, 2, jnp.int32)
             return delta + place(tile, position, turned) * signs, None
 
-        def tiles(key):
+        def tiles(key: PRNGKey) -> Image:
             delta = jnp.zeros((*shape, channels), images.dtype)
-            numbered = (jnp.arange(len(corners)), corners)
+            numbered = (jnp.arange(len(corners)), jnp.asarray(corners))
             return jax.lax.scan(functools.partial(add, key), delta, numbered)[0]
 
         return scaled(jax.vmap(tiles)(keys))
 
-    def propose(keys, points, side):
-        def move(key, delta):
+    def propose(keys: PRNGKeys, points: Images, side: Int[Array, ""]) -> Images:
+        def move(key: PRNGKey, delta: Image) -> Image:
             to_key, from_key, flip_key, sign_key = jax.random.split(key, 4)
-            position = corner(to_key, shape, side)
-            target = window(position, side, shape)
-            source = window(corner(from_key, shape, side), side, shape)
+            position = _corner(to_key, shape, side)
+            target = _window(position, side, shape)
+            source = _window(_corner(from_key, shape, side), side, shape)
             old = jnp.where(target, delta, 0)  # [H, W, C]
-            old = old / (size_of(ball, old, (0, 1)) + 1e-12)
+            old = old / (_size_of(ball, old, (0, 1)) + 1e-12)
             signs = jax.random.rademacher(sign_key, (1, 1, channels), dtype=delta.dtype)
             turned = jax.random.randint(flip_key, (), 0, 2, jnp.int32)
             fresh = place(side, position, turned) * signs + old
-            fresh = fresh / (size_of(ball, fresh, (0, 1)) + 1e-12)
-            fresh = fresh * budget(delta, target | source)
+            fresh = fresh / (_size_of(ball, fresh, (0, 1)) + 1e-12)
+            fresh = fresh * _budget(ball, delta, target | source, eps)
             return jnp.where(target, fresh, jnp.where(source, 0, delta))
-
-        def budget(delta, union):
-            axes = (0, 1, 2)
-            used = size_of(ball, delta, axes)
-            both = size_of(ball, jnp.where(union, delta, 0), axes)
-            if ball is BALLS["l1"]:
-                return jnp.maximum(eps - used, 0) / channels + both
-            return jnp.sqrt(jnp.maximum(eps**2 - used**2, 0) / channels + both**2)
 
         return scaled(jax.vmap(move)(keys, points - images))
 

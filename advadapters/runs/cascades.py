@@ -6,12 +6,14 @@ import os
 import sys
 import time
 import zipfile
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from advadapters import hosts
 from advadapters.errors import UsageError
+from advadapters.shapes import Bool, Int, Num, UInt8
 
 VERSIONS = {
     "autoattack": "standard",
@@ -23,27 +25,29 @@ COUNTS = ("steps", "restarts", "targets", "queries")
 FLAGS = ("norm", "eps", *COUNTS, "seed", "save_images")
 
 
-class Asked(NamedTuple):
-    """threats: ((norm, eps), ...). version, settings: of `attacks.autoattack`. seed: or
+class Cascade(NamedTuple):
+    """What the flags ask for.
+
+    threats: ((norm, eps), ...). version, settings: of `attacks.autoattack`. seed: or
     None for the run's. images: a file to write them to, or "", of so many bits.
     """
 
-    threats: tuple
-    version: str | tuple
-    settings: dict
+    threats: tuple[tuple[str, float], ...]
+    version: str | tuple[str, ...]
+    settings: dict[str, Any]
     seed: int | None
     images: str
     bits: str
 
     @property
-    def label(self):
+    def label(self) -> str:
         """What tells the records of cascades of one threat apart."""
         version = self.version if isinstance(self.version, str) else "+".join(self.version)
-        told = "".join(f"-{name}{value}" for name, value in self.settings.items())
-        return version + told + (f"-seed{self.seed}" if self.seed is not None else "")
+        settings = "".join(f"-{name}{value}" for name, value in self.settings.items())
+        return version + settings + (f"-seed{self.seed}" if self.seed is not None else "")
 
 
-def read(request):
+def read(request: Any) -> Cascade | None:
     """What is asked of AutoAttack, None if nothing; raises UsageError."""
     kind, colon, names = request.suite.partition(":")
     if kind == "autoattack-rand":
@@ -68,7 +72,7 @@ def read(request):
             f"{len(norms)} norms and {len(radii)} radii"
         )
     counts = {key: getattr(request, key) for key in COUNTS}
-    return Asked(
+    return Cascade(
         threats=tuple(zip(norms, radii, strict=True)),
         version=tuple(names.split(",")) if colon else VERSIONS[kind],
         settings={key: count for key, count in counts.items() if count},
@@ -78,13 +82,23 @@ def read(request):
     )
 
 
-def run(opened, variables, split, cases, step, asked, *, journal, compared):
+def run(
+    opened: Any,
+    variables: Any,
+    split: Any,
+    cases: Sequence[Any],
+    step: int,
+    cascade: Cascade,
+    *,
+    journal: str,
+    compared: Sequence[dict[str, float]],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """(result rows, {suite: Table}): AutoAttack on each case alone, clean, after the
     cascade, and the union.
 
     Of several processes each has a part of the images, which it attacks on its own devices.
-    compared: what `evaluating.signs` found. journal: what the record's name ends with
-    where the networks are not the run's own.
+    compared: what `evaluating.signs` returns for the cases. journal: what the record's name
+    ends with where the networks are not the run's own.
     """
     import jax
 
@@ -93,20 +107,20 @@ def run(opened, variables, split, cases, step, asked, *, journal, compared):
     from advadapters.evaluation import tables
 
     evaluation = opened.run.evaluation
-    if asked.images and len(cases) > 1:
+    if cascade.images and len(cases) > 1:
         raise UsageError("--save_images writes those of one network: choose it")
-    images, labels, numbers = own_part(opened.run, split)
+    images, labels, numbers = _images_of_this_process(opened.run, split)
     devices = jax.local_devices()
     mesh = meshes.make(devices) if len(devices) > 1 else None
-    seed = opened.run.seed if asked.seed is None else asked.seed
-    rows, right, own = [], {}, {}
+    seed = opened.run.seed if cascade.seed is None else cascade.seed
+    rows, right, local = [], {}, {}
     for case, signs in zip(cases, compared, strict=True):
         network = opened.run.networks[case.network]
         plain = meshes.own_copy(network.at(variables, case.knob), mesh)
         logits_fn = jax.tree_util.Partial(network.evaluate, plain)
-        own, reports = {}, {}
-        for norm, eps in asked.threats:
-            folder = journal_name(case, step, norm, eps, asked.label, len(split))
+        local, reports = {}, {}
+        for norm, eps in cascade.threats:
+            folder = _journal_name(case, step, norm, eps, cascade.label, len(split))
             print(f"{tables.name_of(case.told)}: {norm} {eps:g}", flush=True)
             report = attacks.autoattack(
                 logits_fn,
@@ -115,39 +129,41 @@ def run(opened, variables, split, cases, step, asked, *, journal, compared):
                 jax.random.key(seed),
                 norm=norm,
                 eps=eps,
-                version=asked.version,
-                **asked.settings,
+                version=cascade.version,
+                **cascade.settings,
                 batch_size=evaluation.batch_size,
                 mesh=mesh,
                 numbers=numbers,
                 precision=evaluation.precision,
-                resume=opened.folder / "autoattack" / (folder + journal + part()),
-                progress=functools.partial(show, {}),
+                resume=opened.folder / "autoattack" / (folder + journal + _part()),
+                progress=functools.partial(_show, {}),
             )
-            own[f"autoattack_{norm}_{eps:g}"] = report
+            local[f"autoattack_{norm}_{eps:g}"] = report
             if jax.process_count() > 1:
-                told = hosts.share([to_plain(report), numbers.tolist()])
-                parts, of = zip(*told, strict=True)
-                report = merge([from_plain(one) for one in parts], of)
+                shared = hosts.share([to_plain(report), numbers.tolist()])
+                parts, of = zip(*shared, strict=True)
+                report = merge([from_plain(part) for part in parts], of)
             print(report, flush=True)
             reports[f"autoattack_{norm}_{eps:g}"] = report
-        rows += rows_of(reports, case.told, step, signs)
-        for suite, one in rights_of(reports).items():
-            right.setdefault(suite, []).append(one)
-    if asked.images:
-        save(asked, own, labels)
-    return rows, tables_of(right, labels, numbers)
+        rows += _rows_of(reports, case.told, step, signs)
+        for suite, marks in _rights_of(reports).items():
+            right.setdefault(suite, []).append(marks)
+    if cascade.images:
+        _save(cascade, local, labels)
+    return rows, _tables_of(right, labels, numbers)
 
 
-def part():
-    """What the names of this process's own files end with; "" where it is alone."""
+def _part() -> str:
+    """What the names of this process's files end with; "" where it is alone."""
     import jax
 
     count = jax.process_count()
     return f"-part{jax.process_index()}of{count}" if count > 1 else ""
 
 
-def own_part(run, split):
+def _images_of_this_process(
+    run: Any, split: Any
+) -> tuple[UInt8[np.ndarray, "N H W C"], Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
     """(images uint8, labels, numbers in the split) of this process alone."""
     import jax
 
@@ -168,17 +184,21 @@ def own_part(run, split):
     return images, labels, numbers[index]
 
 
-def rights_of(reports):
+def _rights_of(reports: Mapping[str, Any]) -> dict[str, Bool[np.ndarray, " N"]]:
     """{suite: bool [N]}: who is right on clean images, under each threat and under all."""
     first = next(iter(reports.values()))
-    found = {"clean": first.broken_by != "clean"}
-    found |= {suite: report.robust for suite, report in reports.items()}
+    right = {"clean": first.broken_by != "clean"}
+    right |= {suite: report.robust for suite, report in reports.items()}
     if len(reports) > 1:
-        found["union"] = np.all([report.robust for report in reports.values()], axis=0)
-    return found
+        right["union"] = np.all([report.robust for report in reports.values()], axis=0)
+    return right
 
 
-def tables_of(right, labels, numbers):
+def _tables_of(
+    right: Mapping[str, Sequence[Bool[np.ndarray, " N"]]],
+    labels: Int[np.ndarray, " n"],
+    numbers: Int[np.ndarray, " n"],
+) -> dict[str, Any]:
     """{suite: `accuracy.Table`} of {suite: [bool [N] of each network]}.
 
     Which class a broken image has become is not kept. labels, numbers: of this process's
@@ -186,8 +206,8 @@ def tables_of(right, labels, numbers):
     """
     from advadapters.evaluation import accuracy
 
-    told = hosts.share([np.asarray(part).tolist() for part in (labels, numbers)])
-    labels, index = (np.concatenate(parts) for parts in zip(*told, strict=True))
+    shared = hosts.share([np.asarray(part).tolist() for part in (labels, numbers)])
+    labels, index = (np.concatenate(parts) for parts in zip(*shared, strict=True))
     order = np.argsort(index)
     labels, index = labels[order].astype(np.int32), index[order].astype(np.int32)
     return {
@@ -196,23 +216,33 @@ def tables_of(right, labels, numbers):
     }
 
 
-def rows_of(reports, told, step, signs):
-    """The rows of {suite: Report} on one network: clean, robust with all found, union."""
+def _rows_of(
+    reports: Mapping[str, Any],
+    told: dict[str, Any],
+    step: int,
+    signs: dict[str, float],
+) -> list[dict[str, Any]]:
+    """The rows of {suite: Report} on one network: clean, robust of each threat, union.
+
+    told: what tells the network in result rows.
+    """
     from advadapters.evaluation import accuracy
 
-    right = {suite: int(one.sum()) for suite, one in rights_of(reports).items()}
+    right = {suite: int(marks.sum()) for suite, marks in _rights_of(reports).items()}
     count = len(next(iter(reports.values())).robust)
-    found = [accuracy.row(told, "clean", right["clean"], count, step)]
+    rows = [accuracy.row(told, "clean", right["clean"], count, step)]
     for suite, report in reports.items():
         row = accuracy.row(told, suite, right[suite], count, step, report.not_finite)
-        kept = ("version", "stages", "costs", "warnings")
-        found.append(row | {name: getattr(report, name) for name in kept} | signs)
+        details = ("version", "stages", "costs", "warnings")
+        rows.append(row | {name: getattr(report, name) for name in details} | signs)
     if "union" in right:
-        found.append(accuracy.row(told, "union", right["union"], count, step) | signs)
-    return found
+        rows.append(accuracy.row(told, "union", right["union"], count, step) | signs)
+    return rows
 
 
-def save(asked, reports, labels):
+def _save(
+    cascade: Cascade, reports: Mapping[str, Any], labels: Int[np.ndarray, " N"]
+) -> None:
     """Writes the adversarial images of all threats to one .npz file, see `load`.
 
     Of several processes each writes those of its own part, to a file of its own.
@@ -221,16 +251,19 @@ def save(asked, reports, labels):
 
     from advadapters.runs import workdir
 
-    arrays = {"labels": labels, "threats": np.array(json.dumps(list(reports)))}
+    threats = np.array(json.dumps(list(reports)))
+    arrays: dict[str, Any] = {"labels": labels, "threats": threats}
     for suite, report in reports.items():
-        arrays[suite] = report.images8() if asked.bits == "8" else report.images
-    file = epath.Path(asked.images)
-    file = file.with_name(file.stem + part() + file.suffix)
+        arrays[suite] = report.images8() if cascade.bits == "8" else report.images
+    file = epath.Path(cascade.images)
+    file = file.with_name(file.stem + _part() + file.suffix)
     workdir.write_whole(file, lambda raw: np.savez(raw, **arrays), everywhere=True)
-    print(f"adversarial images ({asked.bits}) written to {file}")
+    print(f"adversarial images ({cascade.bits}) written to {file}")
 
 
-def load(path):
+def load(
+    path: str,
+) -> tuple[dict[str, Num[np.ndarray, "N H W C"]], Int[np.ndarray, " N"]]:
     """({suite: images [N, H, W, C]}, labels [N]) of a file that --save_images wrote."""
     try:
         with (
@@ -243,12 +276,14 @@ def load(path):
         raise UsageError(f"--images={path} holds no adversarial images: {error}") from None
 
 
-def count(opened, variables, cases, path, step):
+def count(
+    opened: Any, variables: Any, cases: Sequence[Any], path: str, step: int
+) -> list[dict[str, Any]]:
     """Result rows of cases on the images of a file: how many are still right."""
     import jax
 
     from advadapters.attacks import checks
-    from advadapters.attacks.suites import Attacker
+    from advadapters.attacks.attacker import Attacker
     from advadapters.evaluation import accuracy
     from advadapters.precision import in_precision
 
@@ -277,7 +312,9 @@ def count(opened, variables, cases, path, step):
     return rows
 
 
-def journal_name(case, step, norm, eps, version, count):
+def _journal_name(
+    case: Any, step: int, norm: str, eps: float, version: str, count: int
+) -> str:
     """A folder name for one cascade."""
     told = case.told
     weights = "_".join(f"{weight:.9g}" for weight in told["mixture"].values())
@@ -287,7 +324,16 @@ def journal_name(case, step, norm, eps, version, count):
     return f"{version}-{norm}-{eps:.6g}-step{step}-{weights}-n{count}"
 
 
-def show(starts, *, stage, round, rounds, done, total, robust):
+def _show(
+    starts: dict[str, tuple[float, float]],
+    *,
+    stage: str,
+    round: int,
+    rounds: int,
+    done: int,
+    total: int,
+    robust: float,
+) -> None:
     """A progress line after a batch of AutoAttack.
 
     starts: {stage: (time, share) of its first news}; a resumed stage does not begin at 0.

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from advadapters import builders
-from advadapters.attacks import checks
+from advadapters.attacks import checks, masking
 from advadapters.data import shifts as other_data
 from advadapters.data import splits
 from advadapters.data.splits import Subset
@@ -144,7 +144,7 @@ def shifted(opened, variables, cases, names, *, data_dir, combine, examples):
 
 
 def signs(opened, variables, split, cases, count=None):
-    """[{"sign_agreement": share}] of the cases, see `checks.sign_agreement`.
+    """[{"sign_agreement": share}] of the cases, see `masking.sign_agreement`.
 
     On the first `count` images of a split; None asks for checks.SAMPLE where training has
     another precision than evaluation. {} for a network that is not looked at.
@@ -159,7 +159,7 @@ def signs(opened, variables, split, cases, count=None):
             trained, exact = (
                 jax.tree_util.Partial(f, plain) for f in (network.apply, network.evaluate)
             )
-            share = checks.sign_agreement(trained, exact, *batch)
+            share = masking.sign_agreement(trained, exact, *batch)
             found[-1] = {"sign_agreement": share}
     shares = [one["sign_agreement"] for one in found if one]
     if shares:

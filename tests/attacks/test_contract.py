@@ -12,7 +12,7 @@ from advadapters import losses, schema
 from advadapters.attacks import ATTACKS
 from advadapters.attacks.apgd import run_apgd
 from advadapters.attacks.fab import run_fab
-from advadapters.attacks.suites import run_multitargeted
+from advadapters.attacks.versions import run_multitargeted
 from advadapters.balls import BALLS
 from advadapters.builders.views import read_attacks
 from advadapters.configs import Section

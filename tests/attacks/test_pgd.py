@@ -197,7 +197,7 @@ def test_fab_looks_at_the_boundaries_of_all_classes(norm, rng):
     logits_fn = lambda x: jnp.tanh(x.reshape(len(x), -1) @ first) @ second  # noqa: E731
     images = jnp.asarray(rng.uniform(size=(9, 4, 4, 1)), jnp.float32)
     labels = jnp.arange(9) % 6
-    gap, weights = nearest_plane(logits_fn, images, labels, None, balls.BALLS[norm])
+    gap, weights = nearest_plane(logits_fn, images, labels, balls.BALLS[norm])
     logits, rows = np.asarray(logits_fn(images)), np.arange(9)
     slopes = np.asarray(jax.jacrev(lambda x: logits_fn(x).sum(0))(images))  # [L, B, ...]
     weight = slopes - slopes[labels, rows]
@@ -217,7 +217,7 @@ def test_fab_needs_no_more_memory_for_more_classes():
         spread = jnp.linspace(-1, 1, classes)
         logits_fn = lambda x: jnp.tanh(x.mean((1, 2, 3)))[:, None] * spread  # noqa: E731
         plane = functools.partial(nearest_plane, logits_fn)
-        run = jax.jit(lambda x: plane(x, labels, None, balls.BALLS["l2"]))
+        run = jax.jit(lambda x: plane(x, labels, balls.BALLS["l2"]))
         return run.lower(images).compile().memory_analysis().temp_size_in_bytes
 
     logits = 4 * 16 * 1000
@@ -293,7 +293,7 @@ def test_random_targets_are_uniform_over_the_other_classes():
     keys = jax.random.split(jax.random.key(0), 5000)
     labels = jnp.full(5000, 2)
     goal, sign = choose_goal(
-        lambda x: jnp.zeros((5000, 5)), jnp.zeros(5000), labels, keys, "random"
+        lambda x: jnp.zeros((5000, 5)), jnp.zeros((5000, 1, 1, 1)), labels, keys, "random"
     )
     shares = np.bincount(np.asarray(goal), minlength=5) / 5000
     assert sign == -1 and shares[2] == 0

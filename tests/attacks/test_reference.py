@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import reference_networks as reference
 
-from advadapters.attacks import checks, suites
+from advadapters.attacks import programs, versions
+from advadapters.attacks.attacker import Attacker
+from advadapters.attacks.masking import before
 
 # Points (percent) that stages may differ by. The official suite's own results on the
 # CNN at L2 spread over 0.8 points between four seeds, with mean 32.8.
@@ -36,11 +38,11 @@ def test_masked_networks_are_warned_of(masking):
         "logits x 1000": lambda x: 1000 * plain(x),
         "8 levels": lambda x: plain(jnp.round(x * 7) / 7),
     }[masking]
-    attacker = suites.Attacker(suites.as_partial(masked), "linf", 0.1, 64)
+    attacker = Attacker(programs.as_partial(masked), "linf", 0.1, 64)
     key = jax.random.key(0)
     logits = attacker.logits(images, labels, key)
-    stages = suites.stages(("apgd-ce",), "linf", 10)
-    found = checks.before(attacker, images, labels, logits, stages, key)
+    stages = versions.stages(("apgd-ce",), "linf", 10)
+    found = before(attacker, images, labels, logits, stages, key)
     told = {w["check"]: w for w in found}
     expected = {"none": set(), "logits x 1000": {"saturated-cross-entropy"}}
     assert told.keys() == expected.get(masking, {"zero-gradient"})
