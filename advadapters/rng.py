@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters.shapes import AnyArray, Array, Int, Key, PRNGKey, PRNGKeys, Shaped
+from advadapters.shapes import AnyArray, Array, Key, Num, PRNGKey, PRNGKeys, Shaped
 
 # How many numbers an old key of each generator has.
 WORDS = {"threefry2x32": 2, "rbg": 4, "unsafe_rbg": 4}
@@ -69,6 +69,6 @@ def by_image(batch: Mapping[str, Any], name: str) -> PRNGKeys:
     )
 
 
-def by_index(key: PRNGKey, indices: Int[AnyArray, " B"]) -> PRNGKeys:
+def by_index(key: PRNGKey, indices: Num[AnyArray, " B"]) -> PRNGKeys:
     """Keys [B] of the examples with these numbers [B]."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)

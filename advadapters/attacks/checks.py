@@ -23,8 +23,8 @@ from advadapters.shapes import (
     HostImages,
     Int,
     Key,
-    Labels,
     Logits,
+    Num,
     Shaped,
 )
 
@@ -74,7 +74,7 @@ def count(value: Any, what: str) -> int:
     return int(value)
 
 
-def numbers(values: Any, count: int, random: bool) -> Int[np.ndarray, " N"]:
+def numbers(values: Any, count: int, random: bool) -> Num[np.ndarray, " N"]:
     """Numbers [N] of so many images, 0 to N - 1 for None; raises UsageError for others.
 
     random: whether the network is, whose draws belong to batches and not to images.
@@ -185,7 +185,9 @@ def check_labels(labels: Any, size: int, what: str = "labels") -> None:
         )
 
 
-def check_classes(labels: Labels, classes: int | None = None, what: str = "labels") -> None:
+def check_classes(
+    labels: Num[AnyArray, "..."], classes: int | None = None, what: str = "labels"
+) -> None:
     """Raises UsageError for labels that are no class of so many, or of any network.
 
     To be called before they are cast: what does not fit into int32 would wrap.

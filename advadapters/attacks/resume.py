@@ -38,7 +38,7 @@ SIZES = (1 / 1020, 1 / 100, 1 / 10)  # of the noise that images are moved by
 # What reading a file raises that is cut short or not what it should be.
 DAMAGED = (ValueError, LookupError, TypeError, EOFError, zlib.error, zipfile.BadZipFile)
 
-Rows = Float[np.ndarray, "N ..."]  # what tells a network
+Rows = Float[np.ndarray, "_ ..."]  # what tells a network
 
 
 class NoJournal:

@@ -8,7 +8,7 @@ import numpy as np
 
 from advadapters.attacks.versions import Stage
 from advadapters.pixels import to_float
-from advadapters.shapes import Bool, Float, HostImages, Int, Shaped
+from advadapters.shapes import Bool, Float, HostImages, Int, Num, Shaped
 
 # Of a stage: forward passes of images and of padding, and seconds: of the clock, of the
 # CPU, and of compiling, which the others leave out.
@@ -58,7 +58,7 @@ class State:
     images: HostImages
     labels: Int[np.ndarray, " B"]
     logits: Float[np.ndarray, "B L"]
-    numbers: Int[np.ndarray, " B"]
+    numbers: Num[np.ndarray, " B"]
     share: Float[np.ndarray, " B"]
     broken_by: Shaped[np.ndarray, " B"]
     not_finite: Bool[np.ndarray, " B"]
@@ -77,7 +77,7 @@ class State:
         logits: Float[np.ndarray, "B L"],
         share: Float[np.ndarray, " B"],
         stages: Iterable[Stage],
-        numbers: Int[np.ndarray, " B"],
+        numbers: Num[np.ndarray, " B"],
     ) -> "State":
         """The state before any attack."""
         return cls(
