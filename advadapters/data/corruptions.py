@@ -15,7 +15,7 @@ import jax
 from advadapters import rng
 from advadapters.data import distortions
 from advadapters.errors import UsageError, pick
-from advadapters.shapes import AnyArray, Float, Images, Key, PRNGKey, PRNGKeys
+from advadapters.shapes import AnyArray, Float, Images, PRNGKey, PRNGKeys
 
 # Images with a shorter side up to this get the parameters for 32 pixels, others those for
 # 224: the nearer of the two, in proportion. Lengths stay in pixels, but for elastic's.
@@ -209,7 +209,7 @@ def corrupt(images: Images, key: PRNGKey | PRNGKeys, *, name: str, severity: int
     settings = parameters(name, severity, min(height, width))
 
     def corrupt_image(
-        key: Key[AnyArray, ""], image: Float[AnyArray, "H W C"]
+        key: PRNGKey, image: Float[AnyArray, "H W C"]
     ) -> Float[AnyArray, "H W C"]:
         key = rng.fold(key, f"{name}-{severity}")
         return distortions.cut(CORRUPTIONS[name].function(key, image, *settings))
