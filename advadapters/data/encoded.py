@@ -16,6 +16,7 @@ from advadapters.data.splits import Example, Image, Number
 from advadapters.errors import UsageError
 
 # What OpenCV makes 8 bits of. The content decides; the name tells images from the rest.
+# Formats of floats (HDR, PFM, EXR) are not here, as 8 bits of them need an exposure.
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff",
     ".gif", ".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".sr", ".ras",

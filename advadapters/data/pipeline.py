@@ -115,6 +115,9 @@ def prefetched(
 ) -> Iterator[Batch]:
     """Iterates over batch(step) of a range of steps, and makes one or two ahead.
 
+    All threads of the pool share a batch. Grain's own threads would make a whole batch
+    each, no more at once than it buffers: 64 threads would be 4, or 64 batches in memory.
+
     Args:
       steps: a range whose step is 1.
       batch: the function that makes the batch of a step.

@@ -54,7 +54,10 @@ class Tar(NamedTuple):
 
 
 class TarReader(NamedTuple):
-    """A reader of the images in a Tar, with labels int32 [N]."""
+    """A reader of the images in a Tar, with labels int32 [N].
+
+    Files are opened for each image, so that readers travel to worker processes.
+    """
 
     tar: Tar
     labels: np.ndarray
