@@ -127,6 +127,7 @@ def with_slopes(
     """The function (points, ...) -> (loss [B], more, slopes of the loss) of an objective.
 
     Slopes are finite: an entry that is not becomes 0, as it says nothing of the others.
+    Otherwise one root of 0 in a network would switch the attack off for the whole image.
     Nor is any loss NaN: one without a value ranks below all others.
     """
 
