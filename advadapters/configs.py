@@ -14,6 +14,7 @@ import pathlib
 import re
 import sys
 import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, TypeVar
 
@@ -40,15 +41,19 @@ FREE = re.compile(
 )
 
 
-def variant(text, known):
-    """Checks the part behind the colon of --config=FILE:VARIANT; "" is the first known."""
+def variant(text: str, known: Iterable[str]) -> str:
+    """The variant that --config=FILE:VARIANT names; "" is the first one known.
+
+    Raises:
+      UsageError: the variant is not known.
+    """
     if text:
         check_word(known, text, "variant")
     return text or next(iter(known))
 
 
-def fraction(argument):
-    """ "--config.x.eps=8/255" -> the same flag with the quotient, others unchanged."""
+def fraction(argument: str) -> str:
+    """A flag like --config.x.eps=8/255 with the quotient; other arguments as they are."""
     match = FRACTION.match(argument)
     if not match:
         return argument
@@ -58,30 +63,35 @@ def fraction(argument):
     return f"{flag}{float(above) / float(below)!r}"
 
 
-def parse(argv, names, with_config=True) -> tuple[Any, dict[str, Any]]:
+def parse(
+    argv: Sequence[str], names: Mapping[str, str | None], with_config: bool = True
+) -> tuple[Any, dict[str, Any]]:
     """Parses --config=FILE[:VARIANT], its overrides, and string flags.
 
     Args:
       argv: the arguments after the verb.
-      names: {flag: default or None if it must be given}.
+      names: {flag: its default, or None if it must be given}.
       with_config: whether --config is a flag that must be given.
 
     Returns:
-      (ConfigDict or None, {flag: text}). Raises UsageError for anything wrong.
+      (ConfigDict or None, {flag: text}).
+
+    Raises:
+      UsageError: anything is wrong with the arguments or the file.
     """
     values = flags.FlagValues()
-    free, rest = take_free(argv) if with_config else ([], argv)
+    free, rest = _take_free(argv) if with_config else ([], argv)
     arguments = ["advadapters", *map(fraction, rest)]
     if with_config:
         arguments = [with_file(argument) for argument in arguments]
         # ml-collections loads all files as one module, which keeps what the last one set.
         sys.modules.pop("config_config", None)
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-        need_file(arguments)
+        _need_file(arguments)
     for name, default in names.items():
         flags.DEFINE_string(name, default, "", flag_values=values)
-    with bad_file(arguments):
-        read_flags(values, arguments)
+    with _bad_file(arguments):
+        _read_flags(values, arguments)
     for name in ("config", *names) if with_config else names:
         if values[name].value is None:
             raise UsageError(f"--{name}=... is missing")
@@ -91,33 +101,34 @@ def parse(argv, names, with_config=True) -> tuple[Any, dict[str, Any]]:
             "get_config must return a ConfigDict, such as advadapters.defaults.config() "
             f"makes, got {type(config).__name__}"
         )
-    put_free(config, free)
+    _put_free(config, free)
     return config, {name: values[name].value for name in names}
 
 
-def take_free(argv):
-    """([match of FREE], the other arguments)."""
-    found = {argument: FREE.fullmatch(argument) for argument in argv}
-    return [m for m in found.values() if m], [a for a in argv if not found[a]]
+def _take_free(argv: Sequence[str]) -> tuple[list[re.Match[str]], list[str]]:
+    """The arguments that FREE matches, as matches, and the other arguments."""
+    matches = {argument: FREE.fullmatch(argument) for argument in argv}
+    rest = [argument for argument in argv if not matches[argument]]
+    return [match for match in matches.values() if match], rest
 
 
-def put_free(config, matches):
-    """Sets what arguments say of free keys."""
+def _put_free(config: Any, matches: Iterable[re.Match[str]]) -> None:
+    """Sets the free keys of a ConfigDict that arguments give."""
     for match in matches:
         path = (match["weights"] or match["sections"]).split(".")
-        put(config, path, match["weight"] or match["section"], match["value"])
+        _put(config, path, match["weight"] or match["section"], match["value"])
 
 
-def read_flags(values, arguments):
+def _read_flags(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """Has absl's FlagValues read the arguments; raises UsageError for anything wrong."""
-    with bad_flags():
+    with _bad_flags():
         rest = values(arguments)[1:]
     if rest:
         raise UsageError(f"unexpected argument {rest[0]!r}; flags are --name=value")
 
 
 @contextlib.contextmanager
-def bad_flags():
+def _bad_flags() -> Iterator[None]:
     """Makes a UsageError of whatever absl and ml-collections raise."""
     try:
         yield
@@ -129,19 +140,19 @@ def bad_flags():
         raise UsageError(f"bad config: {reason(error)}") from None
 
 
-def split(argv):
-    """(the arguments that are no overrides, those that are: --config.KEY=VALUE)."""
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments that are no overrides, and those that are: --config.KEY=VALUE."""
     overrides = [text for text in argv if text.lstrip("-").startswith("config.")]
     return [text for text in argv if text not in overrides], overrides
 
 
-def given(argv):
+def overridden_keys(argv: Sequence[str]) -> set[str]:
     """The keys that the arguments override."""
     return {text.lstrip("-").partition("=")[0][len("config.") :] for text in split(argv)[1]}
 
 
-def vary(argv, variant):
-    """The arguments with another variant of --config=FILE[:OLD] (or --config FILE)."""
+def vary(argv: Sequence[str], variant: str) -> list[str]:
+    """The arguments with another variant in --config=FILE[:VARIANT] (or --config FILE)."""
     changed, follows = [], False
     for argument in argv:
         flag, equals, value = argument.partition("=")
@@ -155,31 +166,24 @@ def vary(argv, variant):
     return changed
 
 
-def override(config, overrides):
+def override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A config, a nested dict, with --config.KEY=VALUE arguments applied."""
     if not overrides:
         return config
     values, changed = flags.FlagValues(), ConfigDict(config, allow_dotted_keys=True)
-    free, rest = take_free(overrides)
+    free, rest = _take_free(overrides)
     arguments = ["advadapters", *map(fraction, rest)]
-    with bad_flags():
+    with _bad_flags():
         config_flags.DEFINE_config_dict(
             "config", changed, flag_values=values, sys_argv=arguments
         )
-    read_flags(values, arguments)
-    found: Any = values["config"].value
-    put_free(found, free)
-    return found.to_dict()
+    _read_flags(values, arguments)
+    result: Any = values["config"].value
+    _put_free(result, free)
+    return result.to_dict()
 
 
-def read_number(name, text):
-    """A positive whole number, or None for none given."""
-    if text and not (text.isdecimal() and int(text)):
-        raise UsageError(f"--{name} must be a positive whole number, got {text!r}")
-    return int(text) if text else None
-
-
-def put(config, path, name, text):
+def _put(config: Any, path: Sequence[str], name: str | None, text: str) -> None:
     """Sets a section whose keys are free names or, if there is a name, that key of it."""
     flag = "--config." + ".".join([*path, name] if name else path)
     try:
@@ -200,24 +204,24 @@ def put(config, path, name, text):
     parent[path[-1]] = ConfigDict(value, allow_dotted_keys=True)
 
 
-def packaged():
+def packaged() -> dict[str, pathlib.Path]:
     """{name: path} of the config files that come with the package."""
     folder = next((folder for folder in FOLDERS if folder.is_dir()), HERE)
     files = sorted(folder.rglob("*.py")) if folder != HERE else []
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 
-def with_file(argument):
+def with_file(argument: str) -> str:
     """--config=digits:nominal with the packaged file of that name, if it is no path."""
     flag, equals, value = argument.partition("=")
-    name, colon, variant_ = value.partition(":")
+    name, colon, rest = value.partition(":")
     if flag.lstrip("-") != "config" or pathlib.Path(name).exists():
         return argument
     path = packaged().get(name)
-    return f"{flag}={path}{colon}{variant_}" if path else argument
+    return f"{flag}={path}{colon}{rest}" if path else argument
 
 
-def files(arguments):
+def files(arguments: Sequence[str]) -> Iterator[str]:
     """The files of --config=FILE[:VARIANT]."""
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.lstrip("-").partition("=")
@@ -226,16 +230,16 @@ def files(arguments):
 
 
 @contextlib.contextmanager
-def bad_file(arguments):
+def _bad_file(arguments: Sequence[str]) -> Iterator[None]:
     """Makes a UsageError, with file and line, of what goes wrong in a config file."""
     try:
         yield
     except Exception as error:
-        chain = chain_of(error)
+        chain = _chain_of(error)
         if any(isinstance(link, UsageError) for link in chain[1:]):
             raise  # what it says is ours, like that of an unknown variant
         for path in files(arguments):
-            if line := line_of(chain, path):
+            if line := _line_of(chain, path):
                 raise UsageError(line) from None
             if "no attribute 'get_config'" in str(error):
                 raise UsageError(f"{path} defines no get_config(variant)") from None
@@ -244,7 +248,7 @@ def bad_file(arguments):
         raise
 
 
-def line_of(chain, path):
+def _line_of(chain: Sequence[BaseException], path: str) -> str:
     """ "FILE, line 3: NameError: ..." if one of the exceptions is of the file, or ""."""
     for link in reversed(chain):
         number = getattr(link, "lineno", None) if isinstance(link, SyntaxError) else None
@@ -256,18 +260,19 @@ def line_of(chain, path):
     return ""
 
 
-def need_file(arguments):
+def _need_file(arguments: Sequence[str]) -> None:
     """Raises UsageError if the file of --config=FILE[:VARIANT] is not there."""
     for path in files(arguments):
         if not pathlib.Path(path).is_file():
-            near = difflib.get_close_matches(path, packaged(), 3, 0.4) or list(packaged())
+            names = list(packaged())
+            similar = difflib.get_close_matches(path, names, 3, 0.4) or names
             raise UsageError(
                 f"no config file {path!r}; give a path, or a name that comes with the "
-                f"package, like {', '.join(near[:3])}"
+                f"package, like {', '.join(similar[:3])}"
             )
 
 
-def chain_of(error):
+def _chain_of(error: BaseException) -> list[BaseException]:
     """The exception and all that it came from, the first cause last."""
     chain = [error]
     while (below := chain[-1].__cause__ or chain[-1].__context__) is not None:
@@ -275,10 +280,10 @@ def chain_of(error):
     return chain
 
 
-def reason(error):
-    """One line of an exception: our own word if we raised it first, else its first line."""
-    ours = [str(link) for link in chain_of(error) if isinstance(link, UsageError)]
-    text = ours[-1] if ours else error
+def reason(error: BaseException) -> str:
+    """One line of an exception: that of the UsageError it came from, or its own first."""
+    ours = [str(link) for link in _chain_of(error) if isinstance(link, UsageError)]
+    text: Any = ours[-1] if ours else error
     while isinstance(text, BaseException):  # ml-collections wraps one in another
         text = text.args[0] if text.args else type(text).__name__
     first, *more = str(text).strip().splitlines()
@@ -295,15 +300,17 @@ class Section:
     Leaving the block raises UsageError for the first key that was not taken.
     """
 
-    def __init__(self, name, values):
+    def __init__(self, name: str, values: Any) -> None:
         if not isinstance(values, dict):
             raise UsageError(f"{name} must be a section with keys, got {values!r}")
-        self.name, self.left, self.known = name, dict(values), []
+        self.name = name
+        self.left = dict(values)  # that were not taken yet
+        self.known: list[str] = []  # keys that were taken
 
-    def __enter__(self):
+    def __enter__(self) -> "Section":
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is None and self.left:
             raise UsageError(
                 f"unknown key {self.name}.{next(iter(self.left))}; there are: "
@@ -321,11 +328,21 @@ class Section:
         high: float | None = None,
         of: type | None = None,
     ) -> T:
-        """The value of a key, of this type (a tuple: of such elements), within bounds.
+        """The value of a key.
 
-        low <= value <= high, above < value < below. Floats must be finite.
+        Args:
+          key: of this section; it must be there.
+          kind: the type of the value. Floats must be finite.
+          low: the least value that is allowed, if any.
+          above: what the value must be larger than, if anything.
+          below: what the value must be smaller than, if anything.
+          high: the largest value that is allowed, if any.
+          of: the type of the elements of a tuple.
+
+        Raises:
+          UsageError: the key is missing or its value is not allowed.
         """
-        value = self.take_any(key, kind, of)
+        value = self._take_any(key, kind, of)
         for wrong, bound in (
             (low is not None and not value >= low, f"at least {low}"),
             (above is not None and not value > above, f"above {above}"),
@@ -336,7 +353,7 @@ class Section:
                 raise UsageError(f"{self.name}.{key} must be {bound}, got {value!r}")
         return value
 
-    def take_any(self, key, kind, of=None) -> Any:
+    def _take_any(self, key: str, kind: type, of: type | None) -> Any:
         """`take` without bounds."""
         self.known.append(key)
         if key not in self.left:
@@ -357,21 +374,21 @@ class Section:
             raise UsageError(f"{self.name}.{key} must be finite, got {value!r}")
         return value
 
-    def choice(self, key: str, allowed) -> str:
+    def choice(self, key: str, allowed: Iterable[str]) -> str:
         """The value of a key that must be one of the strings in `allowed`."""
         value = self.take(key, str)
         check_word(allowed, value, f"{self.name}.{key}")
         return value
 
-    def section(self, key):
+    def section(self, key: str) -> "Section":
         """The section below a key."""
         return Section(f"{self.name}.{key}", self.take(key, dict))
 
-    def sections(self, key):
+    def sections(self, key: str) -> dict[str, "Section"]:
         """{name: Section} of a section whose keys are free names."""
         return self.section(key).parts()
 
-    def parts(self):
-        """{name: Section} of all that is left here, each of them a section."""
+    def parts(self) -> dict[str, "Section"]:
+        """{name: Section} of all keys that were not taken, each of them a section."""
         values, self.left = self.left, {}
         return {name: Section(f"{self.name}.{name}", v) for name, v in values.items()}

@@ -75,7 +75,7 @@ class ConfigFile(NamedTuple):
     @property
     def keys(self) -> set[str]:
         """The keys that are changed."""
-        return configs.given(self.arguments)
+        return configs.overridden_keys(self.arguments)
 
 
 class Flag(NamedTuple):

@@ -1,10 +1,19 @@
 """Confidence intervals of counted shares."""
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 
-def wilson(correct, count, z=1.959964):
-    """95% Wilson score interval of correct / count, (low, high), containing the share."""
+def wilson(
+    correct: float | np.number, count: int | np.integer, z: float = 1.959964
+) -> tuple[float, float]:
+    """The Wilson score interval (low, high) of the share correct / count, which is in it.
+
+    z: of the normal distribution; the default makes it a 95% interval. For a count of 0 the
+    interval is (0, 1).
+    """
     if not count:
         return 0.0, 1.0
     share = correct / count
@@ -16,14 +25,21 @@ def wilson(correct, count, z=1.959964):
     return min(low, share), max(high, share)
 
 
-def paired(differences, z=1.959964):
-    """95% interval of the mean difference of two networks on the same images.
+def paired(
+    differences: Sequence[float] | np.ndarray, z: float = 1.959964
+) -> tuple[float, float, float]:
+    """The interval of the mean difference of two networks on the same images.
 
-    differences: [N], each from -1 to 1, of one image: right under the first less right
-    under the second, or a mean of such over seeds. Wald's interval as if half an image
-    more had spoken for each of the four outcomes of a pair (Agresti and Min 2005), so that
-    few differing images decide nothing. Returns (low, high, standard error), its middle
-    being sum(differences) / (N + 2).
+    This is Wald's interval as if half an image more had been observed for each of the four
+    outcomes of a pair (Agresti and Min 2005), so that few differing images decide nothing.
+
+    Args:
+      differences: [N], from -1 to 1: for each image, whether the first network is right
+        less whether the second is, or the mean of this over seeds.
+      z: of the normal distribution; the default makes it a 95% interval.
+
+    Returns:
+      (low, high, standard error); the middle is sum(differences) / (N + 2).
     """
     count = len(differences) + 2
     mean = sum(differences) / count
@@ -32,6 +48,6 @@ def paired(differences, z=1.959964):
     return mean - z * error, mean + z * error, error
 
 
-def two_sided(z):
+def two_sided(z: float | np.number) -> float:
     """The chance that a standard normal is further from 0 than z on either side."""
     return math.erfc(abs(z) / math.sqrt(2))

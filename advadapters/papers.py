@@ -1,26 +1,32 @@
 """What the papers claim, as plain data that the experiments of configs/evidence judge.
 
-Where a claim is from is told as far as the paper's text was at hand. How one is written:
-`evaluation.claims`.
+The key "place" says where in the paper a claim is, as far as its text was at hand.
+`evaluation.claims` says how a claim is written.
 """
+
+from collections.abc import Sequence
+from typing import Any
+
+Claim = dict[str, Any]
 
 CLEAN, CLEAN_MODE, ROBUST_MODE = "clean", "clean=1", "linf=1"
 
 
-def cotraining(robust, cascade, soups):
-    """Claims of Rebuffi et al. (2023) on variants nominal, adversarial, cotrain, norms and
-    nothing, and the soup "independent" of the first two.
+def cotraining(robust: str, cascade: str, soups: Sequence[str]) -> tuple[Claim, ...]:
+    """The claims of Rebuffi et al. (2023) about co-training.
 
-    robust, cascade: suites. soups: networks of cotrain from the clean to the robust mode.
+    They are about the variants nominal, adversarial, cotrain, norms and nothing, and about
+    the soup "independent" of the first two.
+
+    Args:
+      robust: the suite that robustness is judged by.
+      cascade: a stronger one.
+      soups: networks of cotrain, from the clean to the robust mode.
     """
-    return (
-        *modes(robust, cascade),
-        *adapters(robust),
-        *mixtures(robust, soups),
-    )
+    return (*_modes(robust, cascade), *_adapters(robust), *_mixtures(robust, soups))
 
 
-def modes(robust, cascade):
+def _modes(robust: str, cascade: str) -> tuple[Claim, ...]:
     """What is claimed of the two modes of co-training with class tokens."""
     return (
         dict(
@@ -57,7 +63,7 @@ def modes(robust, cascade):
     )
 
 
-def adapters(robust):
+def _adapters(robust: str) -> tuple[Claim, ...]:
     """What is claimed of class tokens against other adapters."""
     return (
         dict(
@@ -84,7 +90,7 @@ def adapters(robust):
     )
 
 
-def mixtures(robust, soups):
+def _mixtures(robust: str, soups: Sequence[str]) -> tuple[Claim, ...]:
     """What is claimed of soups of tokens, and of whole networks."""
     return (
         dict(

@@ -5,11 +5,12 @@ opened, so that what they register is known in evaluation as it was in training.
 """
 
 import importlib
+from collections.abc import Iterable
 
 from advadapters.errors import UsageError
 
 
-def load(names):
+def load(names: Iterable[str]) -> None:
     """Imports modules by name; raises UsageError for one that cannot be imported."""
     for name in names:
         try:

@@ -13,7 +13,7 @@ import inspect
 import math
 import numbers
 import typing
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -39,7 +39,7 @@ class OneOf(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """One setting: its type, what it may be, its default (MISSING for none), what it is."""
+    """A setting: its type, allowed values, default (MISSING for none), and meaning."""
 
     kind: type
     allowed: Between | OneOf
@@ -52,7 +52,7 @@ Amount = Annotated[float, Between(low=0.0)]
 Switch = Annotated[bool, Between()]
 
 
-def settings_of(owner) -> dict[str, Setting]:
+def settings_of(owner: Callable[..., Any]) -> dict[str, Setting]:
     """{name: Setting} of a function's keywords, or of the fields of a dataclass.
 
     >>> def attack(images, *, steps: Count, momentum: Amount = 0.9, key=None): ...
@@ -64,7 +64,7 @@ def settings_of(owner) -> dict[str, Setting]:
         name: parameter.default
         for name, parameter in inspect.signature(owner).parameters.items()
     }
-    found = {}
+    settings = {}
     for name, default in defaults.items():
         hint = hints.get(name)
         # A union with other types is one too: Python may give those, configs cannot.
@@ -76,11 +76,11 @@ def settings_of(owner) -> dict[str, Setting]:
         allowed = [extra for extra in extras if isinstance(extra, Between | OneOf)]
         about = " ".join(extra for extra in extras if isinstance(extra, str))
         if allowed:
-            found[name] = Setting(kind, allowed[-1], default, about)
-    return found
+            settings[name] = Setting(kind, allowed[-1], default, about)
+    return settings
 
 
-def read(section, name, setting):
+def read(section: Any, name: str, setting: Setting) -> Any:
     """The value of a setting in a `configs.Section`; its default where it is left out."""
     if name not in section.left and setting.default is not MISSING:
         section.known.append(name)
@@ -91,34 +91,33 @@ def read(section, name, setting):
     return section.take(name, setting.kind, **bounds)
 
 
-def defaults_of(owner) -> dict[str, Any]:
+def defaults_of(owner: Callable[..., Any]) -> dict[str, Any]:
     """{name: default} of the settings that have one."""
-    found = settings_of(owner).items()
-    return {name: s.default for name, s in found if s.default is not MISSING}
+    settings = settings_of(owner).items()
+    return {name: s.default for name, s in settings if s.default is not MISSING}
 
 
-def check(name, value, setting):
+def check(name: str, value: Any, setting: Setting) -> None:
     """Raises UsageError for a value, given from Python, that a setting cannot have."""
     if isinstance(setting.allowed, OneOf):
         check_word(setting.allowed.words, value, name)
     elif setting.kind is bool:
         if not isinstance(value, bool):
-            raise UsageError(f"{name} must be True or False, got {told(value)}")
+            raise UsageError(f"{name} must be True or False, got {_on_one_line(value)}")
     elif setting.kind in (int, float):
-        check_number(name, value, setting)
+        _check_number(name, value, setting.kind is int, setting.allowed)
 
 
-def check_number(name, value, setting):
-    """`check` for numbers; an array of one number is one, too."""
-    whole = setting.kind is int
+def _check_number(name: str, value: Any, whole: bool, bound: Between) -> None:
+    """`check` for numbers, and for arrays of one number."""
     kinds = numbers.Integral if whole else numbers.Real
     array = not whole and np.ndim(value) == 0 and hasattr(value, "dtype")
     number = isinstance(value, kinds) and not isinstance(value, bool)
     number = float(value) if number or array else math.nan
-    if not fits(number, setting.allowed):
-        told_bounds = " and ".join(bounds(setting.allowed))
+    if not fits(number, bound):
+        allowed = " and ".join(bounds(bound))
         what = "a whole number" if whole else "a number"
-        raise UsageError(f"{name} must be {what} {told_bounds}, got {told(value)}")
+        raise UsageError(f"{name} must be {what} {allowed}, got {_on_one_line(value)}")
 
 
 def fits(number: float, between: Between) -> bool:
@@ -134,14 +133,14 @@ def fits(number: float, between: Between) -> bool:
     )
 
 
-def bounds(between):
-    """["of at least 1", "below 2"]: the bounds of a Between in words."""
+def bounds(between: Between) -> list[str]:
+    """The bounds in words: ["of at least 1", "below 2"]."""
     words = ("of at least", "of at most", "above", "below")
     return [
         f"{word} {b:g}" for word, b in zip(words, between, strict=True) if b is not None
     ]
 
 
-def told(value):
-    """repr on one line."""
+def _on_one_line(value: Any) -> str:
+    """The repr of a value, on one line."""
     return " ".join(repr(value).split())

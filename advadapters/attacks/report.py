@@ -143,7 +143,7 @@ class Report(NamedTuple):
 
         They are put together anew at each call: 4 bytes a value.
         """
-        images = to_float(self.clean_images()).copy()
+        images = np.array(to_float(self.clean_images()))
         images[self.index] = self.points
         return images
 

@@ -14,7 +14,7 @@ import json
 import pathlib
 import shlex
 import tokenize
-from typing import Annotated
+from typing import Annotated, Any
 
 from advadapters import configs, defaults, schema
 from advadapters.flags import ConfigFile
@@ -89,7 +89,7 @@ def setting_of(config, key):
     table = tables.get(tuple(path)) or tables.get(tuple(path[:-1]))
     for part in path:
         config = config[part]
-    owner = table and table.get(config.get("name"))
+    owner: Any = table and table.get(config.get("name"))
     return schema.settings_of(owner).get(name) if owner else None
 
 
