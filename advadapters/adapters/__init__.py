@@ -10,6 +10,7 @@ ADAPTERS = {
     "patch_embed": ("patch_embed/.*",),
     "stem": ("stem/.*",),
     "norms": (r"(.*/)?(\w+_)?norm\d?/.*",),
+    "layer_scale": (r"blocks\w*/layer_scale[12]/gamma",),
     "head": ("head/.*",),
     "everything": (".*",),
     "nothing": (),

@@ -3,18 +3,17 @@
 Modules know nothing of domains or attacks: adapters are leaves of this tree
 chosen by path. Paths: class_token, pos_embed, patch_embed/{kernel,bias},
 blocks_0/{norm1,attn/qkv,attn/proj,norm2,mlp/fc1,mlp/fc2}/..., norm/..., head/...
-(with `scan`, one blocks/... whose leaves have a leading axis [depth]).
+(with `scan`, one blocks/... whose leaves have a leading axis [depth]). Where they are asked
+for: prompt, norm_pre/..., blocks_0/{layer_scale1,layer_scale2}/gamma.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from advadapters import schema
@@ -42,8 +41,10 @@ SIZES = {
     "H": Size(1280, 32, 5120, 16),
 }
 
-LAYER_NORM_EPS = 1e-6
-POOLS = ("tokens", "class")
+# What the head reads: the mean of the patch tokens, then normalised (fine-tuned MAE); the
+# class token after the norm; the mean of the normalised patch tokens (big_vision's "gap");
+# the class token and that mean, one after the other (DINOv2's linear head).
+POOLS = ("tokens", "class", "normed_tokens", "class_and_tokens")
 POSITIONS = ("learned", "sincos")
 # What the backward pass need not compute again of a block: everything, the results of
 # products with weights (not of queries with keys), nothing. By name, as under `vmap` over
@@ -78,24 +79,16 @@ def read_size(text):
     return size
 
 
-def make_norm(kind, channels, *, train, stats_axes, dtype, name):
-    """As `layers.norm`, but "layer" is over the width of each token alone."""
+def make_norm(kind, channels, *, eps, train, stats_axes, dtype, name):
+    """As `layers.norm`, but "layer" is over the width of each token alone.
+
+    eps: is added to the variance by "layer"; the others have their own.
+    """
     if kind == "layer":
-        return nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=dtype, name=name)
+        return nn.LayerNorm(epsilon=eps, dtype=dtype, name=name)
     return layers.norm(
         kind, channels, train=train, stats_axes=stats_axes, dtype=dtype, name=name
     )
-
-
-def sincos(grid, width):
-    """Fixed two-dimensional sine-cosine positions [h * w, D], as in MoCo v3 and MAE."""
-    if width % 4:
-        raise UsageError(f"sincos positions need a width divisible by 4, got {width}")
-    omega = 1 / 10000 ** (np.arange(width // 4) / (width // 4))
-    rows, columns = np.meshgrid(*map(np.arange, grid), indexing="ij")
-    angles = [np.outer(axis.reshape(-1), omega) for axis in (columns, rows)]
-    waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
-    return np.concatenate(waves, axis=1).astype(np.float32)
 
 
 def patchify(images, patch):
@@ -111,44 +104,37 @@ def patchify(images, patch):
     return tiles.reshape(batch, rows * columns, patch * patch * channels)
 
 
-def dense(module, added, x, features, name, dtype, parts=()):
+def dense(module, added, x, features, name, dtype, parts=(), bias=True):
     """A dense layer `name` of a module, with what is added to it.
 
     Of rows, since for products over two axes the compiler for CPUs copies its operands.
     """
     rows = x.reshape(-1, x.shape[-1])
-    y = nn.Dense(features, dtype=dtype, kernel_init=dense_init, name=name)(rows)
+    settings = dict(dtype=dtype, kernel_init=dense_init, use_bias=bias)
+    y = nn.Dense(features, **settings, name=name)(rows)
     y = y.reshape(*x.shape[:-1], features)
     y = add(added, (*module.path, name), x, y, dtype=dtype, parts=parts)
     return checkpoint_name(y, PRODUCT)
 
 
-def gelu(x):
-    """x times the normal distribution's probability below x (Hendrycks and Gimpel 2016).
-
-    In float32, as bfloat16 has no digits left of 1 + erf(x) below zero. `jax.nn.gelu`
-    takes erfc for its last bits there, at two to three times the cost.
-    """
-    exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (exact * (0.5 * (1 + jax.lax.erf(exact * math.sqrt(0.5))))).astype(x.dtype)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention; the columns of qkv are laid out (3, heads, D / heads).
 
-    attention: how it is computed, in `attention.CHOICES`; auto is ours.
+    attention: how it is computed, in `attention.CHOICES`; auto is ours. bias: whether
+      queries, keys and values have one.
     """
 
     heads: int
     attention: str
     dtype: Any
     added: tuple[Added, ...] = ()
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x):
         batch, tokens, width = x.shape
         make = functools.partial(dense, self, self.added, dtype=self.dtype)
-        qkv = make(x, 3 * width, "qkv", parts=("q", "k", "v"))
+        qkv = make(x, 3 * width, "qkv", parts=("q", "k", "v"), bias=self.bias)
         shape = (batch, tokens, self.heads, width // self.heads)
         parts = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=2))
         name = "ours" if self.attention == "auto" else self.attention
@@ -157,16 +143,17 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two dense layers with an exact (erf) GELU between them."""
+    """Two dense layers with a GELU between them, a row of `layers.GELUS`."""
 
     hidden: int
     dtype: Any
     added: tuple[Added, ...] = ()
+    gelu: str = "erf"
 
     @nn.compact
     def __call__(self, x):
         make = functools.partial(dense, self, self.added, dtype=self.dtype)
-        hidden = gelu(make(x, self.hidden, "fc1"))
+        hidden = layers.GELUS[self.gelu](make(x, self.hidden, "fc1"))
         return make(hidden, x.shape[-1], "fc2")
 
 
@@ -176,6 +163,7 @@ class Block(nn.Module):
     make_norm: (name=) -> a norm module. index: numbers [B] of the examples, from which
     drop path draws; None for no drop path. gate: None, or (keep [B], numbers [B]) of the
     gradients that flow back through each of the two branches, see `layers.drop_gradient`.
+    qkv_bias, gelu, layer_scale: as of `ViT`.
     """
 
     size: Size
@@ -184,17 +172,25 @@ class Block(nn.Module):
     make_norm: Callable
     added: tuple[Added, ...] = ()
     film: Film | None = None
+    qkv_bias: bool = True
+    gelu: str = "erf"
+    layer_scale: float = 0.0
 
     @nn.compact
     def __call__(self, x, drop_rate, index, gate=None, condition=None):
         drop = functools.partial(self.drop, rate=drop_rate, index=index, gate=gate)
-        attention = Attention(
-            self.size.heads, self.attention, self.dtype, self.added, name="attn"
-        )
+        common = dict(dtype=self.dtype, added=self.added)
+        heads, bias = self.size.heads, self.qkv_bias
+        attention = Attention(heads, self.attention, bias=bias, **common, name="attn")
         norm = functools.partial(self.norm, condition=condition)
-        x = x + drop(attention(norm(x, "norm1")))
-        mlp = Mlp(self.size.mlp, self.dtype, self.added, name="mlp")
-        return x + drop(mlp(norm(x, "norm2"))), None
+        x = x + drop(self.scaled(attention(norm(x, "norm1")), "layer_scale1"))
+        mlp = Mlp(self.size.mlp, gelu=self.gelu, **common, name="mlp")
+        return x + drop(self.scaled(mlp(norm(x, "norm2")), "layer_scale2")), None
+
+    def scaled(self, branch, name):
+        """A branch through its LayerScale, if there is any."""
+        first = self.layer_scale
+        return layers.LayerScale(first, name=name)(branch) if first else branch
 
     def norm(self, x, name, condition):
         """Normalised, and through FiLM if there is a condition [B, E]."""
@@ -216,16 +212,22 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Images [B, H, W, C] float32 in [0, 1] -> logits [B, L] float32.
 
-    pool: "tokens" averages the patch tokens without the class token and then
-      normalises (the head of MAE's fine-tuning), so that the class token only
-      conditions the network; "class" reads the class token after the final norm.
+    pool: in POOLS, what the head reads. With "tokens" and "normed_tokens" the class token
+      only conditions the network.
+    class_token: whether there is one. class_position: whether it has a learned position.
     positions: "learned" [1, N + 1, D] including the class token's, or fixed "sincos".
     attention: how it is computed, in `attention.CHOICES`. Configs replace auto by what
       `attention.trained` knows to be best; here it is ours.
     drop_path: rate of the last block, growing linearly from 0 at the first; in
       training it needs the random stream "drop_path".
     added: modules beside the dense layers, see `added`. prompts: learnt tokens that every
-      image gets (Jia et al. 2022), after the class token.
+      image gets (Jia et al. 2022), after the class token and without a position: the
+      registers of Darcet et al. 2024 too.
+    pre_norm: whether tokens are normalised before the blocks, as in CLIP.
+    norm_eps: what LayerNorm adds to the variance. gelu: in `layers.GELUS`.
+    layer_scale: first value of the factors of each branch's channels (see
+      `layers.LayerScale`), 0 for none. qkv_bias, patch_bias: whether queries, keys and
+      values, and patches, have biases.
     head_std: deviation of the head's first weights.
     norm: in layers.NORMS, see `make_norm`. stats_axes: names of the mapped axes over
       which batch statistics are averaged.
@@ -246,9 +248,9 @@ class ViT(nn.Module):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     patch: Annotated[int, schema.Between(low=1), "side of a patch in pixels"] = 16
-    pool: Annotated[str, schema.OneOf(POOLS), "mean of the patch tokens, or class"] = (
-        "tokens"
-    )
+    pool: Annotated[
+        str, schema.OneOf(POOLS), "what the head reads: mean of the patches, ..."
+    ] = "tokens"
     positions: Annotated[str, schema.OneOf(POSITIONS), "learned or sincos"] = "learned"
     attention: Annotated[
         str, schema.OneOf(attentions.CHOICES), "ours, xla, cudnn, or what is best there"
@@ -266,6 +268,20 @@ class ViT(nn.Module):
     head_std: Annotated[
         float, schema.Between(0.0, 1.0), "deviation of the head's first weights"
     ] = 0.02
+    class_token: Annotated[bool, schema.Between(), "whether there is one"] = True
+    class_position: Annotated[
+        bool, schema.Between(), "whether the class token has a learned position"
+    ] = True
+    pre_norm: Annotated[bool, schema.Between(), "tokens normalised before blocks"] = False
+    norm_eps: Annotated[
+        float, schema.Between(above=0.0, high=1.0), "of LayerNorm, added to variances"
+    ] = 1e-6
+    gelu: Annotated[str, schema.OneOf(layers.GELUS), "erf, tanh or quick"] = "erf"
+    layer_scale: Annotated[
+        float, schema.Between(0.0, 1.0), "first factors of branches; 0: they have none"
+    ] = 0.0
+    qkv_bias: Annotated[bool, schema.Between(), "of queries, keys and values"] = True
+    patch_bias: Annotated[bool, schema.Between(), "of the patch embedding"] = True
     film: Film | None = None
     dtype: layers.Dtype = jnp.float32
 
@@ -281,6 +297,7 @@ class ViT(nn.Module):
             make_norm,
             self.norm,
             self.size.width,
+            eps=self.norm_eps,
             train=train,
             stats_axes=self.stats_axes,
         )
@@ -289,36 +306,54 @@ class ViT(nn.Module):
         index = layers.numbered(index, images) if drops else None
         condition = condition_of(self.film, lam, images.shape[0])
         norms = functools.partial(norm, dtype=self.dtype)
+        x = norms(name="norm_pre")(x) if self.pre_norm else x
         x = self.blocks(x, index, gate, condition, norms)
-        last = norm(dtype=jnp.float32, name="norm")
-        if self.pool == "tokens":
-            patches = x[:, 1 + self.prompts :].astype(jnp.float32)
-            x = last(jnp.mean(patches, axis=1))  # [B, D]
-        else:
-            x = last(x[:, 0])  # [B, D]: the one token that is read
+        x = self.read(x, norm(dtype=jnp.float32, name="norm"))  # [B, D] or [B, 2 D]
         head_init = nn.initializers.normal(self.head_std)
         logits = nn.Dense(self.classes, kernel_init=head_init, name="head")(x)
         return add(self.added, ("head",), x, logits, dtype=jnp.float32)
 
+    def read(self, x, norm):
+        """What the head reads of the tokens [B, N, D]; norm: the last one."""
+        first = self.class_token + self.prompts
+        if self.pool == "tokens":
+            return norm(jnp.mean(x[:, first:].astype(jnp.float32), axis=1))
+        if self.pool == "normed_tokens":
+            return jnp.mean(norm(x[:, first:]), axis=1)
+        if not self.class_token:
+            raise UsageError(f"config.model.pool={self.pool!r} needs class_token=True")
+        if self.pool == "class":
+            return norm(x[:, 0])  # the one token that is read
+        x = norm(x)
+        return jnp.concatenate([x[:, 0], jnp.mean(x[:, first:], axis=1)], axis=-1)
+
     def embed(self, images):
-        """Class token, prompt tokens if any, and patch tokens with positions added."""
-        width = self.size.width
+        """Class token and prompt tokens, if any, and patch tokens with positions added."""
+        width, first = self.size.width, int(self.class_token)
         grid = (images.shape[1] // self.patch, images.shape[2] // self.patch)
+        make = functools.partial(dense, self, self.added, dtype=self.dtype)
         patches = patchify(images, self.patch)
-        x = dense(self, self.added, patches, width, "patch_embed", self.dtype)  # [B, N, D]
-        token = self.param("class_token", token_init, (1, 1, width))
-        token = jnp.broadcast_to(token, (x.shape[0], 1, width)).astype(self.dtype)
-        x = jnp.concatenate([token, x], axis=1)  # [B, N + 1, D]
+        x = make(patches, width, "patch_embed", bias=self.patch_bias)  # [B, N, D]
+        if first:
+            x = jnp.concatenate([self.token("class_token", 1, x), x], axis=1)
         if self.positions == "learned":
-            positions = self.param("pos_embed", token_init, (1, x.shape[1], width))
+            lacking = 0 if self.class_position else first
+            rows = (1, x.shape[1] - lacking, width)
+            positions = self.param("pos_embed", token_init, rows)
+            if lacking:
+                positions = jnp.pad(positions, ((0, 0), (1, 0), (0, 0)))
         else:
-            positions = jnp.pad(sincos(grid, width), ((1, 0), (0, 0)))
+            positions = jnp.pad(layers.sincos(grid, width), ((first, 0), (0, 0)))
         x = x + positions.astype(self.dtype)
         if not self.prompts:
             return x
-        prompt = self.param("prompt", token_init, (1, self.prompts, width))
-        prompt = jnp.broadcast_to(prompt, (x.shape[0], self.prompts, width))
-        return jnp.concatenate([x[:, :1], prompt.astype(self.dtype), x[:, 1:]], axis=1)
+        prompt = self.token("prompt", self.prompts, x)
+        return jnp.concatenate([x[:, :first], prompt, x[:, first:]], axis=1)
+
+    def token(self, name, count, x):
+        """Learnt tokens [B, count, D], the same for every image of x [B, N, D]."""
+        token = self.param(name, token_init, (1, count, x.shape[-1]))
+        return jnp.broadcast_to(token, (x.shape[0], *token.shape[1:])).astype(self.dtype)
 
     def blocks(self, x, index, gate, condition, norm):
         """The transformer blocks, unrolled or scanned."""
@@ -335,6 +370,9 @@ class ViT(nn.Module):
             make_norm=norm,
             added=self.added,
             film=self.film,
+            qkv_bias=self.qkv_bias,
+            gelu=self.gelu,
+            layer_scale=self.layer_scale,
         )
         if self.scan:
             axes: Any = (0, *[nn.broadcast] * 3)  # annotated as one number

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import small
 import tiny
 
 from advadapters import adapters, costs, trees
-from advadapters.models import vit
+from advadapters.errors import UsageError
+from advadapters.models import layers, vit
 
 TWO = vit.Size(16, 2, 32, 2)  # where blocks are told apart
 
@@ -60,7 +62,7 @@ def test_every_size_is_counted():
     ],
 )
 def test_adapter_counts_of_vit_b16(patterns, count):
-    for pool in vit.POOLS:
+    for pool in ("tokens", "class", "normed_tokens"):
         _, chosen = trees.split(shapes("B", 16, pool=pool), patterns)
         assert trees.count(chosen) == count
 
@@ -105,48 +107,67 @@ def test_scan_and_remat_change_nothing():
         np.testing.assert_allclose(again, slopes, atol=1e-4)
 
 
-def by_hand(params, images, heads):
-    """The network written out in numpy (float64), one image and one head at a time."""
+GELUS = {
+    "erf": lambda x: x * 0.5 * (1 + scipy.special.erf(x / np.sqrt(2))),
+    "tanh": lambda x: x * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "quick": lambda x: x / (1 + np.exp(-1.702 * x)),
+}
+
+
+def by_hand(params, images, heads, pool="tokens", gelu="erf", norm_eps=1e-6):
+    """The network written out in numpy (float64), one image and one head at a time.
+
+    What else it has, it has if its parameters are there.
+    """
     tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
 
     def dense(p, x):
-        return x @ p["kernel"] + p["bias"]
+        return x @ p["kernel"] + p.get("bias", 0)
 
     def norm(p, x):
         x = x - x.mean(-1, keepdims=True)
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+        variance = (x**2).mean(-1, keepdims=True)
+        return x / np.sqrt(variance + norm_eps) * p["scale"] + p["bias"]
 
-    def gelu(x):
-        from scipy.special import erf
+    def attend(p, x):
+        qkv = dense(p["qkv"], x)
+        width, parts = x.shape[1] // heads, []
+        for h in range(heads):
+            q, k, v = (qkv[:, s * x.shape[1] + h * width :][:, :width] for s in range(3))
+            scores = np.exp(q @ k.T / np.sqrt(width))
+            parts.append(scores / scores.sum(-1, keepdims=True) @ v)
+        return dense(p["proj"], np.concatenate(parts, axis=1))
 
-        return x * 0.5 * (1 + erf(x / np.sqrt(2)))
+    def factor(p, i):
+        return p.get(f"layer_scale{i}", {"gamma": 1})["gamma"]
 
-    rows = []
-    for image in np.asarray(images, np.float64):
+    def logits(image):
         image = (image - 0.5) / 0.25
         patches = [image[r : r + 4, c : c + 4].ravel() for r in (0, 4) for c in (0, 4)]
-        tokens = dense(tree["patch_embed"], np.stack(patches))
-        x = np.concatenate([tree["class_token"][0], tokens]) + tree["pos_embed"][0]
+        x = dense(tree["patch_embed"], np.stack(patches))
+        empty, positions = np.zeros((0, x.shape[1])), tree["pos_embed"][0]
+        token = tree["class_token"][0] if "class_token" in tree else empty
+        if len(positions) == 5:
+            token, positions = token + positions[:1], positions[1:]
+        prompt = tree["prompt"][0] if "prompt" in tree else empty
+        first = len(token) + len(prompt)
+        x = np.concatenate([token, prompt, x + positions])
+        x = norm(tree["norm_pre"], x) if "norm_pre" in tree else x
         for i in range(2):
             p = tree[f"blocks_{i}"]
-            qkv = dense(p["attn"]["qkv"], norm(p["norm1"], x))
-            width = x.shape[1] // heads
-            parts = []
-            for h in range(heads):
-                q, k, v = (
-                    qkv[:, s * x.shape[1] + h * width :][:, :width] for s in range(3)
-                )
-                scores = np.exp(q @ k.T / np.sqrt(width))
-                parts.append(scores / scores.sum(-1, keepdims=True) @ v)
-            x = x + dense(p["attn"]["proj"], np.concatenate(parts, axis=1))
-            hidden = gelu(dense(p["mlp"]["fc1"], norm(p["norm2"], x)))
-            x = x + dense(p["mlp"]["fc2"], hidden)
-        rows.append((x, tree))
-    pooled = {
-        "tokens": [dense(t["head"], norm(t["norm"], x[1:].mean(0))) for x, t in rows],
-        "class": [dense(t["head"], norm(t["norm"], x[0])) for x, t in rows],
-    }
-    return {pool: np.stack(logits) for pool, logits in pooled.items()}
+            x = x + factor(p, 1) * attend(p["attn"], norm(p["norm1"], x))
+            hidden = GELUS[gelu](dense(p["mlp"]["fc1"], norm(p["norm2"], x)))
+            x = x + factor(p, 2) * dense(p["mlp"]["fc2"], hidden)
+        normed = norm(tree["norm"], x)
+        read = {
+            "tokens": norm(tree["norm"], x[first:].mean(0)),
+            "class": normed[0],
+            "normed_tokens": normed[first:].mean(0),
+            "class_and_tokens": np.concatenate([normed[0], normed[first:].mean(0)]),
+        }
+        return dense(tree["head"], read[pool])
+
+    return np.stack([logits(image) for image in np.asarray(images, np.float64)])
 
 
 def test_gelu_and_its_slope_are_those_of_jax():
@@ -154,10 +175,10 @@ def test_gelu_and_its_slope_are_those_of_jax():
     exact = functools.partial(jax.nn.gelu, approximate=False)
     for change in (lambda f: f, lambda f: jax.vmap(jax.grad(f))):
         expected = change(exact)(x)
-        np.testing.assert_allclose(change(vit.gelu)(x), expected, atol=1e-6)
+        np.testing.assert_allclose(change(layers.gelu)(x), expected, atol=1e-6)
         x = x.astype(jnp.bfloat16)  # whose own error is 2**-9
         expected = change(exact)(x.astype(jnp.float32))
-        found = jax.jit(change(vit.gelu))(x).astype(jnp.float32)
+        found = jax.jit(change(layers.gelu))(x).astype(jnp.float32)
         np.testing.assert_allclose(found, expected, rtol=2**-8, atol=2**-16)
         x = x.astype(jnp.float32)
 
@@ -183,13 +204,45 @@ def test_remat_by_name_keeps_products_with_the_weights_of_a_view():
     assert none < dots < none + (full - none) / 3
 
 
-def test_forward_pass_against_numpy():
-    images = tiny.batch(3)["images"]
-    params = tiny.plain(tiny.network(size=TWO))
-    expected = by_hand(params["params"], images, heads=2)
-    for pool in vit.POOLS:
-        logits = jax.jit(tiny.network(size=TWO, pool=pool).apply)(params, images)
-        np.testing.assert_allclose(logits, expected[pool], atol=2e-5)
+# What pretrained networks have, in a few of their combinations.
+VARIANTS = {
+    "plain": {},
+    "class": dict(pool="class"),
+    "big_vision": dict(pool="normed_tokens", class_token=False, gelu="tanh"),
+    "dinov2": dict(pool="class_and_tokens", layer_scale=0.1, prompts=2),
+    "deit3": dict(pool="class", layer_scale=0.1, class_position=False),
+    "clip": dict(
+        pool="class", gelu="quick", norm_eps=1e-5, pre_norm=True, patch_bias=False
+    ),
+    "no biases": dict(qkv_bias=False, norm_eps=1e-2, class_token=False, prompts=1),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_forward_pass_against_numpy(name):
+    fields = VARIANTS[name]
+    net, images = tiny.network(size=TWO, **fields), tiny.batch(3)["images"]
+    params = tiny.plain(net)
+    told = {k: v for k, v in fields.items() if k in ("pool", "gelu", "norm_eps")}
+    expected = by_hand(params["params"], images, heads=2, **told)
+    np.testing.assert_allclose(jax.jit(net.apply)(params, images), expected, atol=2e-5)
+
+
+def test_what_is_added_has_a_name_and_a_first_value():
+    fields = dict(layer_scale=0.25, pre_norm=True, class_position=False, qkv_bias=False)
+    net = tiny.network(size=TWO, patch_bias=False, prompts=2, **fields)
+    here = net.init(jax.random.key(0))["params"]
+    usual = trees.flatten(tiny.network(size=TWO).init(jax.random.key(0))["params"])
+    flat = trees.flatten(here)
+    gammas = [path for path in flat if path.endswith("gamma")]
+    assert gammas == trees.select(flat, adapters.patterns(["layer_scale"])) and gammas[3:]
+    assert all((flat[path] == 0.25).all() for path in gammas)
+    assert set(flat) - set(usual) == {*gammas, "prompt", "norm_pre/scale", "norm_pre/bias"}
+    biases = {f"blocks_{i}/attn/qkv/bias" for i in range(2)} | {"patch_embed/bias"}
+    assert set(usual) - set(flat) == biases
+    assert flat["pos_embed"].shape == (1, 4, 16)
+    with pytest.raises(UsageError, match="pool='class' needs class_token=True"):
+        tiny.network(pool="class", class_token=False).init(jax.random.key(0))
 
 
 def test_bfloat16_gives_float32_logits_near_the_exact_ones():
@@ -212,7 +265,7 @@ def test_drop_path_drops_whole_branches_only_with_a_key():
 
 
 def test_sincos_positions():
-    table = vit.sincos((2, 3), 8)
+    table = layers.sincos((2, 3), 8)
     assert table.shape == (6, 8)
     # The first quarter is sin(column * omega), the third sin(row * omega).
     omega = 1 / 10000 ** (np.arange(2) / 2)

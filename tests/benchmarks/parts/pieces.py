@@ -15,7 +15,7 @@ import optax
 
 from advadapters import meshes, rng
 from advadapters.data.randaugment import make_randaugment
-from advadapters.models import attention, vit
+from advadapters.models import attention, layers
 from parts import settings, timing
 from parts.shapes import SHAPES
 from parts.worker import Case
@@ -29,7 +29,7 @@ PASSES = ("forward", "input_gradient", "all_gradients")
 
 ATTENTION = attention.IMPLEMENTATIONS | {"none": lambda query, key, value: value}
 GELUS = {
-    "ours": vit.gelu,
+    "ours": layers.gelu,
     "jax exact": functools.partial(jax.nn.gelu, approximate=False),
     "jax tanh": functools.partial(jax.nn.gelu, approximate=True),
     "none": lambda x: x,
