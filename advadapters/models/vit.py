@@ -110,8 +110,8 @@ def dense(module, added, x, features, name, dtype, parts=(), bias=True):
     Of rows, since for products over two axes the compiler for CPUs copies its operands.
     """
     rows = x.reshape(-1, x.shape[-1])
-    settings = dict(dtype=dtype, kernel_init=dense_init, use_bias=bias)
-    y = nn.Dense(features, **settings, name=name)(rows)
+    settings: dict[str, Any] = dict(kernel_init=dense_init, use_bias=bias)
+    y = nn.Dense(features, dtype=dtype, **settings, name=name)(rows)
     y = y.reshape(*x.shape[:-1], features)
     y = add(added, (*module.path, name), x, y, dtype=dtype, parts=parts)
     return checkpoint_name(y, PRODUCT)
@@ -179,7 +179,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, drop_rate, index, gate=None, condition=None):
         drop = functools.partial(self.drop, rate=drop_rate, index=index, gate=gate)
-        common = dict(dtype=self.dtype, added=self.added)
+        common: dict[str, Any] = dict(dtype=self.dtype, added=self.added)
         heads, bias = self.size.heads, self.qkv_bias
         attention = Attention(heads, self.attention, bias=bias, **common, name="attn")
         norm = functools.partial(self.norm, condition=condition)
