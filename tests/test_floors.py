@@ -33,7 +33,7 @@ FLOORS = [
     },
     {"models", "adapters", "attacks", "data", "flags", "soups", "profiles"},
     {"networks"},
-    {"training", "evaluation", "checkpoints", "interop"},
+    {"training", "evaluation", "checkpoints", "weights"},
     {"builders", "defaults"},
     {"runs"},
     {"commands"},

@@ -231,7 +231,7 @@ def write(
     geometry: Geometry,
     settings: Mapping[str, Any],
 ) -> dict[str, Leaf]:
-    """{name: array} of {branch: {path: leaf}}: what `read` makes the leaves of, bit for bit.
+    """{name: array} of {branch: {path: leaf}}, of which `read` makes the same leaves.
 
     settings: of config.model, for names that depend on them. Raises UsageError for a leaf
     that the family has no name for.

@@ -74,6 +74,14 @@ TIMM = Family(
 _HF_PREFIX = WRAPPERS + (
     r"(?:(?:vit|deit|dinov2|dinov2_with_registers|encoder(?=\.(?:embeddings|encoder)))\.)*"
 )
+# As transformers 5 calls its modules; its files keep the older names.
+_HF_SPELLINGS = (
+    (r"^layers\.", "encoder.layer."),
+    (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+)
 _HF_IGNORED = r"embeddings\.mask_token|pooler\..*|decoder\..*|position_ids"
 
 _HF_EMBEDDINGS = (
@@ -99,8 +107,12 @@ HF_VIT = Family(
         *_dense("head_dist", "distillation_classifier"),
     ),
     prefix=_HF_PREFIX,
-    # DeiT's with both heads calls the first one so.
-    spellings=((r"^cls_classifier\.", "classifier."),),
+    spellings=(
+        *_HF_SPELLINGS,
+        (r"\.mlp\.fc1\.", ".intermediate.dense."),
+        (r"\.mlp\.fc2\.", ".output.dense."),
+        (r"^cls_classifier\.", "classifier."),  # of DeiT with both heads
+    ),
     ignored=_HF_IGNORED,
     usual=dict(gelu="erf", norm_eps=1e-12),
 )
@@ -129,6 +141,7 @@ HF_DINOV2 = Family(
         ),
     ),
     prefix=_HF_PREFIX,
+    spellings=_HF_SPELLINGS,
     ignored=_HF_IGNORED,
     usual=dict(gelu="erf", norm_eps=1e-6),
 )
