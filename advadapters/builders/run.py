@@ -24,15 +24,17 @@ from advadapters.networks import Network
 from advadapters.training import states, step
 from advadapters.training.loop import Every
 from advadapters.training.method import Facts, Method
+from advadapters.weights import resample
 
 
 class Start(NamedTuple):
-    """Where the first parameters come from: a mixture of another run's checkpoint, or an
-    .npz of torch's weights.
+    """Where the first parameters come from: a mixture of another run's checkpoint, or a
+    file of weights.
 
     fresh: patterns of parameters that are initialised all the same (another head);
     dropped: of those there that are left behind. changed: keys of config.model, `model`,
-    that are others there on purpose.
+    that are others there on purpose; data: config.data. resample: how positions and patches
+    of another size are resized.
     """
 
     workdir: str
@@ -43,6 +45,8 @@ class Start(NamedTuple):
     changed: tuple[str, ...]
     weights: str
     model: dict
+    data: dict
+    resample: str
 
 
 class Run(NamedTuple):
@@ -101,7 +105,7 @@ def build(config, mesh, source=None):
             batch_size=batch_size,
             accumulate=accumulate,
             sharding=c.choice("sharding", meshes.SHARDINGS),
-            start=read_start(c.section("start"), config["model"]),
+            start=read_start(c.section("start"), config["model"], config["data"]),
             ema_decay=c.take("ema_decay", float, low=0.0, high=1.0),
             keep=c.take("keep_checkpoints", int, low=1),
             max_nonfinite=max_nonfinite,
@@ -150,11 +154,12 @@ def check_run(run, rows, scanned):
         )
 
 
-def read_start(c, model):
-    """config.start -> Start, or None to start afresh; model: config.model."""
+def read_start(c, model, data):
+    """config.start -> Start, or None to start afresh; model, data: of the config."""
     with c:
         workdir, step = c.take("workdir", str), c.take("step", str)
         weights_file = c.take("weights", str)
+        way = c.choice("resample", resample.WAYS)
         mixture = c.take("mixture", dict)
         weights = Section(c.name + ".mixture", mixture)
         mixture = {domain: weights.take(domain, float) for domain in mixture}
@@ -166,7 +171,16 @@ def read_start(c, model):
             f"config.start.weights={weights_file!r} takes the place of a run: leave "
             "config.start.workdir at '' and config.start.mixture at {}"
         )
-    start = Start(workdir, step, mixture, weights=weights_file, model=model, **named)
+    start = Start(
+        workdir,
+        step,
+        mixture,
+        weights=weights_file,
+        model=model,
+        data=data,
+        resample=way,
+        **named,
+    )
     return start if workdir or weights_file else None
 
 

@@ -20,7 +20,10 @@ NO_START = dict(
     fresh=(),  # patterns of parameters that are initialised all the same
     dropped=(),  # patterns of those there that are left behind
     changed=(),  # keys of config.model that are others on purpose
-    weights="",  # or an .npz of a torch ResNet
+    weights="",  # or a file of weights, of this program or another: see docs/weights.md
+    # Positions and patches of another size: as timm resizes them, or "cubic" (transformers,
+    # DINOv2), or "linear" (augreg, big_vision).
+    resample="bicubic",
 )
 
 # Keys of config.model that change no result of evaluation, but for the rounding of sums.

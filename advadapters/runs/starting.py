@@ -1,4 +1,4 @@
-"""The first parameters of a run that starts from another run, or from torch's weights."""
+"""The first parameters of a run that starts from another run, or from a file of weights."""
 
 import collections
 import os
@@ -10,16 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from advadapters import checkpoints, networks, soups, trees
+from advadapters import checkpoints, networks, soups, trees, weights
 from advadapters.data import identity
 from advadapters.defaults import TRAINING_ONLY
 from advadapters.errors import UsageError
-from advadapters.interop import torch_resnet
 from advadapters.models import MODELS
 from advadapters.runs import evaluating, workdir
 
 # Keys of config.model that names and shapes of parameters show; of the size, not the heads.
-SHOWN = ("classes", "patch", "prompts", "scan", "size", "width")
+SHOWN = (
+    "classes", "patch", "prompts", "scan", "size", "width", "class_token",
+    "class_position", "pre_norm", "layer_scale", "qkv_bias", "patch_bias",
+)  # fmt: skip
+
+# Settings of the images that files of weights may say.
+IMAGES = ("image_size", "crop_ratio", "interpolation")
+# Settings of ours that no other program's file says.
+NEVER_TOLD = ("positions", "resize", "norm", "added", "film")
 
 
 class First(NamedTuple):
@@ -32,16 +39,19 @@ class First(NamedTuple):
 def read(run):
     """The First parameters that `run.start` says.
 
-    Every leaf of either network is loaded, initialised (those that `fresh` matches, from
-    the run's seed) or dropped (those of the other network that `dropped` or `fresh`
-    matches). Raises UsageError for a leaf with another fate, for a setting of the model
-    that no leaf shows, is another there and is not in `changed`, and if there is no such
-    checkpoint or file.
+    Every leaf of either network is loaded, resampled or folded (see `weights.fitting`),
+    initialised (those that `fresh` matches, from the run's seed) or dropped (those of the
+    other network that `dropped` or `fresh` matches). Raises UsageError for a leaf with
+    another fate, for a setting of the model that no leaf shows, is another there and is not
+    in `changed`, and if there is no such checkpoint or file.
     """
     start = run.start
-    there, lines = from_torch(start) if start.weights else from_run(start)
+    there, lines = from_file(start) if start.weights else from_run(start)
     here = initial(run, bool(start.fresh))
     there, here = ({b: trees.flatten(tree[b]) for b in tree} for tree in (there, here))
+    whole, changes = there["params"], {}
+    if start.model["name"] == "vit":
+        there["params"], changes = fitted(whole, here["params"], start)
     try:
         trees.select([path for leaves in there.values() for path in leaves], start.dropped)
     except trees.PatternError as error:
@@ -52,6 +62,10 @@ def read(run):
             fit(there[branch], leaves, start, fates.setdefault(branch, {}))
         )
     head = f"first parameters: {describe(start)}"
+    for path, fate in changes.items():
+        if fates["params"].get(path, "loaded") == "loaded":
+            fates["params"][path] = fate
+    there["params"] = whole | there["params"]
     return First(plain, "\n".join([head, *table(fates, there, here), *lines]))
 
 
@@ -115,17 +129,34 @@ def describe(start):
     return start.weights or f"{start.workdir}, checkpoint {start.step}"
 
 
-def from_torch(start):
-    """({"params", "batch_stats"} of the file of weights, further lines to tell).
+def from_file(start):
+    """({"params", "batch_stats"} of the file of weights, further lines to tell)."""
+    found = weights.read(epath.Path(start.weights).expanduser())
+    there = {key: value for key, value in found.model.items() if key not in SHOWN}
+    if heads := there.pop("heads", 0):
+        there["size"] = {"heads": heads}
+    lines = other_settings(start, there)
+    lines += [
+        f"  images: {key} is {told(start.data[key])}, there {told(value)}"
+        for key, value in found.data.items()
+        if not same(start.data[key], value)
+    ]
+    wanted = [*hidden(start.model), *IMAGES]
+    unknown = [key for key in wanted if key not in (*there, *found.data, *NEVER_TOLD)]
+    if unknown:
+        lines.append(f"  not said by the file: {', '.join(unknown)}")
+    if found.ignored:
+        more = f" and {len(found.ignored) - 3} more" if found.ignored[3:] else ""
+        lines.append(f"  no part of the network: {', '.join(found.ignored[:3])}{more}")
+    return {b: trees.unflatten(leaves) for b, leaves in found.leaves.items()}, lines
 
-    Raises UsageError too if the file says that it normalises images in another way.
-    """
-    arrays = torch_resnet.read(epath.Path(start.weights).expanduser())
-    lines = other_settings(start, torch_resnet.inputs(arrays))
-    try:
-        return torch_resnet.convert(arrays), lines
-    except UsageError as error:
-        raise UsageError(f"{start.weights}: {error}") from None
+
+def fitted(there, here, start):
+    """`weights.fitting.Fitted`: the leaves of a ViT, for one with leaves like `here`."""
+    arrays = {path: np.asarray(leaf) for path, leaf in there.items()}
+    shapes = {path: tuple(leaf.shape) for path, leaf in here.items()}
+    channels = len(start.model["mean"])
+    return weights.fitting.fit_vit(arrays, shapes, channels, start.resample)
 
 
 def from_run(start):
@@ -168,33 +199,42 @@ def other_settings(start, there):
 
     there: the other model's settings. Raises UsageError for one that is not among them.
     """
-    own, lines = workdir.leaves(hidden(start.model)), []
+    own, lines, refused = workdir.leaves(hidden(start.model)), [], {}
     for key, value in workdir.leaves(hidden(there)).items():
         if key not in own or same(own[key], value):
             continue
-        if key.partition(".")[0] not in start.changed:
-            raise UsageError(
-                f"{source(start)} was trained with {key} {told(value)}: set "
-                f"config.model.{key}={told(value)}, which is {told(own[key])}, or name "
-                f"{key.partition('.')[0]!r} in config.start.changed"
-            )
-        lines.append(f"  changed: {key} is {told(own[key])}, there {told(value)}")
+        if key.partition(".")[0] in start.changed:
+            lines.append(f"  changed: {key} is {told(own[key])}, there {told(value)}")
+        else:
+            refused[key] = value
+    if refused:
+        there = ", ".join(f"{key} {told(value)}" for key, value in refused.items())
+        here = "; ".join(
+            f"config.model.{key}={told(value)}, which is {told(own[key])}"
+            for key, value in refused.items()
+        )
+        names = ", ".join(repr(key.partition(".")[0]) for key in refused)
+        raise UsageError(
+            f"{source(start)} was trained with {there}: set {here}, or name {names} in "
+            "config.start.changed"
+        )
     return lines
 
 
 def hidden(model):
     """The settings of config.model that no leaf shows, with the heads of a transformer."""
     kept = {k: v for k, v in model.items() if k not in (*TRAINING_ONLY, *SHOWN)}
-    heads = {}
-    if model.get("name") == "vit":
-        heads = {"size": {"heads": MODELS["vit"].read_size(model["size"]).heads}}
-    return kept | heads
+    size = model.get("size")
+    if model.get("name") == "vit" and isinstance(size, str):
+        size = {"heads": MODELS["vit"].read_size(size).heads}
+    return kept | ({"size": size} if isinstance(size, dict) else {})
 
 
 def same(own, value):
     """Whether two settings are equal, floats up to what files of float32 keep."""
     try:
-        return np.shape(own) == np.shape(value) and np.allclose(own, value, atol=1e-4)
+        close = dict(rtol=1e-4, atol=1e-4 if np.ndim(own) else 0)
+        return np.shape(own) == np.shape(value) and np.allclose(own, value, **close)
     except TypeError:
         return own == value
 
@@ -216,7 +256,7 @@ def fit(there, here, start, fates):
 
     Fills fates {path: "loaded", "initialised" or "dropped"}.
     """
-    found = {}
+    found, differ = {}, []
     for path, leaf in here.items():
         if matches(start.fresh, path):
             found[path], fates[path] = leaf, "initialised"
@@ -224,12 +264,16 @@ def fit(there, here, start, fates):
         known = path in there and not matches(start.dropped, path)
         shape = np.shape(there[path]) if known else ()
         if not known or shape != leaf.shape:
-            raise UsageError(
-                f"config.start: {path} is {list(leaf.shape)} here and "
-                f"{list(shape) if known else 'missing'} there: use the same "
-                "model, or list the leaf in config.start.fresh to initialise it"
-            )
+            shape = list(shape) if known else "missing"
+            differ.append(f"{path} is {list(leaf.shape)} here and {shape} there")
+            continue
         found[path], fates[path] = jnp.asarray(there[path]), "loaded"
+    if differ:
+        more = f"; and {len(differ) - 3} more" if differ[3:] else ""
+        raise UsageError(
+            f"config.start: {'; '.join(differ[:3])}{more}: use the same model, or list "
+            "the leaves in config.start.fresh to initialise them"
+        )
     left = [path for path in there if path not in here]
     for path in left:
         if not matches((*start.dropped, *start.fresh), path):
@@ -245,7 +289,7 @@ def fit(there, here, start, fates):
 def table(fates, there, here):
     """A line per fate: leaves, numbers, and the leaves of each part of the network."""
     lines = []
-    for fate in ("loaded", "initialised", "dropped"):
+    for fate in ("loaded", "resampled", "folded", "initialised", "dropped"):
         paths = [(b, p) for b in fates for p, one in fates[b].items() if one == fate]
         parts = collections.Counter(
             re.sub(r"\d+", "*", path.partition("/")[0]) for _, path in paths

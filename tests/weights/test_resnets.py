@@ -11,7 +11,7 @@ from models import small
 from advadapters import trees
 from advadapters.__main__ import main
 from advadapters.errors import UsageError
-from advadapters.interop import torch_resnet
+from advadapters.weights import resnets, rules
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 SHORT = [
@@ -60,6 +60,12 @@ def torch_weights(width, depths, bottleneck, classes=5, channels=3, stem=7, seed
         name: array if array.dtype.kind == "i" else array.astype(np.float32)
         for name, array in found.items()
     }
+
+
+def convert(arrays):
+    """{"params", "batch_stats"} of arrays by torch's names."""
+    leaves = rules.read(resnets.RESNET, arrays).leaves
+    return {branch: trees.unflatten(flat) for branch, flat in leaves.items()}
 
 
 class Torch:
@@ -122,7 +128,7 @@ def test_logits_are_those_of_torch(size, depths, side, rng):
     weights = torch_weights(int(size.split("-")[1][0]), depths, "bottleneck" in size)
     net = small.model("resnet", size, 3, stem="imagenet", mean=MEAN, std=STD)
     images = rng.uniform(size=(3, side, side, 3)).astype(np.float32)
-    logits = jax.jit(net.apply)(torch_resnet.convert(weights), images)
+    logits = jax.jit(net.apply)(convert(weights), images)
     expected = Torch(weights).logits(images, depths)
     np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=1e-5)
     assert np.ptp(expected, axis=0).max() > 0.1  # the images matter
@@ -135,7 +141,7 @@ def test_names_and_shapes_of_the_published_sizes(size):
     weights = torch_weights(64, depths, size == "50", classes=1000)
     net = small.model("resnet", size, 3, classes=1000, stem="imagenet")
     shapes = trees.flatten(small.shapes(net, 64))
-    found = trees.flatten(torch_resnet.convert(weights))
+    found = trees.flatten(convert(weights))
     assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in shapes.items()}
 
 
@@ -154,36 +160,39 @@ def wrapped(weights):
 
 def test_prefixes_and_duplicates():
     weights = torch_weights(4, (1, 1), False)
-    expected = torch_resnet.convert(weights)
+    expected = convert(weights)
     renamed = {
         name.replace("downsample", "shortcut").replace("fc.", "linear."): array
         for name, array in weights.items()
     }
     plain = [{f"{p}{n}": a for n, a in weights.items()} for p in ("module.", "model.")]
     for other in (wrapped(weights), renamed, *plain):
-        found = torch_resnet.convert(other)
+        found = convert(other)
         jax.tree.map(np.testing.assert_array_equal, found, expected)
-    inputs = torch_resnet.inputs(wrapped(weights))
+    inputs = resnets.inputs(wrapped(weights))
     assert inputs == {"mean": pytest.approx(MEAN), "std": pytest.approx(STD)}
-    assert torch_resnet.inputs(weights) == {}
+    assert resnets.inputs(weights) == {}
     both = wrapped(weights)
     both["module.attacker.model.fc.bias"] = both["module.model.fc.bias"] + 1
     with pytest.raises(UsageError, match="attacker.model.fc.bias and module.model.fc.bias"):
-        torch_resnet.convert(both)
+        convert(both)
 
 
 def test_half_precision_becomes_float32():
     weights = {"conv1.weight": np.ones((2, 3, 7, 7), np.float16)}
-    (kernel,) = jax.tree.leaves(torch_resnet.convert(weights))
+    (kernel,) = jax.tree.leaves(convert(weights))
     assert kernel.dtype == np.float32 and kernel.shape == (7, 7, 3, 2)
 
 
 FOREIGN = {
     "another name": (
         {"blocks.0.attn.qkv.weight": np.ones((3, 3))},
-        "is no name of a torch",
+        "has no such name",
     ),
-    "a bias of a convolution": ({"conv1.bias": np.ones(3)}, "conv1.bias is no name"),
+    "a bias of a convolution": (
+        {"conv1.bias": np.ones(3)},
+        "conv1.bias: torch ResNet has no such name; near",
+    ),
     "integers": ({"bn1.weight": np.ones(3, int)}, "bn1.weight must hold floats, got int64"),
     "axes": ({"conv1.weight": np.ones((3, 3))}, "conv1.weight must have 4 axes"),
     "not finite": ({"bn1.bias": np.float32([0, np.inf])}, "bn1.bias has values that are"),
@@ -196,7 +205,7 @@ FOREIGN = {
 def test_foreign_arrays_are_refused(name):
     arrays, message = FOREIGN[name]
     with pytest.raises(UsageError, match=message):
-        torch_resnet.convert(arrays)
+        convert(arrays)
 
 
 @pytest.fixture
@@ -233,7 +242,7 @@ def test_training_starts_from_the_file(train, tmp_path):
     assert code == 0 and f"first parameters: {tmp_path}/w.npz" in out
     opened = opening.open_run(workdir.read_config(tmp_path / "run"), tmp_path / "run")
     found = starting.read(opened.run).plain
-    expected = torch_resnet.convert(digits_weights(classes=7))
+    expected = convert(digits_weights(classes=7))
     for branch, path in (("params", "stem/kernel"), ("batch_stats", "norm/var")):
         leaf = trees.flatten(found[branch])[path]
         np.testing.assert_array_equal(leaf, trees.flatten(expected[branch])[path])
@@ -258,9 +267,9 @@ def test_files_that_do_not_fit_are_one_line(train, tmp_path):
         (less, [], "stage1_block1/norm2/var is [4] here and missing there"),
         (torch_weights(4, (1, 2), False, 10, 1, 3), [], "has stage2_block2/"),
         (torch_weights(4, (1, 1), False, 10, 1, 7), [], "stem/kernel is [3, 3, 1, 4] here"),
-        (weights, group, "which this network does not have"),
+        (weights, group, "set config.model.norm=batch, which is group"),
         (weights | means, [], "set config.model.mean=(0.4,), which is (0.5,)"),
-        ({"x": np.ones(3)}, [], "w.npz: x is no name of a torch ResNet"),
+        ({"x": np.ones(3)}, [], "w.npz: no family of weights has such names: 'x'"),
         ({"conv1.weight": np.array([{}], object)}, [], "cannot read weights from"),
         (weights, ["--config.start.workdir=/no/run"], "takes the place of a run"),
         (weights, ["--config.start.mixture={'clean': 1.0}"], "takes the place of a run"),
@@ -284,4 +293,4 @@ def test_damaged_files_are_one_line(train, tmp_path):
 
     with zipfile.ZipFile(file, "w") as archive:  # as torch.save writes it
         archive.writestr("w/data.pkl", b"\x80\x02}q\x00.")
-    assert "w/data.pkl is no array" in train()[1]
+    assert "cannot read weights" in train()[1]

@@ -1,1 +1,0 @@
-"""Weights of other frameworks: names and layouts, no code of theirs. One file each."""
