@@ -135,6 +135,8 @@ def from_file(start):
     there = {key: value for key, value in found.model.items() if key not in SHOWN}
     if heads := there.pop("heads", 0):
         there["size"] = {"heads": heads}
+    elif isinstance(found.model.get("size"), str):
+        there["size"] = found.model["size"]
     lines = other_settings(start, there)
     lines += [
         f"  images: {key} is {told(start.data[key])}, there {told(value)}"

@@ -5,13 +5,16 @@
 its leaves to another size or form.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from advadapters import trees
 from advadapters.errors import UsageError
-from advadapters.files import AnyPath
+from advadapters.files import AnyPath, write_whole
 from advadapters.weights import fitting, formats, resnets, rules, settings, vits
 from advadapters.weights.layouts import Geometry, Leaf, Stored, values
 
@@ -106,6 +109,20 @@ def _ours(file: formats.File) -> Weights:
     if model.get("name") == "vit":
         leaves["params"] = fitting.unrolled_blocks(leaves["params"])
     return Weights(leaves, model, data, [], OURS, file.kind)
+
+
+def save(path: AnyPath, found: Weights) -> None:
+    """Writes weights by this program's names, with what is known of their network."""
+    import safetensors.numpy  # pyright: ignore[reportMissingImports]
+
+    arrays = {
+        f"{branch}/{leaf}": np.ascontiguousarray(array)
+        for branch, flat in found.leaves.items()
+        for leaf, array in flat.items()
+    }
+    about = json.dumps({"model": found.model, "data": found.data}, default=list)
+    data = safetensors.numpy.save(arrays, {"advadapters": about, "format": "np"})
+    write_whole(path, lambda file: file.write(data))
 
 
 def write(

@@ -1,0 +1,159 @@
+"""usage: advadapters convert IN [OUT] [--image_size=224] [--patch=16] [--heads=12]
+
+Reads pretrained weights, prints what they are of and which config.model takes them, and
+writes them as a file by this program's names, which config.start.weights takes.
+
+IN is a file of timm's, transformers' (its folder too), vision_transformer's, big_vision's,
+torch's or ONNX, whatever it is called, or a run of this program. docs/weights.md lists
+which. OUT is a new .safetensors; without it nothing is written.
+
+  --image_size=224      positions for images of so many pixels (default: as they are)
+  --patch=16            patches of so many pixels (default: as they are)
+  --resample=bicubic    how these are resized; or cubic, linear
+  --heads=12            attention heads, where IN does not say (default: of 64 channels)
+
+  --mixture=clean=0.5,linf=0.5   of a run, which mode or soup
+  --step=4000                    of a run, a checkpoint (default: latest)
+"""
+
+from typing import Any
+
+from advadapters import configs
+from advadapters.errors import UsageError
+
+FLAGS = {"step": "latest", "resample": "bicubic"} | dict.fromkeys(
+    ("image_size", "patch", "heads", "mixture"), ""
+)
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code."""
+    names = [argument for argument in argv if not argument.startswith("-")]
+    _, flags = configs.parse(
+        [argument for argument in argv if argument.startswith("-")],
+        FLAGS,
+        with_config=False,
+    )
+    if len(names) not in (1, 2):
+        raise UsageError(f"give IN, or IN and OUT, got {len(names)} names; see --help")
+    from etils import epath
+
+    from advadapters import weights
+
+    source = epath.Path(names[0]).expanduser()
+    output = epath.Path(names[1]).expanduser() if names[1:] else None
+    if output and output.exists():
+        raise UsageError(f"{output} is there already: name a new file")
+    is_run = source.is_dir() and (source / "checkpoints").exists()
+    found = from_run(names[0], flags) if is_run else weights.read(source)
+    found, fates = resized(found, flags)
+    print(described(found, fates, names[0]))
+    if output:
+        weights.save(output, found)
+        print(f"written: {output}, for config.start.weights")
+    return 0
+
+
+def from_run(folder: str, flags: dict[str, str]) -> Any:
+    """The `weights.Weights` of a run's averaged parameters, mixed."""
+    import numpy as np
+
+    from advadapters import trees, weights
+    from advadapters.builders.run import Start
+    from advadapters.commands import starting, workdir
+    from advadapters.training.cases import read_mixtures
+
+    config = workdir.read_config(folder)
+    domains = tuple(config.get("domains", ()))
+    mixture: dict[str, float] = {}
+    if flags["mixture"]:
+        (row,) = read_mixtures("mixture", flags["mixture"], domains)
+        mixture = {name: float(w) for name, w in zip(domains, row, strict=True)}
+    model, data = config["model"], config["data"]
+    nothing = dict(fresh=(), dropped=(), changed=(), weights="", resample="bicubic")
+    start = Start(folder, flags["step"], mixture, model=model, data=data, **nothing)
+    plain, _ = starting.from_run(start)
+    leaves = {
+        branch: {path: np.asarray(leaf) for path, leaf in trees.flatten(tree).items()}
+        for branch, tree in plain.items()
+    }
+    kept = {key: data[key] for key in starting.IMAGES}
+    return weights.Weights(leaves, dict(model), kept, [], weights.OURS, "run")
+
+
+def resized(found: Any, flags: dict[str, str]) -> tuple[Any, dict[str, str]]:
+    """(the Weights for other images or patches, {path: fate} of leaves that changed)."""
+    from advadapters.weights import fitting, settings
+
+    numbers = {
+        key: configs.read_number(key, flags[key]) if flags[key] else 0
+        for key in ("image_size", "patch", "heads")
+    }
+    if found.model["name"] != "vit":
+        if any(numbers.values()):
+            raise UsageError("--image_size, --patch and --heads are of transformers")
+        return found, {}
+    flat = fitting.unrolled_blocks(found.leaves["params"])
+    shown = settings.from_vit(flat)
+    patch = numbers["patch"] or shown["patch"]
+    here = {path: leaf.shape for path, leaf in flat.items()}
+    rows, width = here["patch_embed/kernel"]
+    channels = rows // shown["patch"] ** 2
+    here["patch_embed/kernel"] = (patch**2 * channels, width)
+    if "pos_embed" in flat:
+        first, prompts = int(shown["class_token"]), shown["prompts"]
+        grid = settings.grid_of(here["pos_embed"][1], first, prompts)
+        side = grid.side
+        if size := numbers["image_size"]:
+            if size % patch:
+                raise UsageError(
+                    f"--image_size={size} is no multiple of the patch, {patch}"
+                )
+            side = size // patch
+        here["pos_embed"] = (1, grid.first + side**2, width)
+    result = fitting.fit_vit(flat, here, channels, flags["resample"])
+    leaves = found.leaves | {"params": result.leaves}
+    data = found.data | {k: numbers[k] for k in ("image_size",) if numbers[k]}
+    heads = {"heads": numbers["heads"]} if numbers["heads"] else {}
+    own = dict(scan=False) if "scan" in found.model else {}
+    model = found.model | settings.from_vit(result.leaves) | heads | own
+    if isinstance(found.model.get("size"), str):
+        model["heads"] = int(found.model["size"].split("x")[-1])
+    return found._replace(leaves=leaves, model=model, data=data), result.fates
+
+
+def described(found: Any, fates: dict[str, str], name: str) -> str:
+    """What weights are of, as a few lines."""
+    from advadapters import schema
+    from advadapters.commands import starting
+    from advadapters.models import MODELS
+    from advadapters.weights import settings
+
+    changed = {"params": fates, "batch_stats": {}}
+    all_fates = {
+        branch: dict.fromkeys(flat, "loaded") | changed[branch]
+        for branch, flat in found.leaves.items()
+    }
+    gone = {branch: dict.fromkeys(flat, ()) for branch, flat in all_fates.items()}
+    lines = [f"{name}: {found.family}, {found.kind}"]
+    lines += starting.table(all_fates, gone, found.leaves)
+    if found.ignored:
+        lines.append(f"  no part of the network: {', '.join(found.ignored[:5])}")
+    keys = settings.keys_of(found.model)
+    usual = schema.defaults_of(MODELS[keys["name"]])
+    told = {k: v for k, v in keys.items() if k not in ("name", "size")}
+    told = {k: v for k, v in told.items() if usual.get(k) != v or k not in usual}
+    size = [repr(keys["size"])] if "size" in keys else ["SIZE"]
+    arguments = [repr(keys["name"]), *size, *(f"{k}={v!r}" for k, v in told.items())]
+    lines.append(f"config.model = defaults.model({', '.join(arguments)})")
+    if found.data:
+        inner = ", ".join(f"{key}={value!r}" for key, value in found.data.items())
+        lines.append(f"config.data.update({inner})")
+    wanted = ("mean", "std", *starting.IMAGES)
+    if keys["name"] == "vit":
+        wanted = ("heads", "pool", "gelu", "norm_eps", *wanted)
+    known = {*found.model, *found.data}
+    unknown = [key for key in wanted if key not in known]
+    if unknown:
+        lines.append(f"not said by the file: {', '.join(unknown)}")
+    return "\n".join(lines)
