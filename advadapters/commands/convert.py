@@ -1,77 +1,99 @@
-"""usage: advadapters convert IN [OUT] [--image_size=224] [--patch=16] [--heads=12]
+"""usage: advadapters convert --input=IN [--output=OUT] [--image_size=224] [--patch=16]
 
 Reads pretrained weights, prints what they are of and which config.model takes them, and
 writes them as a file by this program's names, which config.start.weights takes.
 
-IN is a file of timm's, transformers' (its folder too), vision_transformer's, big_vision's,
-torch's or ONNX, whatever it is called, or a run of this program. docs/weights.md lists
-which. OUT is a new .safetensors; without it nothing is written.
+IN is a file of timm's, transformers' (or its folder), vision_transformer's, big_vision's,
+torch's or ONNX, whatever it is called, or a run of this program; docs/weights.md lists
+them. Without OUT nothing is written.
 
-  --image_size=224      positions for images of so many pixels (default: as they are)
-  --patch=16            patches of so many pixels (default: as they are)
-  --resample=bicubic    how these are resized; or cubic, linear
-  --heads=12            attention heads, where IN does not say (default: of 64 channels)
-
-  --mixture=clean=0.5,linf=0.5   of a run, which mode or soup
-  --step=4000                    of a run, a checkpoint (default: latest)
+{flags}
 """
 
-from typing import Any
+import dataclasses
+from typing import Annotated, Any
 
-from advadapters import configs
 from advadapters.errors import UsageError
+from advadapters.flags import Separated, Shown, Step
+from advadapters.schema import Between, OneOf
 
-FLAGS = {"step": "latest", "resample": "bicubic"} | dict.fromkeys(
-    ("image_size", "patch", "heads", "mixture"), ""
-)
+WAYS = ("bicubic", "cubic", "linear")  # of weights.resample, which is imported later
 
 
-def main(argv: list[str]) -> int:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of this verb."""
+
+    input: Annotated[str, Shown("IN"), "a file or folder of weights, or a run"]
+    output: Annotated[str, Shown("OUT"), "the new file, .safetensors"] = ""
+    image_size: Annotated[
+        int | None,
+        Between(low=1),
+        Shown("224"),
+        "resize positions for images of so many pixels",
+    ] = None
+    patch: Annotated[
+        int | None, Between(low=1), Shown("16"), "resize patches to so many pixels"
+    ] = None
+    resample: Annotated[
+        str, OneOf(WAYS), Shown("linear"), "how these are resized: bicubic, cubic or linear"
+    ] = "bicubic"
+    heads: Annotated[
+        int | None,
+        Between(low=1),
+        Shown("12"),
+        "attention heads, where IN does not say (default: of 64 channels each)",
+    ] = None
+    mixture: Annotated[
+        tuple[str, ...],
+        Separated(";", "mixture"),
+        Shown("clean=0.5,linf=0.5"),
+        "of a run, which mode or soup",
+    ] = ()
+    step: Step = "latest"
+
+
+def main(flags: Flags) -> int:
     """Returns the exit code."""
-    names = [argument for argument in argv if not argument.startswith("-")]
-    _, flags = configs.parse(
-        [argument for argument in argv if argument.startswith("-")],
-        FLAGS,
-        with_config=False,
-    )
-    if len(names) not in (1, 2):
-        raise UsageError(f"give IN, or IN and OUT, got {len(names)} names; see --help")
     from etils import epath
 
     from advadapters import weights
 
-    source = epath.Path(names[0]).expanduser()
-    output = epath.Path(names[1]).expanduser() if names[1:] else None
+    source = epath.Path(flags.input).expanduser()
+    output = epath.Path(flags.output).expanduser() if flags.output else None
     if output and output.exists():
         raise UsageError(f"{output} is there already: name a new file")
     is_run = source.is_dir() and (source / "checkpoints").exists()
-    found = from_run(names[0], flags) if is_run else weights.read(source)
+    found = from_run(flags) if is_run else weights.read(source)
     found, fates = resized(found, flags)
-    print(described(found, fates, names[0]))
+    print(described(found, fates, flags.input))
     if output:
         weights.save(output, found)
         print(f"written: {output}, for config.start.weights")
     return 0
 
 
-def from_run(folder: str, flags: dict[str, str]) -> Any:
+def from_run(flags: Flags) -> Any:
     """The `weights.Weights` of a run's averaged parameters, mixed."""
     import numpy as np
 
     from advadapters import trees, weights
     from advadapters.builders.run import Start
-    from advadapters.commands import starting, workdir
+    from advadapters.runs import starting, workdir
     from advadapters.training.cases import read_mixtures
 
+    folder = flags.input
     config = workdir.read_config(folder)
     domains = tuple(config.get("domains", ()))
     mixture: dict[str, float] = {}
-    if flags["mixture"]:
-        (row,) = read_mixtures("mixture", flags["mixture"], domains)
+    if flags.mixture:
+        row, *more = read_mixtures("mixture", flags.mixture, domains)
+        if more:
+            raise UsageError("--mixture must be one mixture")
         mixture = {name: float(w) for name, w in zip(domains, row, strict=True)}
     model, data = config["model"], config["data"]
     nothing = dict(fresh=(), dropped=(), changed=(), weights="", resample="bicubic")
-    start = Start(folder, flags["step"], mixture, model=model, data=data, **nothing)
+    start = Start(folder, flags.step, mixture, model=model, data=data, **nothing)
     plain, _ = starting.from_run(start)
     leaves = {
         branch: {path: np.asarray(leaf) for path, leaf in trees.flatten(tree).items()}
@@ -81,21 +103,18 @@ def from_run(folder: str, flags: dict[str, str]) -> Any:
     return weights.Weights(leaves, dict(model), kept, [], weights.OURS, "run")
 
 
-def resized(found: Any, flags: dict[str, str]) -> tuple[Any, dict[str, str]]:
+def resized(found: Any, flags: Flags) -> tuple[Any, dict[str, str]]:
     """(the Weights for other images or patches, {path: fate} of leaves that changed)."""
     from advadapters.weights import fitting, settings
 
-    numbers = {
-        key: configs.read_number(key, flags[key]) if flags[key] else 0
-        for key in ("image_size", "patch", "heads")
-    }
+    size = flags.image_size
     if found.model["name"] != "vit":
-        if any(numbers.values()):
+        if size or flags.patch or flags.heads:
             raise UsageError("--image_size, --patch and --heads are of transformers")
         return found, {}
     flat = fitting.unrolled_blocks(found.leaves["params"])
     shown = settings.from_vit(flat)
-    patch = numbers["patch"] or shown["patch"]
+    patch = flags.patch or shown["patch"]
     here = {path: leaf.shape for path, leaf in flat.items()}
     rows, width = here["patch_embed/kernel"]
     channels = rows // shown["patch"] ** 2
@@ -104,17 +123,17 @@ def resized(found: Any, flags: dict[str, str]) -> tuple[Any, dict[str, str]]:
         first, prompts = int(shown["class_token"]), shown["prompts"]
         grid = settings.grid_of(here["pos_embed"][1], first, prompts)
         side = grid.side
-        if size := numbers["image_size"]:
+        if size:
             if size % patch:
                 raise UsageError(
                     f"--image_size={size} is no multiple of the patch, {patch}"
                 )
             side = size // patch
         here["pos_embed"] = (1, grid.first + side**2, width)
-    result = fitting.fit_vit(flat, here, channels, flags["resample"])
+    result = fitting.fit_vit(flat, here, channels, flags.resample)
     leaves = found.leaves | {"params": result.leaves}
-    data = found.data | {k: numbers[k] for k in ("image_size",) if numbers[k]}
-    heads = {"heads": numbers["heads"]} if numbers["heads"] else {}
+    data = found.data | ({"image_size": size} if size else {})
+    heads = {"heads": flags.heads} if flags.heads else {}
     own = dict(scan=False) if "scan" in found.model else {}
     model = found.model | settings.from_vit(result.leaves) | heads | own
     if isinstance(found.model.get("size"), str):
@@ -125,8 +144,8 @@ def resized(found: Any, flags: dict[str, str]) -> tuple[Any, dict[str, str]]:
 def described(found: Any, fates: dict[str, str], name: str) -> str:
     """What weights are of, as a few lines."""
     from advadapters import schema
-    from advadapters.commands import starting
     from advadapters.models import MODELS
+    from advadapters.runs import starting
     from advadapters.weights import settings
 
     changed = {"params": fates, "batch_stats": {}}

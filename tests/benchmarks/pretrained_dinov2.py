@@ -76,8 +76,8 @@ def main(path):
     images = photographs()
     with tempfile.TemporaryDirectory() as folder:
         output = f"{folder}/dinov2.safetensors"
-        flags = ["--image_size=224", "--resample=cubic"]
-        if advadapters(["convert", path, output, *flags]):
+        flags = [f"--output={output}", "--image_size=224", "--resample=cubic"]
+        if advadapters(["convert", f"--input={path}", *flags]):
             return 1
         found, expected = ours(output, images), theirs(path, images)
     apart = np.abs(found - expected)
