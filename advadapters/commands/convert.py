@@ -92,7 +92,9 @@ def from_run(flags: Flags) -> Any:
             raise UsageError("--mixture must be one mixture")
         mixture = {name: float(w) for name, w in zip(domains, row, strict=True)}
     model, data = config["model"], config["data"]
-    nothing = dict(fresh=(), dropped=(), changed=(), weights="", resample="bicubic")
+    nothing: dict[str, Any] = dict(
+        fresh=(), dropped=(), changed=(), weights="", resample="bicubic"
+    )
     start = Start(folder, flags.step, mixture, model=model, data=data, **nothing)
     plain, _ = starting.from_run(start)
     leaves = {

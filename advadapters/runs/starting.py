@@ -235,8 +235,9 @@ def hidden(model):
 def same(own, value):
     """Whether two settings are equal, floats up to what files of float32 keep."""
     try:
-        close = dict(rtol=1e-4, atol=1e-4 if np.ndim(own) else 0)
-        return np.shape(own) == np.shape(value) and np.allclose(own, value, **close)
+        slack = 1e-4 if np.ndim(own) else 0.0
+        alike = np.allclose(own, value, rtol=1e-4, atol=slack)
+        return np.shape(own) == np.shape(value) and alike
     except TypeError:
         return own == value
 

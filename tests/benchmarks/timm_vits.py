@@ -18,7 +18,7 @@ import torch
 from advadapters.errors import UsageError
 from advadapters.weights import rules, settings, vits
 
-SMALL = dict(depth=1, embed_dim=64, num_heads=2)  # the rest is as it is
+SMALL = dict(depth=1, embed_dim=192, num_heads=3)  # the rest is as it is
 GELUS = {"GELU": "erf", "GELUTanh": "tanh", "QuickGELU": "quick"}
 
 
