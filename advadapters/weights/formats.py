@@ -184,8 +184,10 @@ def _from_index(path: AnyPath) -> Arrays:
 
 def _from_safetensors(data: bytes, about: dict[str, Any]) -> Arrays:
     """The arrays of safetensors; `about` gets what this program wrote into the header."""
-    import safetensors  # pyright: ignore[reportMissingImports]
-
+    try:
+        import safetensors  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UsageError("it needs safetensors: pip install safetensors") from None
     try:
         found = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
