@@ -9,22 +9,19 @@ are passed over, as in folders. Offsets are kept in SPLIT.index.npz beside the t
 that can be written, as finding them reads the header of every image.
 """
 
-import collections
 import contextlib
 import functools
-import io
 import os
 import pathlib
-import tarfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from advadapters.data import encoded
+from advadapters.data import encoded, tar_members
 from advadapters.data.splits import Number
 from advadapters.errors import UsageError
 from advadapters.files import write_whole
@@ -194,46 +191,9 @@ def _find(
     return *places[0], encoded.choice_note(root, split, existing)
 
 
-class Entry(NamedTuple):
-    """An image in a tar file: the file's number, and what its header says.
-
-    key: the name without its suffix, which a .cls file shares. folders: that it is in.
-    """
-
-    number: int
-    key: str
-    name: str
-    folders: tuple[str, ...]
-    offset: int
-    size: int
-
-
-class Contents(NamedTuple):
-    """What is in the tars of a split, filled entry by entry.
-
-    classes: {(file's number, key): class} of .cls files. folders: all there are, each as
-    its path. ignored: how many files of each other suffix there are.
-    """
-
-    images: list[Entry]
-    classes: dict[tuple[int, str], str]
-    folders: set[tuple[str, ...]]
-    ignored: collections.Counter[str]
-
-
 def _build(files: Sequence[pathlib.Path], stamps: np.ndarray, by_file: bool) -> Tar:
-    """Goes through the tars; by_file: whether each may be the tar of a class."""
-    contents = Contents([], {}, set(), collections.Counter())
-    for number, file in enumerate(files):
-        try:
-            with tarfile.open(file, "r:") as tar:
-                for member in _members(tar):
-                    _keep(member, number, contents)
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            raise UsageError(
-                f"cannot read {file} as an uncompressed tar: {error}; compressed ones "
-                "have to be unpacked (gunzip) first"
-            ) from None
+    """The Tar of what is in the files; by_file: whether each may be the tar of a class."""
+    contents = tar_members.read_contents(files)
     images = contents.images
     if not images:
         shown = f"{files[0]}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
@@ -244,7 +204,7 @@ def _build(files: Sequence[pathlib.Path], stamps: np.ndarray, by_file: bool) -> 
             raise UsageError(f"{files[0].parent}: no .cls file for {missing[0]!r}")
     groups = [file.stem if by_file else "" for file in files]
     place = files[0].parent if not contents.classes else None
-    by_folder = _folder_classes(contents, groups, place)
+    by_folder = tar_members.folder_classes(contents, groups, place)
     classes = [
         contents.classes.get(entry[:2], name)
         for entry, name in zip(images, by_folder, strict=True)
@@ -260,108 +220,6 @@ def _build(files: Sequence[pathlib.Path], stamps: np.ndarray, by_file: bool) -> 
         numbered=np.array(bool(contents.classes)),
         left=np.array(encoded.suffix_counts(contents.ignored)),
     )
-
-
-class Member(NamedTuple):
-    """An entry of a tar.
-
-    above: folders that the tar itself counts as, if it is inside another. offset: of its
-    bytes in the outermost file.
-    """
-
-    above: tuple[str, ...]
-    offset: int
-    info: tarfile.TarInfo
-    tar: tarfile.TarFile
-
-
-def _keep(member: Member, number: int, contents: Contents) -> None:
-    """Notes an entry of tar file `number`: an image, the class in a .cls file, a folder."""
-    info, name = member.info, member.info.name
-    parts = (*member.above, *_parts(name))
-    if any(map(encoded.is_hidden, parts)):
-        return
-    key, suffix = os.path.splitext(name)
-    if info.isdir():
-        contents.folders.add(parts)
-    elif not info.isreg():
-        pass
-    elif suffix == ".cls":
-        contents.classes[number, key] = _inside(member.tar, info).read(20).decode().strip()
-    elif encoded.is_image(name):
-        entry = Entry(number, key, name, parts[:-1], member.offset, info.size)
-        contents.images.append(entry)
-        contents.folders.add(parts[:-1])
-    else:
-        contents.ignored[encoded.suffix(name)] += 1
-
-
-def _parts(name: str) -> tuple[str, ...]:
-    """The names in a path, without those that lead elsewhere or nowhere."""
-    return tuple(part for part in name.split("/") if part not in ("", ".", ".."))
-
-
-def _inside(tar: tarfile.TarFile, info: tarfile.TarInfo) -> io.BufferedReader:
-    """The bytes of an entry that is a regular file, to be read."""
-    file = tar.extractfile(info)
-    assert isinstance(file, io.BufferedReader)  # it is None for other kinds of entries
-    return file
-
-
-def _folder_classes(
-    contents: Contents, groups: Sequence[str], place: pathlib.Path | None
-) -> list[str]:
-    """The class of each image: the first folder below those that all images are in.
-
-    Args:
-      contents: of the tars.
-      groups: for each tar file the class of its images that are in no folder.
-      place: what to call the tars if there are folders without images; None if folders are
-        no classes.
-    """
-    paths = [entry.folders for entry in contents.images]
-    first, depth = paths[0], 0
-    while all(len(path) > depth + 1 and path[depth] == first[depth] for path in paths):
-        depth += 1
-    names = [
-        path[depth] if path[depth:] else groups[entry.number]
-        for path, entry in zip(paths, contents.images, strict=True)
-    ]
-    classes = [unicodedata.normalize("NFC", name) for name in names]
-    if place is not None and any(paths):
-        above = first[:depth]
-        below = {path[depth] for path in contents.folders if path[:depth] == above != path}
-        empty = {unicodedata.normalize("NFC", name) for name in below} - set(classes)
-        if empty:
-            raise UsageError(
-                f"class folder {min(empty)!r} in the tars of {place} has no images: pack "
-                "them without it, or with its images"
-            )
-    return classes
-
-
-def _members(tar: Any, above: tuple[str, ...] = (), start: int = 0) -> Iterator[Member]:
-    """The entries of a TarFile, as `Member` says; start: of the tar in the outermost file.
-
-    Tars inside a tar are gone through and count as folders, those inside them not.
-    """
-    while (info := tar.next()) is not None:
-        tar.members.clear()  # it keeps every entry otherwise
-        if info.size < 0 or tar.offset <= info.offset:
-            raise tarfile.TarError(f"{info.name!r} has a size below 0")
-        if info.isreg() and info.issparse():
-            raise tarfile.TarError(f"{info.name!r} is stored as a sparse file")
-        parts = _parts(info.name)
-        hidden = any(map(encoded.is_hidden, parts))
-        if start == 0 and info.isreg() and info.name.endswith(".tar") and not hidden:
-            folder = (*parts[:-1], parts[-1].removesuffix(".tar"))
-            with tarfile.open(fileobj=_inside(tar, info), mode="r:") as inner:
-                yield from _members(inner, folder, info.offset_data)
-        else:
-            yield Member(above, start + info.offset_data, info, tar)
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
-        raise tarfile.TarError(f"no tar header at byte {start + tar.offset}")
 
 
 def _listed(tar: Tar, place: pathlib.Path) -> Tar:

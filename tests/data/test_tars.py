@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from advadapters.data import sources, splits, tars
+from advadapters.data import sources, splits, tar_members
 from advadapters.errors import UsageError
 
 
@@ -97,7 +97,7 @@ def test_layouts(layout, tmp_path, monkeypatch):
         tmp_path.glob("*.part")
     )
     # The second time the index serves, and a reader travels to another process.
-    monkeypatch.setattr(tars, "_members", None)
+    monkeypatch.setattr(tar_members, "read_contents", None)
     again = pickle.loads(pickle.dumps(sources.load(f"tar:{tmp_path}").train))
     np.testing.assert_array_equal(again[4][0], source.train[4][0])
 
