@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from advadapters import attacks, soups, trees
     from advadapters.attacks import Report
     from advadapters.errors import UsageError
+    from advadapters.exports.reading import Exported, load_exported
     from advadapters.front import (
         Classifier,
         Run,
@@ -43,10 +44,12 @@ HOMES = {
     "attacks": ("Report",),
     "errors": ("UsageError",),
     "soups": ("simplex",),
+    "exports.reading": ("Exported", "load_exported"),
 }  # fmt: skip
 MODULES = ("attacks", "soups", "trees")
 __all__ = [
     "Classifier",
+    "Exported",
     "Report",
     "Run",
     "UsageError",
@@ -55,6 +58,7 @@ __all__ = [
     "config",
     "line",
     "load",
+    "load_exported",
     "pgd",
     "plot_tradeoff",
     "simplex",

@@ -21,6 +21,7 @@ VERBS = {
     "report": "tables and pictures of finished runs, beside the papers' numbers",
     "extract": "one network out of a run, as a run of its own",
     "convert": "pretrained weights of other programs as a file of this one's",
+    "export": "a trained network, or all of its soups, as one file for other programs",
     "dryrun": "compile the training step for devices that need not be there",
     "config": "the whole config that a file makes, explained; or all that there are",
     "doctor": "versions, devices, a write test, and how fast images come",

@@ -25,8 +25,9 @@ from advadapters.builders.views import read_attacks
 from advadapters.data.splits import ArraySplit
 from advadapters.errors import UsageError
 from advadapters.evaluation import tables
+from advadapters.exports.writing import Exportable
 from advadapters.pixels import to_float
-from advadapters.runs import evaluating, opening, training
+from advadapters.runs import evaluating, exporting, opening, training
 
 BATCH = 256  # images that a Classifier looks at in one call of its program
 
@@ -46,11 +47,13 @@ class Classifier:
       logits_fn: pure function of float images, for attacks and under `jax.jit`.
     """
 
-    def __init__(self, evaluate, plain, *, shape, classes, name):
-        self.shape, self.classes, self.name = tuple(shape), tuple(classes), name
+    def __init__(self, evaluate, plain, about):
+        self.shape, self.classes = tuple(about["image"]), tuple(about["classes"])
+        self.name = about["name"]
         self.params = plain.get("params", {})
         self.batch_stats = plain.get("batch_stats", {})
         self.logits_fn = jax.tree_util.Partial(evaluate, plain)
+        self._about = about  # the metadata of an exported file
         self._jitted = jax.jit(lambda logits_fn, images: logits_fn(images))
 
     def __repr__(self):
@@ -73,6 +76,14 @@ class Classifier:
         images, labels = checks.inputs(self._read(images), labels)
         checks.check_classes(labels, len(self.classes))
         return float(np.mean(~losses.misclassified(self(images), labels)))
+
+    def export(self, path: str | os.PathLike) -> None:
+        """Writes the network to one file that needs no more than JAX to run.
+
+        path: of a file .stablehlo, which `load_exported` reads on CPUs, GPUs and TPUs.
+        """
+        evaluate, (plain,) = self.logits_fn.func, self.logits_fn.args
+        exporting.write_network(Exportable(evaluate, None, plain), path, self._about)
 
     def _logits(self, images):
         # A last part of another size would be compiled anew.
@@ -192,6 +203,15 @@ class Run(NamedTuple):
             opened, self.variables, cases, asked, self.step, attacked=found
         )
 
+    def export(self, path: str | os.PathLike) -> None:
+        """Writes all soups to one file: a network with the mixture as an input.
+
+        path: of a file .stablehlo, which `load_exported` reads on CPUs, GPUs and TPUs; it
+        needs no more than JAX. A run of one domain is a fixed network, as is a soup; see
+        `Classifier.export`. Raises UsageError for a run that goes by lambda.
+        """
+        exporting.write(self.opened, self.variables, self.step, path)
+
     def _case(self, weights):
         names = self.domains
         if not isinstance(weights, Mapping):
@@ -206,14 +226,10 @@ class Run(NamedTuple):
             raise UsageError(f"soup {weights}: {error}") from None
 
     def _classifier(self, case):
-        run, data = self.opened.run, self.opened.run.data
-        network = run.networks[case.network]
+        network = self.opened.run.networks[case.network]
         plain = jax.jit(network.at)(self.variables, case.knob)
-        shape = (data.image_size, data.image_size, data.channels)
-        name = tables.name_of(case.told)
-        return Classifier(
-            network.evaluate, plain, shape=shape, classes=self.classes, name=name
-        )
+        about = exporting.describe(self.opened, self.step, case)
+        return Classifier(network.evaluate, plain, about)
 
 
 def as_bytes(images):

@@ -34,7 +34,7 @@ FLOORS = [
     {"models", "adapters", "attacks", "data", "flags", "soups", "profiles"},
     {"networks"},
     {"training", "evaluation", "checkpoints", "weights"},
-    {"builders", "defaults"},
+    {"builders", "defaults", "exports"},
     {"runs"},
     {"commands"},
     {"__main__", "front"},

@@ -1,0 +1,1 @@
+"""Networks as files for other programs; `reading` needs jax, numpy and flatbuffers only."""

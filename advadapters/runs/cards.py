@@ -1,0 +1,137 @@
+"""The model card of an exported network: what it is, and how it was trained and judged.
+
+A README.md with the header that the Hugging Face Hub reads
+(https://huggingface.co/docs/hub/model-cards).
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from advadapters.evaluation import tables
+from advadapters.markdown import markdown_table
+
+SHOWN = 20  # classes that are named one by one
+
+
+def card(
+    about: Mapping[str, Any],
+    config: Mapping[str, Any],
+    record: Mapping[str, Any] | None,
+    rows: Sequence[Mapping[str, Any]],
+    usage: str,
+) -> str:
+    """The text of a model card.
+
+    Args:
+      about: the metadata of the network, see `exports.reading`.
+      config: that the run was trained with.
+      record: what the run remembers of its images, see `data.identity`.
+      rows: result rows of the run, of which those of this network are shown.
+      usage: Markdown on how the files beside the card are loaded.
+    """
+    name = about["name"] or "all soups"
+    source = about["source"]
+    parts = [
+        _header(),
+        f"# {source['run']}: {name}",
+        _introduction(about),
+        "## Use",
+        usage.strip(),
+        about["preprocessing"],
+        "## Training",
+        _radii(about["eps"]),
+        _data(config, record),
+        "## Results",
+        _results(about, rows),
+        "## Source",
+        f"Step {source['step']} of the run `{source['run']}`, written by "
+        f"{source['program']} with jax {source['jax']}. With this config in a file, "
+        "`advadapters train` repeats the run:",
+        "```json\n" + json.dumps(config, sort_keys=True) + "\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _header() -> str:
+    """What the Hub's index reads."""
+    tags = ["adversarial-robustness", "model-soups", "advadapters"]
+    lines = ["pipeline_tag: image-classification", "tags:", *(f"- {tag}" for tag in tags)]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _introduction(about: Mapping[str, Any]) -> str:
+    """What the network is, in two sentences."""
+    rows, columns, channels = about["image"]
+    model, classes = about["source"]["model"], about["classes"]
+    names = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
+    trade = (
+        f"It takes a mixture of the domains {', '.join(about['domains'])}, which sets the "
+        "trade-off between accuracy on clean images and robustness. "
+        if about["domains"]
+        else ""
+    )
+    return (
+        f"A {model['name']} ({model['size']}) that sorts images of "
+        f"{rows}x{columns}x{channels} into {len(classes)} classes: {names}. {trade}It was "
+        "trained to resist adversarial attacks of the radii below, and nothing is known of "
+        "larger ones."
+    )
+
+
+def _radii(eps: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A table of what each domain was trained under."""
+    lines = [
+        [
+            domain,
+            ", ".join(f"{row['attack']}, {row['norm']} {row['eps']:.6g}" for row in attacks)
+            or "clean images",
+        ]
+        for domain, attacks in eps.items()
+    ]
+    titles = ["domain", "attacks in training, radius for pixels in [0, 1]"]
+    return markdown_table(titles, lines)
+
+
+def _data(config: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
+    """One sentence about the images."""
+    source = config["data"]["source"]
+    if not record:
+        return f"Data: `{source}`."
+    train, test = record["train"], record["test"]
+    return (
+        f"Data: `{source}`, {train['images']:,} images for training (fingerprint "
+        f"{train['fingerprint']}) and {test['images']:,} for evaluation "
+        f"({test['fingerprint']})."
+    )
+
+
+def _results(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of this network's rows, all of them where it takes a mixture."""
+    told = about["source"]["network"]
+    shown = [row for row in rows if not told or _same(row, told)]
+    if not shown:
+        return (
+            "This network was not evaluated by itself: `advadapters evaluate` with its "
+            "--mixture does so."
+        )
+    counts = sorted({row["n"] for row in shown})
+    images = " or ".join(f"{count:,}" for count in counts)
+    return (
+        f"On {images} images, in percent, with 95% intervals over the images. Each network "
+        f"is attacked through itself.\n\n{tables.markdown(shown)}"
+    )
+
+
+def _same(row: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
+    """Whether a row is of the network that was exported, up to the rounding of weights."""
+    first, second = ({**one["mixture"]} for one in (row, told))
+    others = ("lambda", "width", "statistics")
+    ensembles = {row["kind"], told["kind"]} & {"ensemble"}
+    return (
+        not ensembles
+        and all(row.get(key) == told.get(key) for key in others)
+        and first.keys() == second.keys()
+        and all(math.isclose(first[k], second[k], abs_tol=1e-6) for k in first)
+    )

@@ -1,0 +1,130 @@
+"""Networks of an opened run as files that other programs load."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+import advadapters
+from advadapters import hosts, meshes, networks, trees
+from advadapters.errors import UsageError
+from advadapters.evaluation import tables
+from advadapters.exports import writing
+from advadapters.runs.opening import OpenRun
+
+SUFFIX = ".stablehlo"
+
+
+def write(
+    opened: OpenRun,
+    variables: Mapping[str, Any],
+    step: int,
+    path: str | os.PathLike,
+    case: networks.Case | None = None,
+) -> None:
+    """Writes the networks of a run as one that takes a mixture, see `exports.reading`.
+
+    opened, variables, step: a run and what was read of a checkpoint. case: the one network
+    (`networks.Case`) to write in their place. A run of one domain takes no mixture. Raises
+    UsageError without a case for a run that is conditioned on lambda, and for a file that
+    cannot be written.
+    """
+    run = opened.run
+    if case is None and (run.film or len(run.method.widths) > 1):
+        raise UsageError(
+            "this run goes by lambda: export one network of it, by --lambda=0.2 or "
+            "run.at(0.2).export(...)"
+        )
+    if case is None and len(run.domains) == 1:
+        case = networks.mixture_case(run.domains, (1.0,))
+    about = describe(opened, step, case)
+    if case is None:
+        network = writing.Exportable(run.network.evaluate, trees.plain, variables)
+    else:
+        chosen = run.networks[case.network]
+        plain = jax.jit(chosen.at)(variables, case.knob)
+        network = writing.Exportable(chosen.evaluate, None, plain)
+    write_network(network, path, about)
+
+
+def write_network(
+    network: writing.Exportable, path: str | os.PathLike, about: Mapping[str, Any]
+) -> None:
+    """Writes a `writing.Exportable` that `describe` tells about; raises UsageError where
+    the file cannot be written.
+    """
+    file = check_path(path)
+    network = network._replace(tree=jax.tree.map(meshes.gather, network.tree))
+    if not hosts.first():
+        return
+    try:
+        writing.write(network, file, about)
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error}") from None
+
+
+def check_path(path: str | os.PathLike) -> epath.Path:
+    """The path of a new file; raises UsageError unless its name ends with `SUFFIX`."""
+    if not os.fspath(path).endswith(SUFFIX):
+        raise UsageError(f"an exported network is a file {SUFFIX}, got {os.fspath(path)!r}")
+    return epath.Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def describe(
+    opened: OpenRun, step: int, case: networks.Case | None = None
+) -> dict[str, Any]:
+    """The metadata of a network of a run; case: the fixed one, None for all of them."""
+    config, data = opened.config, opened.run.data
+    classes = data.source.names or map(str, range(config["model"]["classes"]))
+    domains = () if case else opened.run.domains
+    size = f"{data.image_size}x{data.image_size}"
+    colours = {1: "gray", 3: "RGB"}.get(data.channels, f"{data.channels} channels")
+    mean, std = (list(config["model"].get(key, ())) for key in ("mean", "std"))
+    return {
+        "name": tables.name_of(case.told) if case else "",
+        "domains": list(domains),
+        "classes": list(classes),
+        "image": [data.image_size, data.image_size, data.channels],
+        "eps": radii(config, opened.run.domains),
+        "preprocessing": (
+            f"{colours} images [B, H, W, C] of {size}, float32 in [0, 1] or uint8. "
+            f"Evaluation resizes by {data.interpolation!r} and crops {data.crop_ratio:g} "
+            f"of the middle. Normalisation, mean {mean} and std {std}, is inside."
+        ),
+        "source": {
+            "program": f"advadapters {advadapters.__version__}",
+            "jax": jax.__version__,
+            "run": opened.folder.name,
+            "step": step,
+            "network": case.told if case else {},
+            "model": config["model"],
+        },
+    }
+
+
+def radii(
+    config: Mapping[str, Any], domains: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """{domain: [{"attack", "norm", "eps"}]}: what images of each were trained under.
+
+    Of a config with views, the attacks of those whose mixture has the domain; of others,
+    which attack by themselves, all attacks for all domains.
+    """
+    rows = {
+        name: {"attack": attack["name"], "norm": attack["norm"], "eps": attack["eps"]}
+        for name, attack in config["attacks"].items()
+    }
+    if config["loss"] != "views":
+        return {domain: list(rows.values()) for domain in domains}
+    return {
+        domain: [
+            rows[name]
+            for view in config["views"].values()
+            if view["mixture"].get(domain)
+            for name in view["attack"].split(",")
+            if name
+        ]
+        for domain in domains
+    }
