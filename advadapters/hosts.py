@@ -13,12 +13,17 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, TypeVar
 
 from advadapters.errors import UsageError
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+Failure = tuple[int, int, str]  # exit code, number of the process, what happened
+
 SECONDS = "300"
-# What clusters set, or have; without any of it jax need not be asked (nor imported).
+# What clusters set in the environment. Without any of it jax need not be asked (nor
+# imported).
 SIGNS = (
     "SLURM_PROCID",
     "OMPI_",
@@ -31,32 +36,40 @@ SIGNS = (
 TPUS = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
 GREETING = "advadapters:"
 FAILED = "advadapters/failed"
-LONG = 10**9  # milliseconds; who waits is ended when another one fails
+LONG = 10**9  # milliseconds; a process that waits is ended when another one fails
 CALLS = itertools.count()
-ENDING = threading.Lock()  # of the thread that ends this process
+ENDING = threading.Lock()  # held by the thread that ends this process
 
 
-def read_flags(argv):
-    """The arguments without --distributed and --wait, and these two.
+def read_flags(argv: Sequence[str]) -> tuple[list[str], str, int]:
+    """Reads --distributed and --wait from the arguments of the command line.
 
-    Raises UsageError for a value that cannot be right.
+    Returns:
+      The other arguments, and the values of these two.
+
+    Raises:
+      UsageError: a value cannot be right.
     """
-    rest, found = [], {"distributed": "auto", "wait": SECONDS}
+    rest, flags = [], {"distributed": "auto", "wait": SECONDS}
     for argument in argv:
         name, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name in found:
-            found[name] = value if equals else ""
+        if argument.startswith("-") and name in flags:
+            flags[name] = value if equals else ""
         else:
             rest.append(argument)
-    if not (found["wait"].isdecimal() and int(found["wait"])):
-        raise UsageError(f"--wait must be whole seconds, got {found['wait']!r}")
-    if found["distributed"] not in ("auto", "none"):
-        parse(found["distributed"])
-    return rest, found["distributed"], int(found["wait"])
+    if not (flags["wait"].isdecimal() and int(flags["wait"])):
+        raise UsageError(f"--wait must be whole seconds, got {flags['wait']!r}")
+    if flags["distributed"] not in ("auto", "none"):
+        parse(flags["distributed"])
+    return rest, flags["distributed"], int(flags["wait"])
 
 
-def parse(text):
-    """ "10.0.0.1:1234,4,0" -> ("10.0.0.1:1234", 4, 0); raises UsageError."""
+def parse(text: str) -> tuple[str, int, int]:
+    """ "10.0.0.1:1234,4,0" -> ("10.0.0.1:1234", 4, 0).
+
+    Raises:
+      UsageError: the text is not HOST:PORT,COUNT,INDEX.
+    """
     address, *numbers = text.split(",")
     host, _, port = address.rpartition(":")
     if len(numbers) == 2 and all(part.isdecimal() for part in (port, *numbers)) and host:
@@ -69,12 +82,18 @@ def parse(text):
     )
 
 
-def join(distributed, seconds):
-    """Meets the other processes; must come before anything that uses devices.
+def join(distributed: str, seconds: int) -> None:
+    """Meets the other processes. It must be called before anything that uses devices.
 
-    distributed: "auto" asks jax for the cluster (TPU pod, SLURM, Kubernetes, Open MPI),
-    which may be none. From here on only process 0 prints to stdout, and if one process
-    fails, so do all. Raises UsageError naming who did not come within `seconds`.
+    From here on only process 0 prints to stdout, and if one process fails, all do.
+
+    Args:
+      distributed: "none", HOST:PORT,COUNT,INDEX, or "auto" to ask jax for the cluster
+        (TPU pod, SLURM, Kubernetes, Open MPI), which may be none.
+      seconds: how long to wait for the others.
+
+    Raises:
+      UsageError: some process did not come; the message says which one.
     """
     if distributed == "none":
         return
@@ -86,13 +105,20 @@ def join(distributed, seconds):
     import jax
 
     jax.distributed.initialize(address, count, number, initialization_timeout=seconds)
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=_watch, daemon=True).start()
     if not first():
         sys.stdout = open(os.devnull, "w")
 
 
-def detect(seconds):
-    """(address, processes, number) of the cluster that started this one, or None."""
+def detect(seconds: int) -> tuple[str, int, int] | None:
+    """Asks jax for the cluster that started this process.
+
+    Returns:
+      The address, the number of processes, and which one this is; None without a cluster.
+
+    Raises:
+      UsageError: there are signs of a cluster, but jax cannot tell its hosts.
+    """
     signs = any(name.startswith(SIGNS) for name in os.environ)
     if not signs and not any(map(glob.glob, TPUS)):
         return None
@@ -110,21 +136,30 @@ def detect(seconds):
     return (address, int(count or 1), int(index or 0)) if address else None
 
 
-def meet(address, count, index, seconds):
-    """Returns when all processes have called process 0 at the address.
+def meet(address: str, count: int, index: int, seconds: int) -> None:
+    """Waits until all processes have called process 0 at the address.
 
-    jax's own wait would end in a crash that names nobody. Raises UsageError.
+    jax's own wait would end in a crash that names nobody.
+
+    Raises:
+      UsageError: some process did not come; the message says which one.
     """
-    told = call(address, index, seconds) if index else listen(address, count, seconds)
-    if told:
-        raise UsageError(told)
+    if index:
+        message = _call(address, index, seconds)
+    else:
+        message = _listen(address, count, seconds)
+    if message:
+        raise UsageError(message)
 
 
-def listen(address, count, seconds):
-    """Process 0: waits for the others; returns (and tells them) who did not come, or ""."""
+def _listen(address: str, count: int, seconds: int) -> str:
+    """In process 0, waits for the others; returns (and sends them) what went wrong.
+
+    The message is "" if all processes came.
+    """
     calls, shown, deadline = {}, -math.inf, time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(open_port(address))
+        server = stack.enter_context(_open_port(address))
         who = ""
         while missing := sorted(set(range(1, count)) - calls.keys()):
             numbers = ", ".join(map(str, missing))
@@ -138,17 +173,17 @@ def listen(address, count, seconds):
             server.settimeout(min(10, deadline - now + 0.01))
             # Whatever else calls at this port is no host.
             with contextlib.suppress(OSError, ValueError):
-                one = stack.enter_context(server.accept()[0])
-                one.settimeout(5)
-                calls[int(one.recv(16))] = one
-        told = f"waited {seconds} s in vain for {who}" if missing else ""
-        for one in calls.values():
+                caller = stack.enter_context(server.accept()[0])
+                caller.settimeout(5)
+                calls[int(caller.recv(16))] = caller
+        message = f"waited {seconds} s in vain for {who}" if missing else ""
+        for caller in calls.values():
             with contextlib.suppress(OSError):
-                one.sendall(f"{GREETING} {told}\n".encode())
-    return told
+                caller.sendall(f"{GREETING} {message}\n".encode())
+    return message
 
 
-def open_port(address):
+def _open_port(address: str) -> socket.socket:
     """A socket that listens at the port of the address on every interface."""
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
@@ -159,18 +194,22 @@ def open_port(address):
         raise UsageError(f"cannot listen at {address}: {error}") from None
 
 
-def call(address, index, seconds):
-    """Another process: what process 0 answers, which is "" when all have called it."""
+def _call(address: str, index: int, seconds: int) -> str:
+    """In another process, calls process 0; returns what it answers.
+
+    The answer is "" when all processes have called it.
+    """
     print(f"host {index} waits for host 0 at {address}", file=sys.stderr, flush=True)
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
         with contextlib.suppress(OSError):
             place = (host.strip("[]"), int(port))
-            with socket.create_connection(place, timeout=left) as one:
-                one.settimeout(seconds + 10)  # from here on it is process 0 that waits
-                one.sendall(str(index).encode())
-                answer = one.makefile(errors="replace").readline()
+            with socket.create_connection(place, timeout=left) as connection:
+                # From here on it is process 0 that waits.
+                connection.settimeout(seconds + 10)
+                connection.sendall(str(index).encode())
+                answer = connection.makefile(errors="replace").readline()
             if answer.startswith(GREETING):
                 return answer.removeprefix(GREETING).strip()
         time.sleep(0.3)
@@ -182,10 +221,12 @@ class Preempted(RuntimeError):
 
 
 @contextlib.contextmanager
-def sigterm():
-    """Yields a function: step -> whether to stop after it, as some host got SIGTERM.
+def sigterm() -> Iterator[Callable[[int], bool]]:
+    """Listens for SIGTERM, which asks a run to stop.
 
-    All hosts must call it after every step; they agree on one to stop after.
+    Yields:
+      A function: step -> whether to stop after this step, because some host got SIGTERM.
+      All hosts must call it after every step; they agree on the step to stop after.
     """
     if joined().client:  # jax listens for the signal
         from jax.experimental import multihost_utils
@@ -207,8 +248,8 @@ def joined() -> Any:
     return distributed.global_state
 
 
-def failure():
-    """(exit code, process, what happened) of the first one that failed, or None."""
+def _first_failure() -> Failure | None:
+    """The failure of the first process that failed, or None."""
     try:
         code, who, text = joined().client.key_value_try_get(FAILED).split(" ", 2)
     except Exception:  # there is no such key, or no server any more
@@ -216,102 +257,112 @@ def failure():
     return int(code), int(who), text
 
 
-def watch():
+def _watch() -> None:
     """Ends this process when another one has failed; collectives would wait for ever."""
-    while not (other := failure()):
+    while not (other := _first_failure()):
         time.sleep(1)
     ENDING.acquire()
-    follow(*other)
+    _follow(*other)
 
 
-def follow(code, who, text):
+def _follow(code: int, who: int, text: str) -> NoReturn:
     """Ends this process because another one has failed."""
     print(f"stopped, as host {who} has failed: {text}", file=sys.stderr)
-    end(code)
+    _end(code)
 
 
-def fail(code, error):
-    """Tells the other processes, if there are any, why this one fails, and ends it."""
+def fail(code: int, error: BaseException) -> None:
+    """Ends this process and tells the others why it fails, if there are others.
+
+    Args:
+      code: the exit code of all.
+      error: the reason.
+    """
     if "jax" not in sys.modules or joined().client is None:
         return
     ENDING.acquire()
-    if other := failure():  # the error here may be but its consequence
-        follow(*other)
+    if other := _first_failure():  # the error here may only be its consequence
+        _follow(*other)
     if not isinstance(error, UsageError):
         traceback.print_exception(error)
     with contextlib.suppress(Exception):
         text = f"{code} {joined().process_id} {error}"
         joined().client.key_value_set(FAILED, text)
-    end(code)
+    _end(code)
 
 
-def end(code):
+def _end(code: int) -> NoReturn:
     """Exits at once: the ordinary way waits for the other processes."""
     sys.stdout.flush()
     sys.stderr.flush()
-    time.sleep(0 if joined().process_id else 3)  # process 0 is who tells the others
+    time.sleep(0 if joined().process_id else 3)  # process 0 tells the others
     os._exit(code)
 
 
-def first():
+def first() -> bool:
     """Whether this is process 0, which alone writes and prints."""
     return joined().process_id == 0
 
 
-def once(function):
-    """Has process 0 alone run a function; all return what it returned, which is JSON.
+def once(function: Function) -> Function:
+    """Decorates a function that process 0 alone shall run.
 
-    All must call it, in the same order. If it raises, all do: process 0 the same error,
+    All processes must call it, in the same order, and all return what it returned, which
+    must be plain values of JSON. If it raises, all processes do: process 0 the same error,
     the others a UsageError or a RuntimeError with its text.
     """
 
     @functools.wraps(function)
-    def run(*args, **kwargs):
+    def run(*args: Any, **kwargs: Any) -> Any:
         connection = joined().client
         if connection is None:
             return function(*args, **kwargs)
         key = f"advadapters/once/{next(CALLS)}"
         if not first():
-            return hear(connection.blocking_key_value_get(key, LONG))
+            return _unpack(connection.blocking_key_value_get(key, LONG))
         try:
-            found = function(*args, **kwargs)
+            result = function(*args, **kwargs)
         except Exception as error:
-            connection.key_value_set(key, tell(None, error))
+            connection.key_value_set(key, _pack(None, error))
             raise
-        connection.key_value_set(key, tell(found, None))
-        return found
+        connection.key_value_set(key, _pack(result, None))
+        return result
 
-    return run
+    return run  # pyright: ignore[reportReturnType]
 
 
-def share(found):
-    """What every process gives, plain values of JSON, as a list by their numbers.
+def share(value: Any) -> list[Any]:
+    """Exchanges a value of each process. All must call it, in the same order.
 
-    All must call it, in the same order. What one of them gives should be below 4 MB.
+    Args:
+      value: plain values of JSON, below 4 MB.
+
+    Returns:
+      The values of all processes, by their numbers.
     """
-    told, connection = joined(), joined().client
+    state, connection = joined(), joined().client
     if connection is None:
-        return [found]
+        return [value]
     key = f"advadapters/share/{next(CALLS)}"
-    connection.key_value_set(f"{key}/{told.process_id}", json.dumps(found))
+    connection.key_value_set(f"{key}/{state.process_id}", json.dumps(value))
     texts = (
         connection.blocking_key_value_get(f"{key}/{number}", LONG)
-        for number in range(told.num_processes)
+        for number in range(state.num_processes)
     )
     return [json.loads(text) for text in texts]
 
 
-def tell(found, error):
-    """What a function returned, or raised, as text for `hear`."""
-    told = {"found": found}
+def _pack(result: Any, error: Exception | None) -> str:
+    """What a function returned or raised, as text for `_unpack`."""
+    message = {"result": result}
     if error:
-        told = {"usage": isinstance(error, UsageError), "error": str(error)}
-    return json.dumps(told)
+        message = {"usage": isinstance(error, UsageError), "error": str(error)}
+    return json.dumps(message)
 
 
-def hear(text):
-    """What was told: returns it, or raises it."""
-    told = json.loads(text)
-    if "error" in told:
-        raise (UsageError if told["usage"] else RuntimeError)(told["error"])
-    return told["found"]
+def _unpack(text: str) -> Any:
+    """Returns or raises what `_pack` wrote."""
+    message = json.loads(text)
+    if "error" in message:
+        raise (UsageError if message["usage"] else RuntimeError)(message["error"])
+    return message["result"]

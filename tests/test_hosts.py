@@ -272,13 +272,13 @@ def run_together(argv, address, environment):
     assert [process.returncode for process in processes] == [0, 0], said
 
 
-def test_what_process_0_finds_is_told():
+def test_what_process_0_returns_or_raises_is_packed():
     rows = [{"name": "a", "value": 0.5, "none": None}]
-    assert hosts.hear(hosts.tell(rows, None)) == rows
+    assert hosts._unpack(hosts._pack(rows, None)) == rows
     with pytest.raises(UsageError, match="^a message$"):
-        hosts.hear(hosts.tell(None, UsageError("a message")))
+        hosts._unpack(hosts._pack(None, UsageError("a message")))
     with pytest.raises(RuntimeError, match="^broken$"):
-        hosts.hear(hosts.tell(None, OSError("broken")))
+        hosts._unpack(hosts._pack(None, OSError("broken")))
 
 
 def test_a_second_start_does_not_compile_again(environment):

@@ -66,7 +66,7 @@ class Run(NamedTuple):
     steps: int
     batch_size: int
     accumulate: int
-    sharding: str  # in mesh.SHARDINGS, of the training state
+    sharding: str  # in meshes.SHARDINGS, of the training state
     start: Start | None
     ema_decay: float
     keep: int
