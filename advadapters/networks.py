@@ -1,8 +1,8 @@
 """A model as pure functions of one tree, and what is chosen of it after training."""
 
 import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, SupportsFloat
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,20 @@ import numpy as np
 
 from advadapters import rng, soups, trees
 from advadapters.precision import differ, in_precision
+from advadapters.shapes import Images, Logits, PRNGKey, Shaped
+
+Plain = dict[str, Any]  # an ordinary network, see `Network`
+Variables = Mapping[str, Any]  # what is trained, see `training.states.branches`
+Numbers = Shaped[jax.Array | np.ndarray, " B"] | None  # of the images
 
 
 class Knob(NamedTuple):
     """Which network is taken out of what was trained.
 
-    mixture: weights [K] of the domains. lam: the lambda that the network is conditioned
-    on ([] or [B]), None if it is not. stats: its batch statistics, None for the mixed ones.
+    Attributes:
+      mixture: weights [K] of the domains.
+      lam: the lambda that the network is conditioned on, [] or [B]; None if it is not.
+      stats: its batch statistics, None for the mixed ones.
     """
 
     mixture: Any
@@ -27,10 +34,12 @@ class Knob(NamedTuple):
 class Case(NamedTuple):
     """A network by the names that result rows give it.
 
-    told: {"kind": one of `KINDS`, "mixture": {domain: weight}}, with "lambda" and "width"
-    where there are several, and "statistics" where these were estimated anew, on how many
-    images.
-    network: which of the run's networks: a width, 1 being the full one, or ENSEMBLE.
+    Attributes:
+      told: {"kind": one of `KINDS`, "mixture": {domain: weight}}, with "lambda" and
+        "width" where there are several, and "statistics" where these were estimated anew,
+        on how many images.
+      knob: which network it is.
+      network: which of the run's networks: a width, 1 being the full one, or ENSEMBLE.
     """
 
     told: dict
@@ -43,56 +52,70 @@ ENSEMBLE = "ensemble"
 KINDS = ("mode", "soup", ENSEMBLE, "lambda")
 
 
-def mixture_case(domains, mixture, ensemble=False):
-    """The Case of weights [K] over the domains; raises ValueError as `soups.check` does."""
-    mixture = soups.check(mixture, convex=ensemble)
-    told = {"mixture": dict(zip(domains, mixture, strict=True))}
-    told = {"kind": ENSEMBLE if ensemble else kind_of(told)} | told
-    knob = Knob(np.array(mixture, np.float32))
-    return Case(told, knob, ENSEMBLE) if ensemble else Case(told, knob)
+def mixture_case(
+    domains: Sequence[str], mixture: Iterable[SupportsFloat], ensemble: bool = False
+) -> Case:
+    """The Case of a mixture.
 
+    Args:
+      domains: the names of all K domains in order.
+      mixture: K weights.
+      ensemble: whether probabilities are mixed, not parameters.
 
-def kind_of(told):
-    """The kind of a network by its other fields, as rows without one have them."""
-    if "lambda" in told:
-        return "lambda"
-    if told.get("ensemble"):
-        return ENSEMBLE
-    return "mode" if [w for w in told["mixture"].values() if w] == [1.0] else "soup"
-
-
-def key_of(told):
-    """Which network a result row is of, hashable: equal where two rows are of one.
-
-    Names that are shown are rounded and meant for people; nothing is looked up by them.
+    Raises:
+      ValueError: the weights are those of no soup, see `soups.check`.
     """
-    mixture = tuple(sorted(told.get("mixture", {}).items()))
+    weights = soups.check(mixture, convex=ensemble)
+    fields: dict[str, Any] = {"mixture": dict(zip(domains, weights, strict=True))}
+    fields = {"kind": ENSEMBLE if ensemble else kind_of(fields)} | fields
+    knob = Knob(np.array(weights, np.float32))
+    return Case(fields, knob, ENSEMBLE) if ensemble else Case(fields, knob)
+
+
+def kind_of(row: Mapping[str, Any]) -> str:
+    """The kind of a network by the other fields of its row, for rows without a kind."""
+    if "lambda" in row:
+        return "lambda"
+    if row.get("ensemble"):
+        return ENSEMBLE
+    return "mode" if [w for w in row["mixture"].values() if w] == [1.0] else "soup"
+
+
+def key_of(row: Mapping[str, Any]) -> tuple:
+    """Which network a result row is of: equal where two rows are of the same network.
+
+    It is hashable. The names that tables show are rounded and meant for people; nothing is
+    looked up by them.
+    """
+    mixture = tuple(sorted(row.get("mixture", {}).items()))
     fields = ("kind", "lambda", "width", "statistics")
-    return mixture, *(told.get(field) for field in fields)
+    return mixture, *(row.get(field) for field in fields)
 
 
 class Network(NamedTuple):
     """Pure functions of one model.
 
-    plain stands for {"params", "batch_stats"}, and "lambda" ([] or [B]) if the model is
-    conditioned on it; index for the numbers [B] of the images, from which what is random
-    about each is drawn.
+    Here plain stands for {"params", "batch_stats"}, and "lambda" ([] or [B]) if the model
+    is conditioned on it; index for the numbers [B] of the images, from which what is
+    random about each is drawn.
 
-    init: key -> plain, without lambda.
-    at: (variables, Knob) -> plain, of a network as wide as this one.
-    apply: (plain, images, key=None, index=None, gate=None) -> logits [B, L]; a key asks for
-      training behaviour, but running statistics are never touched. gate: (key, keep [B])
-      of gradients that are dropped, see `models.vit.ViT`, if the model is `gated`.
-    train: (plain, images, key, index, pooled) -> (logits, new batch_stats); to be called
-      under the mapped axes "views" and "data"; batch statistics are means over the
-      devices, and if `pooled` over the views too.
-    evaluate: (plain, images) -> logits, in the precision of evaluation, which every
-      derivative of it has too, wherever it is taken.
-    observe: (plain, images, key, index) -> the new batch_stats of `train`, not pooled, in
-      the precision of evaluation.
-    coarse: whether apply works in another precision than evaluate.
-    patch: side in pixels of the images' square patches, 0 where there are none (whole).
-    gated: whether apply takes a gate.
+    Attributes:
+      init: key -> plain, without lambda.
+      at: (variables, Knob) -> plain, of a network as wide as this one.
+      apply: (plain, images, key=None, index=None, gate=None) -> logits [B, L]. A key asks
+        for training behaviour, but running statistics are never touched. gate: (key,
+        keep [B]) of gradients that are dropped, see `models.vit.ViT`, if the model is
+        `gated`.
+      train: (plain, images, key, index, pooled) -> (logits, new batch_stats). It must be
+        called under the mapped axes "views" and "data". Batch statistics are means over
+        the devices, and with `pooled` over the views too.
+      evaluate: (plain, images) -> logits, in the precision of evaluation, which every
+        derivative of it has too, wherever it is taken.
+      observe: (plain, images, key, index) -> the new batch_stats of `train`, not pooled,
+        in the precision of evaluation.
+      coarse: whether apply works in another precision than evaluate.
+      patch: side in pixels of the images' square patches; 0 without (whole) patches.
+      gated: whether apply takes a gate.
     """
 
     init: Callable
@@ -107,34 +130,44 @@ class Network(NamedTuple):
 
 
 def make_network(
-    model, shape, exact=jnp.float32, precision="highest", attention="", narrow=False
-):
-    """A linen module as pure functions; shape: [H, W, C] of its images.
+    model: Any,
+    shape: Sequence[int],
+    exact: Any = jnp.float32,
+    precision: str = "highest",
+    attention: str = "",
+    narrow: bool = False,
+) -> Network:
+    """A linen module as pure functions.
 
-    exact: the type of matrix products in evaluation. Around a pixel value bfloat16 has
-    steps as coarse as those of an attack. precision: of products in evaluation, see
-    `in_precision`. attention: how evaluation computes it, "" as the model does. narrow:
-    whether the variables are those of a wider network, of which this one is a corner.
+    Args:
+      model: a module of `models.MODELS`, or of another package.
+      shape: [H, W, C] of its images.
+      exact: the type of matrix products in evaluation. Around a pixel value bfloat16 has
+        steps as coarse as those of an attack.
+      precision: of products in evaluation, see `in_precision`.
+      attention: how evaluation computes it, "" for as the model does.
+      narrow: whether the variables are those of a wider network, of which this one is a
+        corner.
     """
     # Models of other packages need not have all of these fields.
     fields = type(model).__dataclass_fields__.keys()
     changes = {"dtype": exact} | ({"attention": attention} if attention else {})
     changes = {name: value for name, value in changes.items() if name in fields}
     precise = model.clone(**changes)
-    own, all_views = (
+    single_view, all_views = (
         model.clone(stats_axes=axes) if "stats_axes" in fields else model
         for axes in (("data",), ("views", "data"))
     )
     film = getattr(model, "film", None)
 
     @jax.jit  # so that it is traced once, however often its shapes are asked for
-    def init(key):
+    def init(key: PRNGKey) -> Plain:
         lam = {"lam": 0.0} if film else {}
         # As evaluation computes, which every platform can.
-        made = precise.init(key, jnp.zeros((1, *shape)), **lam)
-        return {"params": made["params"], "batch_stats": made.get("batch_stats", {})}
+        leaves = precise.init(key, jnp.zeros((1, *shape)), **lam)
+        return {"params": leaves["params"], "batch_stats": leaves.get("batch_stats", {})}
 
-    def at(variables, knob):
+    def at(variables: Variables, knob: Knob) -> Plain:
         plain = trees.plain(variables, knob.mixture)
         if narrow:
             plain = trees.corner(plain, jax.eval_shape(init, jax.random.key(0)))
@@ -142,26 +175,39 @@ def make_network(
             plain = plain | {"batch_stats": knob.stats}
         return plain if knob.lam is None else plain | {"lambda": knob.lam}
 
-    def apply(plain, images, key=None, index=None, gate=None):
+    def apply(
+        plain: Plain,
+        images: Images,
+        key: PRNGKey | None = None,
+        index: Numbers = None,
+        gate: Any = None,
+    ) -> Logits:
         if key is None:
-            tree, lam = given(plain)
-            return model.apply(tree, images, **lam, **draws(None, index, gate))
+            tree, lam = _split_lambda(plain)
+            return model.apply(tree, images, **lam, **_random(None, index, gate))
         logits, _ = train(plain, images, key, index, False, gate)
         return logits
 
-    def train(plain, images, key, index, pooled, gate=None):
-        chosen, random = all_views if pooled else own, draws(key, index, gate)
-        return trained(chosen, plain, images, random)
+    def train(
+        plain: Plain,
+        images: Images,
+        key: PRNGKey | None,
+        index: Numbers,
+        pooled: bool,
+        gate: Any = None,
+    ) -> tuple[Logits, Any]:
+        module, random = all_views if pooled else single_view, _random(key, index, gate)
+        return _train(module, plain, images, random)
 
-    def evaluate(plain, images):
-        tree, lam = given(plain)
+    def evaluate(plain: Plain, images: Images) -> Logits:
+        tree, lam = _split_lambda(plain)
         with in_precision(precision):
             return precise.apply(tree, images, **lam)
 
-    def observe(plain, images, key, index):
-        random = draws(key, index, None)
+    def observe(plain: Plain, images: Images, key: PRNGKey | None, index: Numbers) -> Any:
+        random = _random(key, index, None)
         with in_precision(precision):
-            return trained(own.clone(**changes), plain, images, random)[1]
+            return _train(single_view.clone(**changes), plain, images, random)[1]
 
     return Network(
         init,
@@ -176,65 +222,67 @@ def make_network(
     )
 
 
-def given(plain):
-    """A plain tree as a module's variables, and what else it is told."""
+def _split_lambda(plain: Plain) -> tuple[dict, dict]:
+    """The variables of a module, and lambda as an argument of it if there is one."""
     tree = {branch: leaves for branch, leaves in plain.items() if branch != "lambda"}
     return tree, {"lam": plain["lambda"]} if "lambda" in plain else {}
 
 
-def draws(key, index, gate):
+def _random(key: PRNGKey | None, index: Numbers, gate: Any) -> dict:
     """The random streams of a pass, as arguments of a module's `apply`."""
-    streams, gated = {}, {}
+    streams, keep = {}, {}
     if key is not None:
         streams["drop_path"] = rng.fold(key, "path")
         streams["dropout"] = rng.fold(key, "dropout")
     if gate is not None:
-        streams["gradient_drop"], gated["gradient_keep"] = gate
-    return dict(index=index, rngs=streams, **gated)
+        streams["gradient_drop"], keep["gradient_keep"] = gate
+    return dict(index=index, rngs=streams, **keep)
 
 
-def trained(model, plain, images, random):
-    """(logits, new batch_stats) of a training pass; random: see `draws`."""
-    tree, lam = given(plain)
-    logits, changed = model.apply(
+def _train(model: Any, plain: Plain, images: Images, random: dict) -> tuple[Logits, Any]:
+    """(logits, new batch_stats) of a training pass; random: see `_random`."""
+    tree, lam = _split_lambda(plain)
+    logits, updates = model.apply(
         tree, images, train=True, mutable="batch_stats", **lam, **random
     )
-    return logits, changed.get("batch_stats", {})
+    return logits, updates.get("batch_stats", {})
 
 
-def ensemble(network):
+def ensemble(network: Network) -> Network:
     """The same model with the domains' probabilities mixed, not their weights.
 
-    Its plain is {"members": the plain of each domain's mode, "weights" [K]}, its logits
-    are log-probabilities, a forward pass for each domain. It cannot be trained.
+    Its plain tree is {"members": the plain tree of each domain's mode, "weights" [K]}. Its
+    logits are log-probabilities, which take a forward pass for each domain. It cannot be
+    trained.
     """
 
-    def at(variables, knob):
+    def at(variables: Variables, knob: Knob) -> Plain:
         modes = jnp.eye(len(knob.mixture), dtype=jnp.float32)
         members = [network.at(variables, knob._replace(mixture=mode)) for mode in modes]
         return {"members": members, "weights": knob.mixture}
 
-    def mixed(logits_of):
-        def log_p(plain, images):
-            each = [jax.nn.log_softmax(logits_of(one, images)) for one in plain["members"]]
+    def mix_outputs(logits_of: Callable[..., Any]) -> Callable[..., Any]:
+        def log_p(plain: Plain, images: Images) -> Logits:
+            logits = [logits_of(member, images) for member in plain["members"]]
             weights = plain["weights"][:, None, None]
-            return jax.nn.logsumexp(jnp.stack(each), axis=0, b=weights)
+            log_p = jax.nn.log_softmax(jnp.stack(logits))
+            return jax.nn.logsumexp(log_p, axis=0, b=weights)
 
         return log_p
 
     return network._replace(
         at=at,
-        apply=mixed(network.apply),
+        apply=mix_outputs(network.apply),
         train=None,
-        evaluate=mixed(network.evaluate),
+        evaluate=mix_outputs(network.evaluate),
         observe=None,
     )
 
 
-def patch_of(model, side):
-    """Side of a model's patches in pixels of square images of this side before resizing.
+def patch_of(model: Any, side: int) -> int:
+    """The side of a model's patches, in pixels of square images before resizing.
 
-    0 where it has no patches, or where resizing leaves none of whole pixels.
+    It is 0 where the model has no patches, or where resizing leaves none of whole pixels.
     """
     pixels = getattr(model, "patch", 0) * side
     resized = getattr(model, "resize", 0) or side
