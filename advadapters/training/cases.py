@@ -6,15 +6,19 @@ from advadapters import soups
 from advadapters.errors import UsageError
 from advadapters.flags import Choice
 from advadapters.networks import Case, mixture_case
+from advadapters.soups.mixtures import Weights
 
 
-def read_mixtures(
-    flag: str, texts: Sequence[str], domains: Sequence[str]
-) -> list[tuple[float, ...]]:
+def read_mixtures(flag: str, texts: Sequence[str], domains: Sequence[str]) -> list[Weights]:
     """("clean=0.9,linf=0.1", "clean=1") -> [(0.9, 0.1), (1.0, 0.0)], each once.
 
-    flag: "ensemble" asks for mixtures of probabilities. Raises UsageError as `soups.parse`
-    raises ValueError.
+    Args:
+      flag: its name; "ensemble" stands for mixtures of probabilities.
+      texts: its values, one for each mixture.
+      domains: the names of all domains in order.
+
+    Raises:
+      UsageError: a text names no mixture.
     """
     try:
         mixtures = [soups.parse(text, domains, flag == "ensemble") for text in texts]
@@ -23,7 +27,7 @@ def read_mixtures(
     return list(dict.fromkeys(mixtures))
 
 
-def read_grid(step: float, extrapolation: float, count: int) -> list[tuple[float, ...]]:
+def read_grid(step: float, extrapolation: float, count: int) -> list[Weights]:
     """The mixtures of `count` domains on a grid, see `soups.simplex`."""
     try:
         return soups.simplex(count, step, extrapolation)
@@ -32,9 +36,9 @@ def read_grid(step: float, extrapolation: float, count: int) -> list[tuple[float
 
 
 def read_soups(domains: Sequence[str], choice: Choice, usual: Sequence[Case]) -> list[Case]:
-    """The networks of --mixture, --grid and --ensemble; `usual` where none is chosen.
+    """The networks that --mixture, --grid and --ensemble name.
 
-    Ensembles alone are added to the usual ones.
+    Where neither of the first two names any, they are the usual ones and the ensembles.
     """
     mixtures = read_mixtures("mixture", choice.mixture, domains)
     ensembles = read_mixtures("ensemble", choice.ensemble, domains)

@@ -133,7 +133,7 @@ class OAT(Method):
         return [
             f"lambda of {told}, {100 * self.zeros:.0f}% are 0; {how}; attacks in eval mode "
             "(no drop path, fixed statistics) where lambda is above 0"
-            + radius.told([self.attack]),
+            + radius.describe([self.attack]),
             "widths: " + ", ".join(f"{width:g}" for width in self.widths),
         ]
 

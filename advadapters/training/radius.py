@@ -10,7 +10,8 @@ cosine or in cycles (Liu et al.) are not here.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from advadapters.attacks import STEP_SIZES
 from advadapters.training import tricks
@@ -19,8 +20,10 @@ from advadapters.training import tricks
 class Growing(NamedTuple):
     """An attack of training whose radius grows.
 
-    attack: the attack at its full radius, a `functools.partial` with its settings.
-    epochs: over which it grows. epoch: steps in one.
+    Attributes:
+      attack: the attack at its full radius, a `functools.partial` with its settings.
+      epochs: over which it grows.
+      epoch: the number of steps in one.
     """
 
     attack: functools.partial
@@ -28,12 +31,12 @@ class Growing(NamedTuple):
     epoch: float
 
 
-def full(attack):
+def full(attack: Any) -> Any:
     """The attack at its full radius, as held-out images see it, whatever the step."""
     return attack.attack if isinstance(attack, Growing) else attack
 
 
-def at(attack, batch):
+def at(attack: Any, batch: Mapping[str, Any]) -> Any:
     """The attack at the step that a batch is of: "step" int [B], the same in all rows.
 
     At step s of a warm-up of W steps, radius and step size are min(s / W, 1) times the full
@@ -45,18 +48,22 @@ def at(attack, batch):
         return attack
     attack, epochs, epoch = attack
     lengths = {"eps": attack.keywords["eps"]}
-    if own := STEP_SIZES.get(attack.func.__name__):
-        lengths["step_size"] = own(**attack.keywords)
+    if step_size := STEP_SIZES.get(attack.func.__name__):
+        lengths["step_size"] = step_size(**attack.keywords)
     share = tricks.keep(batch["step"][0], epochs * epoch)
     scaled = {name: share * length for name, length in lengths.items()}
     return functools.partial(attack, **scaled)
 
 
-def told(attacks):
-    """ ", radius grows from 0 to 0.1 over the first 5 epochs", for those that do."""
-    grown = [one for one in attacks if isinstance(one, Growing)]
-    return "".join(
-        f", {'' if len(attacks) == 1 else one.attack.keywords['norm'] + ' '}radius grows "
-        f"from 0 to {one.attack.keywords['eps']:g} over the first {one.epochs:g} epochs"
-        for one in grown
-    )
+def describe(attacks: Sequence[Callable]) -> str:
+    """ ", radius grows from 0 to 0.1 over the first 5 epochs", for attacks that grow."""
+    phrases = []
+    for growing in attacks:
+        if isinstance(growing, Growing):
+            settings = growing.attack.keywords
+            norm = "" if len(attacks) == 1 else settings["norm"] + " "
+            phrases.append(
+                f", {norm}radius grows from 0 to {settings['eps']:g} over the first "
+                f"{growing.epochs:g} epochs"
+            )
+    return "".join(phrases)

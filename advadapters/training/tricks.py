@@ -6,20 +6,31 @@ that grows from 0 to 1 in a warm-up, after which they are off. They belong to th
 of the attack alone: the training pass that follows knows nothing of them.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from advadapters import rng
+from advadapters.shapes import AnyArray, Bool, Float, Images, Int, PRNGKey, PRNGKeys, Scalar
 
 TRICKS = {"ard": "attention random dropping", "prm": "perturbation random masking"}
 
 
-def keep(step, warmup):
-    """min(step / warmup, 1) as float32 [B]; step int [B], warmup in steps."""
+def keep(step: Int[AnyArray, "..."], warmup: float) -> Float[AnyArray, "..."]:
+    """min(step / warmup, 1) as float32, of the shape of `step`; warmup is in steps."""
     return jnp.minimum(step / jnp.float32(warmup), 1.0)
 
 
-def vary(names, logits_fn, batch, keep, key, patch):
+def vary(
+    names: Sequence[str],
+    logits_fn: Callable,
+    batch: Mapping[str, Any],
+    keep: Float[AnyArray, " B"],
+    key: PRNGKey,
+    patch: int,
+) -> Callable[[Any, Any], tuple[Any, Callable]]:
     """The argument `vary` of PGD that does the tricks `names`.
 
     ard: in every backward pass, each residual branch's gradient is dropped with
@@ -35,12 +46,12 @@ def vary(names, logits_fn, batch, keep, key, patch):
       keep: float [B]. key: one key. patch: side of the patches in pixels.
     """
 
-    def varied(points, turn):
+    def apply_tricks(points: Images, turn: Any) -> tuple[Images, Callable]:
         function = logits_fn
         if "ard" in names:
             gate = (rng.fold(key, "ard", turn), keep)
 
-            def function(images):
+            def function(images: Images) -> Any:
                 return logits_fn(images, gate=gate)
 
         if "prm" in names:
@@ -48,19 +59,25 @@ def vary(names, logits_fn, batch, keep, key, patch):
             points = mask(points, batch["images"], keys, 1 - keep, patch)
         return points, function
 
-    return varied
+    return apply_tricks
 
 
-def mask(points, images, keys, share, patch):
+def mask(
+    points: Images,
+    images: Images,
+    keys: PRNGKeys,
+    share: Float[AnyArray, " B"],
+    patch: int,
+) -> Images:
     """points [B, H, W, C], but the images' own pixels in floor(P * share) random patches.
 
     P is the number of patches of an image, keys and share are [B].
     """
     rows, columns = points.shape[1] // patch, points.shape[2] // patch
 
-    def one(key, share):
+    def draw_pixels(key: PRNGKey, share: Scalar) -> Bool[AnyArray, "H W"]:
         order = jax.random.permutation(key, rows * columns).reshape(rows, columns)
-        chosen = order < jnp.floor(rows * columns * share)
-        return jnp.repeat(jnp.repeat(chosen, patch, axis=0), patch, axis=1)
+        patches = order < jnp.floor(rows * columns * share)
+        return jnp.repeat(jnp.repeat(patches, patch, axis=0), patch, axis=1)
 
-    return jnp.where(jax.vmap(one)(keys, share)[..., None], images, points)
+    return jnp.where(jax.vmap(draw_pixels)(keys, share)[..., None], images, points)

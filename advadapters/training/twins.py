@@ -86,7 +86,7 @@ class TWINS(Method):
         return [
             f"{kind}: frozen wing with weight {self.weight:g} on one half of the batch, "
             "adaptive wing on the other; attacks the adaptive wing in eval mode (no drop "
-            f"path, fixed statistics){radius.told([self.attack])}"
+            f"path, fixed statistics){radius.describe([self.attack])}"
         ]
 
 

@@ -300,7 +300,7 @@ def describe(view, domains):
         faded = f", with {names} fading out over the first {view.warmup:.0f} steps"
     target = (
         f"attacks its own mixture in {mode} against the {view.against}{drawn}{faded}"
-        f"{radius.told(view.attacks)}"
+        f"{radius.describe(view.attacks)}"
         if view.attacks
         else "no attack"
     )

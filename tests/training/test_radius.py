@@ -247,7 +247,7 @@ def test_held_out_images_are_attacked_at_the_full_radius(kind):
 
 def test_of_several_attacks_the_norm_tells_which_grows():
     attacks = [growing(norm="l2"), partial(), growing(norm="l1")]
-    assert radius.told(attacks) == (
+    assert radius.describe(attacks) == (
         ", l2 radius grows from 0 to 0.5 over the first 2.5 epochs"
         ", l1 radius grows from 0 to 2 over the first 2.5 epochs"
     )
