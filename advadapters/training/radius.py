@@ -55,7 +55,7 @@ def at(attack: Any, batch: Mapping[str, Any]) -> Any:
     return functools.partial(attack, **scaled)
 
 
-def describe(attacks: Sequence[Callable]) -> str:
+def describe(attacks: Sequence[Any]) -> str:
     """ ", radius grows from 0 to 0.1 over the first 5 epochs", for attacks that grow."""
     phrases = []
     for growing in attacks:
