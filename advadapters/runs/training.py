@@ -105,15 +105,14 @@ def train_steps(opened, saved, state, start, clock, profile, late):
             state,
             lambda state, batch: step_fn(state, batch, np.uint32(run.seed)),
             builders.train_batches(run, start),
-            start=start,
-            stop=run.steps,
             mesh=mesh,
-            every=run.every,
-            log=write,
-            validate=validate,
-            save=saved.save,
-            leave=lambda step: leave(step) or late(),
-            limit=run.max_nonfinite,
+            plan=loop.Plan(start, run.steps, run.every, run.max_nonfinite),
+            hooks=loop.Hooks(
+                log=write,
+                leave=lambda step: leave(step) or late(),
+                validate=validate,
+                save=saved.save,
+            ),
         )
     print(f"trained {run.steps - start} steps in {time.monotonic() - first:.0f} s")
     return state

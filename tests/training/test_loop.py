@@ -41,22 +41,23 @@ def batches(seconds=0.0, taken=None):
         yield {"images": np.full((8, 2), number, np.uint8)}
 
 
-def train(step_fn, source, mesh, **changes):
-    """(state, {step: metrics logged}, [(step saved, state)]) of STEPS steps."""
+EVERY = loop.Every(log=3, validate=0, checkpoint=2)
+
+
+def train(step_fn, source, mesh, every=EVERY, **changes):
+    """(state, {step: metrics logged}, [(step saved, state)]) of STEPS steps.
+
+    changes: other hooks than those that record this.
+    """
     logged, saved = {}, []
-    settings = dict(
-        start=0,
-        stop=STEPS,
-        mesh=mesh,
-        every=loop.Every(log=3, validate=0, checkpoint=2),
+    hooks = loop.Hooks(
         log=lambda step, metrics: logged.update({step: metrics}),
+        leave=lambda step: False,
         validate=lambda state, step: None,
         save=lambda step, state, score: saved.append((step, float(state))),
-        leave=lambda step: False,
-        limit=10,
-    )
-    settings |= changes
-    state = loop.run(jnp.zeros(()), step_fn, source, **settings)
+    )._replace(**changes)
+    plan = loop.Plan(0, STEPS, every, limit=10)
+    state = loop.run(jnp.zeros(()), step_fn, source, mesh=mesh, plan=plan, hooks=hooks)
     return state, logged, saved
 
 
