@@ -11,9 +11,14 @@ import numpy as np
 import pytest
 
 from advadapters import adapters, soups, trees
+from advadapters.adapters import lora  # noqa: F401, as adapters.lora
+from advadapters.training import loop
 
 MODULES = (
+    "adapters",
+    "adapters.lora",
     "trees",
+    "training.loop",
     "soups.ingredients",
     "soups.learned",
     "soups.mixtures",
@@ -23,7 +28,14 @@ MODULES = (
     "soups.search",
     "soups.selection",
 )
-NAMES = {"adapters": adapters, "jnp": jnp, "np": np, "soups": soups, "trees": trees}
+NAMES = {
+    "adapters": adapters,
+    "jnp": jnp,
+    "np": np,
+    "loop": loop,
+    "soups": soups,
+    "trees": trees,
+}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,8 +1,10 @@
 """Adapters by name: path patterns over a backbone's own parameter tree.
 
-Any regular expression over paths is an adapter too; these are the usual ones, for
-the ViT and the convolutional networks. To add one: a row here.
+Any regular expression over paths is an adapter too. These are the usual ones, for the ViT
+and the convolutional networks. To add one, add a row here.
 """
+
+from collections.abc import Iterable
 
 ADAPTERS = {
     "class_token": ("class_token",),
@@ -17,6 +19,10 @@ ADAPTERS = {
 }
 
 
-def patterns(names):
-    """Adapter names or patterns, in any mixture -> path patterns."""
-    return tuple(p for name in names for p in ADAPTERS.get(name, (name,)))
+def patterns(names: Iterable[str]) -> tuple[str, ...]:
+    """The path patterns of adapters, of which each is a name or a pattern itself.
+
+    >>> adapters.patterns(["stem", "blocks_0/.*"])
+    ('stem/.*', 'blocks_0/.*')
+    """
+    return tuple(pattern for name in names for pattern in ADAPTERS.get(name, (name,)))

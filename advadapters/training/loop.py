@@ -28,9 +28,9 @@ class Every(NamedTuple):
     checkpoint: int
 
     def due(self, what: str, step: int, last: int) -> bool:
-        """Whether `what`, which is the name of a field, is due after `step` steps of `last`.
+        """Whether the field `what` says that something is due after `step` of `last` steps.
 
-        >>> Every(log=10, validate=0, checkpoint=4).due("checkpoint", 8, 9)
+        >>> loop.Every(log=10, validate=0, checkpoint=4).due("checkpoint", 8, 9)
         True
         """
         interval = getattr(self, what)
@@ -85,7 +85,7 @@ class Feed:
     """
 
     def __init__(self, mesh: Mesh, batches: Iterable[Any], count: int) -> None:
-        self.mesh, self.batches, self.left = mesh, iter(batches), count
+        self.mesh, self.batches, self.remaining = mesh, iter(batches), count
         self.waited = 0.0
         self.loader = futures.ThreadPoolExecutor(1, "batches")
         self.coming = self._order()
@@ -98,8 +98,8 @@ class Feed:
 
     def _order(self) -> futures.Future | None:
         """Has the thread bring the next batch, if there is one."""
-        self.left -= 1
-        return self.loader.submit(self._bring) if self.left >= 0 else None
+        self.remaining -= 1
+        return self.loader.submit(self._bring) if self.remaining >= 0 else None
 
     def _bring(self) -> Any:
         """Brings the next batch to the devices and waits until it is there; the thread."""
@@ -116,9 +116,9 @@ class Feed:
             raise StopIteration("there are no more batches")
         if not self.coming.done():
             jax.block_until_ready(running)
-        asked = time.monotonic()
+        start = time.monotonic()
         batch = self.coming.result()
-        self.waited += time.monotonic() - asked
+        self.waited += time.monotonic() - start
         self.coming = self._order()
         return batch
 
@@ -194,7 +194,7 @@ def summarize(metrics: Sequence[Metrics]) -> tuple[dict[str, float], int]:
         the mean.
 
     >>> steps = [{"loss": 3.0, "nonfinite": 0}, {"loss": 2.0, "nonfinite": 1}]
-    >>> summarize(steps)
+    >>> loop.summarize(steps)
     ({'loss': 2.5, 'nonfinite': 1}, 1)
     """
     host = jax.device_get(metrics)

@@ -10,7 +10,7 @@ cosine or in cycles (Liu et al.) are not here.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from advadapters.attacks import STEP_SIZES
