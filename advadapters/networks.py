@@ -158,22 +158,7 @@ def make_network(
         model.clone(stats_axes=axes) if "stats_axes" in fields else model
         for axes in (("data",), ("views", "data"))
     )
-    film = getattr(model, "film", None)
-
-    @jax.jit  # so that it is traced once, however often its shapes are asked for
-    def init(key: PRNGKey) -> Plain:
-        lam = {"lam": 0.0} if film else {}
-        # As evaluation computes, which every platform can.
-        leaves = precise.init(key, jnp.zeros((1, *shape)), **lam)
-        return {"params": leaves["params"], "batch_stats": leaves.get("batch_stats", {})}
-
-    def at(variables: Variables, knob: Knob) -> Plain:
-        plain = trees.plain(variables, knob.mixture)
-        if narrow:
-            plain = trees.corner(plain, jax.eval_shape(init, jax.random.key(0)))
-        if knob.stats is not None:
-            plain = plain | {"batch_stats": knob.stats}
-        return plain if knob.lam is None else plain | {"lambda": knob.lam}
+    init = _make_init(precise, shape)  # as evaluation computes, which every platform can
 
     def apply(
         plain: Plain,
@@ -211,7 +196,7 @@ def make_network(
 
     return Network(
         init,
-        at,
+        _make_at(init, narrow),
         apply,
         train,
         evaluate,
@@ -220,6 +205,34 @@ def make_network(
         patch=patch_of(model, shape[0]),
         gated="gradient_keep" in inspect.signature(model.__call__).parameters,
     )
+
+
+def _make_init(model: Any, shape: Sequence[int]) -> Callable[[PRNGKey], Plain]:
+    """The `init` of a Network, for images of a shape [H, W, C]."""
+    lam = {"lam": 0.0} if getattr(model, "film", None) else {}
+
+    @jax.jit  # so that it is traced once, however often its shapes are asked for
+    def init(key: PRNGKey) -> Plain:
+        leaves = model.init(key, jnp.zeros((1, *shape)), **lam)
+        return {"params": leaves["params"], "batch_stats": leaves.get("batch_stats", {})}
+
+    return init
+
+
+def _make_at(
+    init: Callable[[PRNGKey], Plain], narrow: bool
+) -> Callable[[Variables, Knob], Plain]:
+    """The `at` of a Network; narrow: whether it is a corner of a wider one."""
+
+    def at(variables: Variables, knob: Knob) -> Plain:
+        plain = trees.plain(variables, knob.mixture)
+        if narrow:
+            plain = trees.corner(plain, jax.eval_shape(init, jax.random.key(0)))
+        if knob.stats is not None:
+            plain = plain | {"batch_stats": knob.stats}
+        return plain if knob.lam is None else plain | {"lambda": knob.lam}
+
+    return at
 
 
 def _split_lambda(plain: Plain) -> tuple[dict, dict]:
