@@ -1,10 +1,13 @@
 """timm's transformers with random weights against ours, by their files."""
 
+import json
+
 import numpy as np
 import pytest
 from weights import pretrained
 
 from advadapters import weights as files
+from advadapters.weights import layouts, resample
 from advadapters.weights.layouts import Geometry
 
 timm = pytest.importorskip("timm")
@@ -84,3 +87,53 @@ def test_there_and_back_is_bitwise(kind, tmp_path):
     assert written.keys() == state.keys()
     for name, array in written.items():
         np.testing.assert_array_equal(array, state[name])
+
+
+@pytest.mark.parametrize("old, new", [(7, 4), (4, 7), (14, 16)])
+def test_resizing_is_timms(old, new, rng):
+    import torch
+    from timm.layers import resample_abs_pos_embed
+    from timm.layers.patch_embed import resample_patch_embed
+
+    grid = rng.normal(size=(old * old, 8)).astype(np.float32)
+    expected = resample_abs_pos_embed(
+        torch.tensor(grid)[None], (new, new), num_prefix_tokens=0
+    )
+    found = resample.positions(grid, new, "bicubic")
+    np.testing.assert_allclose(found, expected[0].numpy(), atol=1e-5)
+    kernel = rng.normal(size=(8, 3, old, old)).astype(np.float32)
+    expected = resample_patch_embed(torch.tensor(kernel), [new, new]).numpy()
+    rows = layouts.read("patches", [kernel], ["kernel"])
+    found = resample.patches(rows, old, new, "bicubic")
+    written = layouts.write("patches", found, Geometry(patch=new))[0]
+    np.testing.assert_allclose(written, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_cubic_is_torchs(rng):
+    import torch
+
+    for old, new in ((37, 16), (5, 9), (6, 6)):
+        grid = rng.normal(size=(old * old, 3)).astype(np.float32)
+        square = torch.tensor(grid.reshape(1, old, old, 3).transpose(0, 3, 1, 2))
+        resized = torch.nn.functional.interpolate(square, (new, new), mode="bicubic")
+        expected = resized.numpy()[0].transpose(1, 2, 0).reshape(-1, 3)
+        found = resample.positions(grid, new, "cubic")
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_what_timm_says_of_a_network_is_read(tmp_path):
+    """The config.json that timm writes beside the weights."""
+    inputs = dict(
+        input_size=[3, 16, 16], mean=[0.4, 0.5, 0.6], std=[0.2, 0.2, 0.3], crop_pct=0.9,
+        interpolation="bicubic",
+    )  # fmt: skip
+    told = dict(
+        architecture="vit_x_quickgelu_16", global_pool="token", pretrained_cfg=inputs
+    )
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    state = network({}).state_dict()
+    safetensors_torch.save_file(state, tmp_path / "model.safetensors")
+    read = files.read(tmp_path)
+    assert read.data == dict(image_size=16, crop_ratio=0.9, interpolation="bicubic")
+    assert read.model["mean"] == (0.4, 0.5, 0.6) and read.model["std"] == (0.2, 0.2, 0.3)
+    assert read.model["gelu"] == "quick" and read.model["pool"] == "class"
