@@ -1,4 +1,4 @@
-"""Graphs as torch's exporter writes them: matrices without names, modules in those of nodes."""
+"""Graphs as torch writes them: matrices without names, modules in the names of nodes."""
 
 import numpy as np
 import pytest
