@@ -215,7 +215,7 @@ def digits_like(**changes):
     return VIT | gray | changes
 
 
-def test_training_starts_from_a_file(train, tmp_path):
+def test_training_starts_from_a_file(train, tmp_path, capsys):
     told = digits_like(layer_scale=0.1, qkv_bias=False)
     arrays = weights.write("timm", network(vits.TIMM, told), Geometry(2, 4, 1), told)
     np.savez(tmp_path / "w.npz", **arrays)
@@ -233,6 +233,13 @@ def test_training_starts_from_a_file(train, tmp_path):
     assert "not said by the file: mean, std, norm_eps, " in out.replace("pool, ", "")
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert kept["start"]["weights"] == f"{tmp_path}/w.npz"
+    flags = ["--mixture=clean=1", "--step=latest", "--image_size=12"]
+    assert main(["convert", f"--input={tmp_path}/run", *flags]) == 0
+    out = capsys.readouterr().out
+    assert "run: advadapters, run" in out and "resampled        1 leaves" in out
+    assert "defaults.model('vit', '16x1x32x2', " in out and "image_size=12" in out
+    assert main(["convert", f"--input={tmp_path}/run", "--mixture=linf=1"]) == 2
+    assert "linf" in capsys.readouterr().err
 
 
 def test_convert_writes_what_training_reads(tmp_path, capsys):
