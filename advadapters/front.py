@@ -25,6 +25,7 @@ from advadapters.builders.views import read_attacks
 from advadapters.data.splits import ArraySplit
 from advadapters.errors import UsageError
 from advadapters.evaluation import tables
+from advadapters.evaluation.rows import Row
 from advadapters.exports.writing import Exportable
 from advadapters.pixels import to_float
 from advadapters.runs import evaluating, exporting, opening, training
@@ -198,10 +199,11 @@ class Run(NamedTuple):
             }
             found = read_attacks(sections, images.shape[1:])
         split = ArraySplit(images, labels)
-        asked = evaluating.evaluate(opened, self.variables, split, cases, found)
-        return evaluating.rows(
-            opened, self.variables, cases, asked, self.step, attacked=found
+        results = evaluating.evaluate(opened, self.variables, split, cases, found)
+        rows = evaluating.rows(
+            opened, self.variables, cases, results, self.step, attacked=found
         )
+        return [row.plain() for row in rows]
 
     def export(self, path: str | os.PathLike) -> None:
         """Writes all soups to one file: a network with the mixture as an input.
@@ -314,7 +316,7 @@ def pgd(norm: str, eps: float, steps: int = 20, **settings) -> dict:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Result rows as a Markdown table, percent with 95% intervals."""
-    return tables.markdown(rows)
+    return tables.markdown(list(map(Row.of_plain, rows)))
 
 
 def plot_tradeoff(rows: Sequence[Mapping[str, Any]], suite: str = "", ax=None):
@@ -330,5 +332,6 @@ def plot_tradeoff(rows: Sequence[Mapping[str, Any]], suite: str = "", ax=None):
         import matplotlib.pyplot as plt
 
         ax = plt.figure(figsize=(5.5, 4.5), layout="constrained").subplots()
-    tables.draw_against(ax, tables.by_network(rows), suite or robust[0], "C0")
+    plain = list(map(Row.of_plain, rows))
+    tables.draw_against(ax, plain, suite or robust[0], "C0")
     return ax

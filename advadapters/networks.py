@@ -1,5 +1,6 @@
 """A model as pure functions of one tree, and what is chosen of it after training."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsFloat
@@ -31,25 +32,84 @@ class Knob(NamedTuple):
     stats: Any = None
 
 
-class Case(NamedTuple):
-    """A network by the names that result rows give it.
-
-    Attributes:
-      told: {"kind": one of `KINDS`, "mixture": {domain: weight}}, with "lambda" and
-        "width" where there are several, and "statistics" where these were estimated anew,
-        on how many images.
-      knob: which network it is.
-      network: which of the run's networks: a width, 1 being the full one, or ENSEMBLE.
-    """
-
-    told: dict
-    knob: Knob
-    network: Any = 1.0
-
-
 ENSEMBLE = "ensemble"
 # One domain alone, weights mixed, probabilities mixed, conditioned on lambda.
 KINDS = ("mode", "soup", ENSEMBLE, "lambda")
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """Which network of a run a row of results is about; equal where two are one network.
+
+    Attributes:
+      kind: one of `KINDS`.
+      mixture: {domain: weight}.
+      lambda_, width: where the networks of the run differ in them.
+      statistics: on how many images batch statistics were estimated anew, if they were.
+
+    Its text is what people call it, such as "0.9 clean + 0.1 linf". Weights are rounded in
+    it, so nothing is looked up by it.
+    """
+
+    kind: str
+    mixture: Mapping[str, float]
+    lambda_: float | None = None
+    width: float | None = None
+    statistics: int | None = None
+
+    FIELDS = ("kind", "mixture", "lambda", "width", "statistics")  # of plain values
+
+    def __hash__(self) -> int:
+        numbers = self.lambda_, self.width, self.statistics
+        return hash((self.kind, *sorted(self.mixture.items()), *numbers))
+
+    def __str__(self) -> str:
+        if self.kind == "lambda":
+            numbers = {"lambda": self.lambda_, "width": self.width}
+            return ", ".join(f"{k} {v:g}" for k, v in numbers.items() if v is not None)
+        parts = {name: weight for name, weight in self.mixture.items() if weight}
+        if self.kind == "mode":
+            return f"{next(iter(parts))} mode"
+        mixed = " + ".join(f"{round(weight, 4):g} {name}" for name, weight in parts.items())
+        return f"ensemble of {mixed}" if self.kind == ENSEMBLE else mixed or self.kind
+
+    def plain(self) -> dict[str, Any]:
+        """The fields that are not None, as files have them."""
+        numbers = self.lambda_, self.width, self.statistics
+        values = (self.kind, dict(self.mixture), *numbers)
+        pairs = zip(self.FIELDS, values, strict=True)
+        return {key: value for key, value in pairs if value is not None}
+
+    @classmethod
+    def of_plain(cls, values: Mapping[str, Any]) -> "Identity":
+        """The network that plain values are of, other fields among them.
+
+        Older files lack the kind, and mark ensembles.
+        """
+        mixture = values.get("mixture", {})
+        kind = values.get("kind") or (
+            "lambda"
+            if "lambda" in values
+            else ENSEMBLE
+            if values.get("ensemble")
+            else kind_of(mixture)
+        )
+        numbers = (values.get(key) for key in ("lambda", "width", "statistics"))
+        return cls(kind, mixture, *numbers)
+
+
+class Case(NamedTuple):
+    """A network of a run, and how it is taken out of what was trained.
+
+    Attributes:
+      identity: the network by the names that result rows give it.
+      knob: how it is taken out.
+      network: which of the run's networks: a width, 1 being the full one, or ENSEMBLE.
+    """
+
+    identity: Identity
+    knob: Knob
+    network: Any = 1.0
 
 
 def mixture_case(
@@ -66,30 +126,16 @@ def mixture_case(
       ValueError: the weights are those of no soup, see `soups.check`.
     """
     weights = soups.check(mixture, convex=ensemble)
-    fields: dict[str, Any] = {"mixture": dict(zip(domains, weights, strict=True))}
-    fields = {"kind": ENSEMBLE if ensemble else kind_of(fields)} | fields
+    named = dict(zip(domains, weights, strict=True))
     knob = Knob(np.array(weights, np.float32))
-    return Case(fields, knob, ENSEMBLE) if ensemble else Case(fields, knob)
+    if ensemble:
+        return Case(Identity(ENSEMBLE, named), knob, ENSEMBLE)
+    return Case(Identity(kind_of(named), named), knob)
 
 
-def kind_of(row: Mapping[str, Any]) -> str:
-    """The kind of a network by the other fields of its row, for rows without a kind."""
-    if "lambda" in row:
-        return "lambda"
-    if row.get("ensemble"):
-        return ENSEMBLE
-    return "mode" if [w for w in row["mixture"].values() if w] == [1.0] else "soup"
-
-
-def key_of(row: Mapping[str, Any]) -> tuple:
-    """Which network a result row is of: equal where two rows are of the same network.
-
-    It is hashable. The names that tables show are rounded and meant for people; nothing is
-    looked up by them.
-    """
-    mixture = tuple(sorted(row.get("mixture", {}).items()))
-    fields = ("kind", "lambda", "width", "statistics")
-    return mixture, *(row.get(field) for field in fields)
+def kind_of(mixture: Mapping[str, float]) -> str:
+    """ "mode" of weights that are one domain alone, "soup" of others."""
+    return "mode" if [w for w in mixture.values() if w] == [1.0] else "soup"
 
 
 class Network(NamedTuple):

@@ -4,7 +4,6 @@ python docs/pictures.py DIR OUTPUT.png, with the runs DIR/cotrain-0, DIR/cotrain
 DIR/nominal-0, ... and DIR/adversarial-0, ...; prints the README's table.
 """
 
-import json
 import pathlib
 import sys
 
@@ -14,7 +13,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from advadapters.evaluation.tables import by_network, name_of_all  # noqa: E402
+from advadapters.evaluation.rows import by_network, load  # noqa: E402
 
 SUITES = ("clean", "pgd10_linf")
 
@@ -23,9 +22,10 @@ def values(folder, variant):
     """{name of a network: percent [seeds, 2]} of all runs of a variant."""
     found = {}
     for run in sorted(folder.glob(f"{variant}-[0-9]")):
-        for rows in by_network(json.loads((run / "results.json").read_text())):
-            pair = [100 * rows[suite]["value"] for suite in SUITES]
-            found.setdefault(name_of_all(rows), []).append(pair)
+        rows = load((run / "results.json").read_text())
+        for network, results in by_network(rows).items():
+            pair = [100 * results[suite].value for suite in SUITES]
+            found.setdefault(str(network), []).append(pair)
     return {name: np.array(pairs) for name, pairs in found.items()}
 
 

@@ -14,6 +14,7 @@ import json
 import pathlib
 import shlex
 import tokenize
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from advadapters import configs, defaults, schema
@@ -56,7 +57,7 @@ def main(flags: Flags) -> int:
     return 0
 
 
-def listing():
+def listing() -> str:
     """A line for each config that comes with the package: its name and what it is."""
     lines = []
     for name, path in configs.packaged().items():
@@ -65,7 +66,7 @@ def listing():
     return "\n".join(lines)
 
 
-def text(config):
+def text(config: dict[str, Any]) -> str:
     """The lines of a config, see the usage."""
     comments, lines = {}, []
     for path in sorted(pathlib.Path(defaults.__file__).parent.glob("*.py")):
@@ -74,12 +75,12 @@ def text(config):
         flag = f"--config.{key}={shown(value)}"
         kind, about = type(value).__name__, about_key(key, comments)
         if setting := setting_of(config, key):
-            kind, about = told(setting), setting.about or about
+            kind, about = describe(setting), setting.about or about
         lines.append(f"{flag:<52} # {kind}{'; ' if about else ''}{about}")
     return "\n".join(lines)
 
 
-def setting_of(config, key):
+def setting_of(config: dict[str, Any], key: str) -> schema.Setting | None:
     """The `schema.Setting` of a dotted key of the model or an attack, or None."""
     from advadapters.attacks import ATTACKS
     from advadapters.models import MODELS
@@ -89,11 +90,11 @@ def setting_of(config, key):
     table = tables.get(tuple(path)) or tables.get(tuple(path[:-1]))
     for part in path:
         config = config[part]
-    owner: Any = table and table.get(config.get("name"))
+    owner: Any = table and table.get(config.get("name", ""))
     return schema.settings_of(owner).get(name) if owner else None
 
 
-def told(setting):
+def describe(setting: schema.Setting) -> str:
     """ "int of at least 1", "linf, l2 or l1": what a setting may be."""
     if isinstance(setting.allowed, schema.OneOf):
         *words, last = [word or "''" for word in setting.allowed.words]
@@ -102,12 +103,12 @@ def told(setting):
     return " ".join(filter(None, [setting.kind.__name__, bounds]))
 
 
-def shown(value):
+def shown(value: Any) -> str:
     """A value as a shell takes it."""
     return shlex.quote(value if isinstance(value, str) else repr(value))
 
 
-def leaves(tree, prefix=""):
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of all values of nested dicts; empty sections are values."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
@@ -116,7 +117,7 @@ def leaves(tree, prefix=""):
             yield f"{prefix}{key}", value
 
 
-def about_key(key, comments):
+def about_key(key: str, comments: dict[str, str]) -> str:
     """What is written about a dotted key, "" if nothing."""
     parts = key.replace("evaluation.suites.", "attacks.").split(".")
     for end in (len(parts), len(parts) - 1):  # of free names below a key, what the key is
@@ -127,7 +128,7 @@ def about_key(key, comments):
     return ""
 
 
-def comments_of(source):
+def comments_of(source: str) -> dict[str, str]:
     """{dotted key: comment} of the keywords in the functions of `defaults`.
 
     A comment is at the end of the keyword's line, or on lines of its own before it.
@@ -153,14 +154,16 @@ def comments_of(source):
     return found
 
 
-def name_of(node):
+def name_of(node: ast.AST) -> str:
     """The name of a function, or of what is assigned, at the top of a file."""
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
         return node.targets[0].id
     return getattr(node, "name", "")
 
 
-def keywords(node, path=()):
+def keywords(
+    node: ast.AST, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], int]]:
     """(path of keywords, line) of every keyword of the calls below a node."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.keyword) and child.arg:

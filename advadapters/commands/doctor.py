@@ -20,6 +20,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from advadapters import configs
@@ -100,18 +101,18 @@ def main(flags: Flags) -> int:
     return 0
 
 
-def versions():
+def versions() -> dict[str, str]:
     """{package: version}, Python's too."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            numbers[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
+            numbers[name] = "missing"
+    return numbers
 
 
-def write_test(path):
+def write_test(path: str) -> dict[str, Any]:
     """Writes a file in a folder, or where it would be made, and removes it again."""
     folder = pathlib.Path(path).expanduser().absolute()
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -142,7 +143,7 @@ def read(config: dict[str, Any] | None, spec: str) -> Any:
         return read_data(section, classes, meshes.make(jax.devices()[:1]))
 
 
-def measure(data, count, rounds):
+def measure(data: Any, count: int, rounds: int) -> dict[str, Any]:
     """What was measured on training images.
 
     {"stages": {name: seconds of CPU per image}, "core": images per second of CPU,
@@ -174,50 +175,51 @@ def measure(data, count, rounds):
     }
 
 
-def spread(values):
+def spread(values: Sequence[float]) -> dict[str, float]:
     """The median of some numbers, and their range."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def markdown(told):
+def markdown(measured: Mapping[str, Any]) -> str:
     """The table of `measure`."""
     lines = []
-    for name, seconds in told["stages"].items():
+    for name, seconds in measured["stages"].items():
         middle, low, high = (1000 * seconds[k] for k in ("median", "low", "high"))
         rate = f"{1000 / middle:,.0f}" if middle and name != "waiting" else ""
         lines.append((name, f"{middle:.3f} ({low:.3f}-{high:.3f})", rate))
     for name in ("core", "together"):
-        middle, low, high = (told[name][k] for k in ("median", "low", "high"))
+        middle, low, high = (measured[name][k] for k in ("median", "low", "high"))
         title = {
             "core": "all stages",
-            "together": f"all together: {told['threads']} threads"
-            + (f" in each of {told['workers']} workers" if told["workers"] else ""),
+            "together": f"all together: {measured['threads']} threads"
+            + (f" in each of {measured['workers']} workers" if measured["workers"] else ""),
         }[name]
         lines.append((title, "", f"{middle:,.0f} ({low:,.0f}-{high:,.0f})"))
-    drawn = f"{told['rounds']} x {told['drawn']} of {told['images']:,} images"
+    drawn = f"{measured['rounds']} x {measured['drawn']} of {measured['images']:,} images"
     titles = ("stage", "ms of CPU per image", "images/s of a core")
     return f"{markdown_table(titles, lines)}\n\n{drawn}; median (lowest-highest)"
 
 
-def needed(found, wanted, chips):
+def needed(report: Mapping[str, Any], wanted: float, chips: int) -> dict[str, Any]:
     """Cores that can feed so many chips."""
-    if "data" not in found:
+    if "data" not in report:
         raise UsageError(
             "--images_per_second needs --data or --config, to be compared with"
         )
-    core = found["data"]["core"]["median"]
+    core = report["data"]["core"]["median"]
     return {
         "images_per_second": wanted * chips,
         "chips": chips,
         "cores": math.ceil(wanted * chips / core),
-        "hosts_like_this": math.ceil(wanted * chips / core / found["host"]["cores"]),
+        "hosts_like_this": math.ceil(wanted * chips / core / report["host"]["cores"]),
     }
 
 
-def advice(told, here):
+def advice(needs: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """`needed` in words."""
+    rate = needs["images_per_second"] / needs["chips"]
     return (
-        f"{told['chips']} chips at {told['images_per_second'] / told['chips']:,g} images/s "
-        f"need {told['cores']} cores like these to decode and crop; this host has "
-        f"{here['cores']}, so {told['hosts_like_this']} such hosts"
+        f"{needs['chips']} chips at {rate:,g} images/s "
+        f"need {needs['cores']} cores like these to decode and crop; this host has "
+        f"{here['cores']}, so {needs['hosts_like_this']} such hosts"
     )

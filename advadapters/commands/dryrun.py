@@ -20,7 +20,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from advadapters.errors import UsageError, pick
@@ -137,7 +137,7 @@ def change(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     return {**config, key: value}
 
 
-def prepare(names):
+def prepare(names: Sequence[str]) -> None:
     """Has JAX start with what the topologies need, unless it has started already."""
     import jax
 
@@ -159,7 +159,7 @@ def prepare(names):
         pass
 
 
-def build(name, config, chip=""):
+def build(name: str, config: dict[str, Any], chip: str = "") -> tuple[str, Any, Any, Any]:
     """(topology, Run, mesh, Chip or None); chip: whose figures CPUs are given."""
     from advadapters import builders, costs, meshes
 
@@ -172,7 +172,7 @@ def build(name, config, chip=""):
     return name, builders.build(config, mesh), mesh, found
 
 
-def measure(name, run, mesh, chip):
+def measure(name: str, run: Any, mesh: Any, chip: Any) -> dict[str, Any]:
     """A row: everything that is known of one combination."""
     import numpy as np
 
@@ -210,7 +210,7 @@ def measure(name, run, mesh, chip):
     return row
 
 
-def counted(run, jaxpr, devices):
+def counted(run: Any, jaxpr: Any, devices: int) -> dict[str, float]:
     """FLOPs per image on paper: of a forward pass, of a step, of a step with loops once."""
     import jax
 
@@ -225,7 +225,7 @@ def counted(run, jaxpr, devices):
     return {"forward": costs.products(forward.jaxpr), "paper": step, "paper_once": once}
 
 
-def times(row, chip):
+def times(row: Mapping[str, Any], chip: Any) -> dict[str, Any]:
     """What a row tells about time: at best, by the figures of a chip."""
     from advadapters import costs
 
@@ -241,7 +241,7 @@ def times(row, chip):
     }
 
 
-def write(path, rows, evaluated):
+def write(path: str, rows: Sequence[Any], evaluated: Sequence[Any]) -> None:
     """The rows as JSON, with the versions that compiled them."""
     import jax
     from etils import epath
@@ -253,7 +253,7 @@ def write(path, rows, evaluated):
     workdir.write_text(epath.Path(path), json.dumps(told, indent=1) + "\n")
 
 
-def version(package):
+def version(package: str) -> str | None:
     """Of an installed package, or None."""
     from importlib import metadata
 
@@ -263,12 +263,12 @@ def version(package):
         return None
 
 
-def markdown(rows):
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """All rows as a table."""
     return markdown_table(COLUMNS, map(cells, rows))
 
 
-def cells(row):
+def cells(row: Mapping[str, Any]) -> list[str]:
     """The texts of a row, in the order of COLUMNS."""
     flops, memory, sent = row["flops"], row["memory"], row.get("collectives")
     seconds = row.get("seconds", {})
@@ -292,7 +292,7 @@ def cells(row):
     ]
 
 
-def advice(row):
+def advice(row: Mapping[str, Any]) -> str:
     """A line: whether it fits, and what to change if it does not."""
     where = f"{row['topology']}, batch {row['batch_size']}"
     if row["fits"] is None:

@@ -12,10 +12,13 @@ NEW. Nothing is trained, and no image is read but for --statistics.
 import dataclasses
 import json
 import os
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from advadapters.errors import UsageError
 from advadapters.flags import Overrides, Separated, Shown, Statistics, Step, Workdir
+
+Make = Callable[[Any, Any], Any]  # variables and their shapes there -> variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,7 @@ def main(flags: Flags) -> int:
     return 0
 
 
-def soup(opened, config, flags):
+def soup(opened: Any, config: dict[str, Any], flags: Flags) -> tuple[dict[str, Any], Make]:
     """(config of a network with one domain, variables -> its variables)."""
     from advadapters import defaults, networks, trees
     from advadapters.runs import evaluating
@@ -87,24 +90,26 @@ def soup(opened, config, flags):
         raise UsageError(f"--mixture must be one mixture, got {';'.join(flags.mixture)!r}")
     cases = [networks.mixture_case(run.domains, mixtures[0])]
 
-    def make(variables, like):
+    def make(variables: Any, like: Any) -> Any:
         (case,) = evaluating.settle_statistics(opened, variables, cases, flags.statistics)
-        made = states.branches(run.network.at(variables, case.knob), (), 1)
-        if trees.flatten(like).keys() != trees.flatten(made).keys() or any(
-            leaf.shape != trees.flatten(made)[path].shape
+        tree = states.branches(run.network.at(variables, case.knob), (), 1)
+        if trees.flatten(like).keys() != trees.flatten(tree).keys() or any(
+            leaf.shape != trees.flatten(tree)[path].shape
             for path, leaf in trees.flatten(like).items()
         ):
             raise UsageError(
                 "--mixture: the LoRAs of several domains side by side are no ordinary "
                 "network; merge them into the kernels (advadapters.adapters.lora)"
             )
-        return made
+        return tree
 
     nominal = defaults.method("nominal", {}) | dict(trained=(".*",))
     return plain_config(config, nominal), make
 
 
-def narrow(opened, config, flags):
+def narrow(
+    opened: Any, config: dict[str, Any], flags: Flags
+) -> tuple[dict[str, Any], Make]:
     """(config of a network of one width, variables -> its variables)."""
     import jax
 
@@ -117,16 +122,16 @@ def narrow(opened, config, flags):
     count = len(method.domains()) // len(method.widths)
     first = method.widths.index(width) * count
 
-    def make(variables, like):
-        def rows(tree):
+    def make(variables: Any, like: Any) -> Any:
+        def rows(tree: Any) -> Any:
             return jax.tree.map(lambda leaf: leaf[first : first + count], tree)
 
         stats = variables["stats"]
-        own = variables | {
+        cut = variables | {
             "adapters": rows(variables["adapters"]),
             "stats": stats | {"adapters": rows(stats["adapters"])},
         }
-        return trees.corner(own, like)
+        return trees.corner(cut, like)
 
     kind = config["loss"]
     changed = plain_config(config, {kind: config[kind] | {"widths": (1.0,)}})
@@ -134,7 +139,7 @@ def narrow(opened, config, flags):
     return changed | {"model": config["model"] | {"width": factor}}, make
 
 
-def plain_config(config, changes):
+def plain_config(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A config that starts from nothing, with changes."""
     from advadapters import defaults
 

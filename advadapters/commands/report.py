@@ -27,7 +27,8 @@ empty.
 
 import dataclasses
 import json
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -74,10 +75,10 @@ def main(flags: Flags) -> int:
     from advadapters.runs import workdir
 
     folders = [epath.Path(name).expanduser() for name in flags.workdir]
-    read = workdir.read_alike(folders, flags.name)
-    (told, tables, _), first = read[0], folders[0]
+    runs, first = workdir.read_alike(folders, flags.name), folders[0]
+    networks, tables = runs[0].networks, runs[0].tables
     drawn = {"fronts": pictures.draw_fronts}
-    if pictures.faces(told):
+    if pictures.faces(networks):
         drawn["simplex"] = pictures.draw_simplex
     whole = all(table.labels.ndim == 1 for table in tables.values())
     if whole and "clean" in tables and 1 < len(tables) <= 1 + MOST:
@@ -86,8 +87,10 @@ def main(flags: Flags) -> int:
         del drawn["fronts"]
     files = [f"report_{name}.png" for name in drawn]
     for file, draw in zip(files, drawn.values(), strict=True):
-        workdir.write_whole(first / file, lambda raw, draw=draw: draw(told, tables, raw))
-    text = describe(folders, read, "classes" in drawn)
+        workdir.write_whole(
+            first / file, lambda raw, draw=draw: draw(networks, tables, raw)
+        )
+    text = describe(folders, runs, "classes" in drawn)
     text += "".join(f"\n![{file}]({file})\n" for file in files)
     workdir.write_text(first / "report.md", text)
     print(text)
@@ -95,33 +98,32 @@ def main(flags: Flags) -> int:
     return 0
 
 
-def describe(folders, read, classes):
+def describe(folders: Sequence[Any], runs: Sequence[Any], classes: bool) -> str:
     """The text of report.md; classes: whether there are tables by class."""
     from advadapters.evaluation import classes as by_class
     from advadapters.evaluation.studies import spread
-    from advadapters.evaluation.tables import name_of
 
-    told, tables, _ = read[0]
+    networks, tables = runs[0].networks, runs[0].tables
     means = {
-        suite: np.array([found[suite].right.mean(axis=1) for _, found, _ in read])
+        suite: np.array([run.tables[suite].right.mean(axis=1) for run in runs])
         for suite in tables
     }
     cells = [
-        [name_of(one), *(spread(list(means[suite][:, n])) for suite in tables)]
-        for n, one in enumerate(told)
+        [str(network), *(spread(list(means[suite][:, n])) for suite in tables)]
+        for n, network in enumerate(networks)
     ]
     lines = [markdown_table(["network", *tables], cells)]
-    lines += ["", f"percent; {len(read)} seed(s), half of the 95% interval over them:", ""]
-    for folder, (_, _, command) in zip(folders, read, strict=True):
-        lines.append(f"- `{command or f'advadapters train ... --workdir={folder}'}`")
+    lines += ["", f"percent; {len(runs)} seed(s), half of the 95% interval over them:", ""]
+    for folder, run in zip(folders, runs, strict=True):
+        lines.append(f"- `{run.command or f'advadapters train ... --workdir={folder}'}`")
     for suite in [name for name in tables if name != "clean"] if classes else []:
-        rows = by_class.changes(told, tables, suite)
+        rows = by_class.changes(networks, tables, suite)
         lines += ["", f"Classes by what robustness to {suite} costs them:", ""]
         lines.append(by_class.markdown(rows, suite))
     return "\n".join(lines) + "\n"
 
 
-def write_evidence(path, output):
+def write_evidence(path: str, output: str) -> int:
     """The page of a ledger; returns the exit code."""
     from etils import epath
 
@@ -135,7 +137,7 @@ def write_evidence(path, output):
     return 0
 
 
-def write_papers(parts, output):
+def write_papers(parts: Sequence[str], output: str) -> int:
     """The poster's table with our rows, as markdown; returns the exit code."""
     from etils import epath
 
@@ -154,8 +156,8 @@ def write_papers(parts, output):
             {"whole": ", whole sets", "value": ", unseen images"} if way else {"value": ""}
         )
         ours[name] = [
-            (f"ours{told}", command, [read_seed(path, way, key) for path in paths])
-            for key, told in keys.items()
+            (f"ours{images}", command, [read_seed(path, way, key) for path in paths])
+            for key, images in keys.items()
         ]
     table = published.markdown(ours)
     workdir.write_text(epath.Path(output).expanduser(), table + "\n")
@@ -163,23 +165,26 @@ def write_papers(parts, output):
     return 0
 
 
-def read_seed(folder, way, key):
+def read_seed(folder: Any, way: str, key: str) -> dict[str, float]:
     """{suite: accuracy} of one run, by this key of its rows.
 
     Raises UsageError where it was not evaluated.
     """
-    from advadapters.networks import key_of
+    from advadapters.evaluation import rows
 
     file = folder / ("selection.json" if way else "evaluation.json")
     try:
-        rows = json.loads(file.read_text())
+        text = file.read_text()
+        selected = json.loads(text)["rows"] if way else []
+        results = [] if way else rows.load(text)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {file}: {error}") from None
     if way:
-        ways = {}
-        own = [row for row in rows["rows"] if row["workdir"] == str(folder)]
-        for row in own:  # of several numbers of labels the last is the most
-            ways.setdefault(row["way"], {})[row["suite"]] = row[key]
+        ways: dict[str, dict[str, float]] = {}
+        # Of several numbers of labels the last is the most.
+        for row in selected:
+            if row["workdir"] == str(folder):
+                ways.setdefault(row["way"], {})[row["suite"]] = row[key]
         return pick(ways, way, "way of choosing")
-    first = key_of(rows[0])
-    return {row["suite"]: row[key] for row in rows if key_of(row) == first}
+    first = next(iter(rows.by_network(results).values()))
+    return {suite: row.value for suite, row in first.items()}

@@ -15,16 +15,18 @@ networks belong together. Choosing on the images that are evaluated flatters the
 
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
 
 from advadapters import hosts
 from advadapters.errors import UsageError
 from advadapters.flags import ConfigFile, Examples, Separated, Shown, Statistics
 from advadapters.markdown import markdown_table
 from advadapters.runs.requests import Request, SuiteText, evaluate
+
+Row = Any  # `evaluation.rows.Row`, which the help of this verb need not import
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,70 +101,74 @@ def main(flags: Flags) -> int:
             examples=flags.examples,
         )
     )
-    told = summarise(pathlib.Path(output))
-    print(f"{told}\nwritten to {output}: season.md")
+    summary = summarise(pathlib.Path(output))
+    print(f"{summary}\nwritten to {output}: season.md")
     return 0
 
 
 @hosts.once
-def summarise(folder):
+def summarise(folder: pathlib.Path) -> str:
     """Writes season.md from evaluation.json; returns the table of the best."""
-    from advadapters.evaluation import tables
+    from advadapters.evaluation import rows, tables
     from advadapters.runs import workdir
 
-    rows = json.loads((folder / "evaluation.json").read_text())
-    told = best(rows) + "\n\n" + barriers(rows)
-    text = tables.markdown(rows) + "\n\n" + told + "\n"
+    results = rows.load((folder / "evaluation.json").read_text())
+    summary = best(results) + "\n\n" + barriers(results)
+    text = tables.markdown(results) + "\n\n" + summary + "\n"
     workdir.write_text(folder / "season.md", text)
-    return told
+    return summary
 
 
-def barriers(rows):
+def barriers(rows: Sequence[Row]) -> str:
     """A table: how far clean accuracy falls below the straight line between ingredients.
 
     On the soups of two that were evaluated; networks that do not belong together show a
     deep valley (Frankle et al. 2020).
     """
     from advadapters import soups
+    from advadapters.networks import ENSEMBLE
 
-    mixed = [row for row in rows if row["kind"] != "ensemble"]
-    clean = [row for row in mixed if row["suite"] == "clean"]
-    names = list(clean[0]["mixture"])
-    errors = {key_of(row["mixture"].values()): 1 - row["value"] for row in clean}
+    mixed = [row for row in rows if row.network.kind != ENSEMBLE]
+    clean = [row for row in mixed if row.suite == "clean"]
+    names = list(clean[0].network.mixture)
+    errors = {weights_of(row.network.mixture.values()): 1 - row.value for row in clean}
     lines = []
     for first, second in itertools.combinations(range(len(names)), 2):
         edge = [m for m in errors if m[first] >= 0 <= m[second]]
         edge = [m for m in edge if abs(m[first] + m[second] - 1) < 1e-6]
-        score = lambda mixtures: [errors[key_of(m)] for m in mixtures]  # noqa: E731
-        found = soups.barrier(score, len(names), first, second, points=len(edge))
-        pair = f"{names[first]} and {names[second]}"
-        lines.append((pair, f"{100 * found.height:.1f}", f"{found.at:g} {names[first]}"))
+        score = lambda mixtures: [errors[weights_of(m)] for m in mixtures]  # noqa: E731
+        barrier = soups.barrier(score, len(names), first, second, points=len(edge))
+        pair, height = f"{names[first]} and {names[second]}", f"{100 * barrier.height:.1f}"
+        lines.append((pair, height, f"{barrier.at:g} {names[first]}"))
     return markdown_table(("between", "clean accuracy below the line, points", "at"), lines)
 
 
-def key_of(mixture):
+def weights_of(mixture: Iterable[float]) -> tuple[float, ...]:
     """Weights without their rounding errors."""
     return tuple(round(weight, 6) for weight in mixture)
 
 
-def best(rows):
+def best(rows: Sequence[Row]) -> str:
     """A table: in each suite, the best ingredient and the best soup.
 
     Of equals, the one with the highest mean in the other suites.
     """
     from advadapters import soups
-    from advadapters.evaluation.tables import by_network, name_of, percent
+    from advadapters.evaluation.rows import by_network
+    from advadapters.evaluation.tables import percent
+    from advadapters.networks import ENSEMBLE
 
     lines = []
-    mixed = by_network([row for row in rows if row["kind"] != "ensemble"])
-    suites = [name for name, row in mixed[0].items() if row["metric"] != "mCE"]
+    networks = by_network([row for row in rows if row.network.kind != ENSEMBLE])
+    mixed = list(networks.values())
+    alone = [rows_ for network, rows_ in networks.items() if network.kind == "mode"]
+    suites = [name for name, row in mixed[0].items() if row.metric != "mCE"]
     for suite in suites:
-        alone = [found for found in mixed if found[suite]["kind"] == "mode"]
         cells = [suite]
         for part in (alone, mixed):
-            values = {s: [found[s]["value"] for found in part] for s in suites}
+            values = {s: [results[s].value for results in part] for s in suites}
             others = [values[other] for other in suites if other != suite]
             row = part[soups.best(values[suite], *others)][suite]
-            cells += [name_of(row), percent(row)]
+            cells += [str(row.network), percent(row)]
         lines.append(cells)
     return markdown_table(("suite", "best ingredient", "", "best soup", ""), lines)

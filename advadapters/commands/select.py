@@ -68,6 +68,7 @@ def main(flags: Flags) -> int:
     from etils import epath
 
     from advadapters.evaluation import choosing
+    from advadapters.networks import ENSEMBLE
     from advadapters.runs import changes, workdir
 
     folders = [epath.Path(name).expanduser() for name in flags.workdir]
@@ -75,13 +76,13 @@ def main(flags: Flags) -> int:
         config = workdir.read_config(folder)
         changes.find(folder, config, configs.override(config, flags.overrides))
     evaluations = workdir.read_alike(folders, flags.name)
-    networks = evaluations[0][0]
-    if sum(network["kind"] != "ensemble" for network in networks) < 3:
+    networks = evaluations[0].networks
+    if sum(network.kind != ENSEMBLE for network in networks) < 3:
         raise UsageError(
             f"{folders[0]} has {len(networks)} networks to choose from: run `advadapters "
             "evaluate --grid=0.2` first"
         )
-    runs = [keep_suites(tables, flags.suite) for _, tables, _ in evaluations]
+    runs = [keep_suites(evaluation.tables, flags.suite) for evaluation in evaluations]
     fewest = min(len(table.labels) for tables in runs for table in tables.values())
     labels = choose_labels(flags.labels, fewest)
     rows = [choosing.rows(networks, tables, labels, flags.draws) for tables in runs]

@@ -25,7 +25,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from advadapters import hosts
@@ -78,7 +78,7 @@ class Study(NamedTuple):
     whether the time is up.
     """
 
-    cases: dict
+    cases: dict[str, dict[str, Any]]
     experiment: Any
     folder: Any
     flags: Flags
@@ -122,7 +122,7 @@ def check_flags(flags: Flags, experiment: Any) -> None:
         raise UsageError("--minutes is for one process: send SIGTERM to several")
 
 
-def check(cases, experiment):
+def check(cases: dict[str, dict[str, Any]], experiment: Any) -> None:
     """Builds all cases; raises UsageError for what cannot work, before any is trained."""
     from advadapters import builders, meshes
     from advadapters.runs import assembling, experiments
@@ -135,7 +135,7 @@ def check(cases, experiment):
         experiments.check(experiment, built)
 
 
-def run(study, count, ledger):
+def run(study: Study, count: int, ledger: str) -> int:
     """Trains and evaluates so many seeds, and writes after each; returns the exit code.
 
     ledger: a file that the rows of an experiment go to besides, or "".
@@ -146,11 +146,11 @@ def run(study, count, ledger):
 
     base = next(iter(study.cases.values()))["seed"]
     meter = experiments.Meter(study.folder / "costs.json")
-    failed, found, rows = {}, {case: [] for case in study.cases}, []
+    failed, finished, rows = {}, {case: [] for case in study.cases}, []
     for seed in range(base, base + count):
         for case in [name for name in study.cases if name not in failed]:
             try:
-                found[case].append(train(study, case, seed, failed, meter))
+                finished[case].append(train(study, case, seed, failed, meter))
             except Diverged as error:
                 failed[case] = f"{case}, seed {seed}: {error}"
                 print(f"{failed[case]}; left out", flush=True)
@@ -159,7 +159,7 @@ def run(study, count, ledger):
             experiments.conclude(study, seeds, failed, meter, ledger)
         rows = []
         for case in [name for name in study.cases if name not in failed]:
-            results, sizes = zip(*found[case], strict=True)
+            results, sizes = zip(*finished[case], strict=True)
             rows += studies.rows(case, sizes[0], results)
         if rows:
             write(rows, study.folder)
@@ -169,7 +169,7 @@ def run(study, count, ledger):
     return 1 if failed else 0
 
 
-def write(rows, folder):
+def write(rows: Sequence[Any], folder: Any) -> None:
     """The rows, the table and the picture of a study."""
     from advadapters.evaluation import studies
     from advadapters.runs import workdir
@@ -199,7 +199,9 @@ def read_cases(flags: Flags, experiment: Any) -> dict[str, dict[str, Any]]:
     return cases
 
 
-def train(study, case, seed, failed, meter):
+def train(
+    study: Study, case: str, seed: int, failed: dict[str, str], meter: Any
+) -> tuple[Any, int]:
     """(result rows, adapter parameters per domain) of one run, trained if need be.
 
     A case whose config.start.workdir is the name of another starts from that one's run of
@@ -210,7 +212,7 @@ def train(study, case, seed, failed, meter):
     from advadapters.runs import opening, training, workdir
     from advadapters.training.loop import Diverged
 
-    config = study.cases[case] | {"seed": seed}
+    config: dict[str, Any] = study.cases[case] | {"seed": seed}
     start = config["start"]["workdir"]
     if start in failed:
         raise Diverged(f"starts from {failed[start]}")

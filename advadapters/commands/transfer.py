@@ -11,8 +11,9 @@ Prints the tables and writes the rows to DIR/transfer.json.
 
 import dataclasses
 import itertools
-import json
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from advadapters.errors import UsageError, pick
 from advadapters.flags import Choice, Examples, Overrides, Statistics, Step, Suites, Workdir
@@ -33,6 +34,7 @@ class Flags(Choice):
 def main(flags: Flags) -> int:
     """Returns the exit code."""
     from advadapters.evaluation import transfer
+    from advadapters.evaluation.rows import dump
     from advadapters.runs import evaluating, opening, workdir
 
     opened = opening.open_trained(flags.workdir, flags.overrides)
@@ -54,17 +56,23 @@ def main(flags: Flags) -> int:
     cases = evaluating.settle_statistics(opened, variables, cases, flags.statistics)
     rows = []
     for suite, counts, examples in matrices(opened, variables, test, cases, suites):
-        found = transfer.rows(cases, suite, counts, examples, step)
-        rows += found
-        print(transfer.markdown(found, suite))
-        print("".join(f"{line}\n" for line in transfer.strange(found)), end="")
+        of_suite = transfer.rows(cases, suite, counts, examples, step)
+        rows += of_suite
+        print(transfer.markdown(of_suite, suite))
+        print("".join(f"{line}\n" for line in transfer.strange(of_suite)), end="")
     file = opened.folder / "transfer.json"
-    workdir.write_text(file, json.dumps(rows, indent=1) + "\n")
+    workdir.write_text(file, dump(rows))
     print(f"written to {file}")
     return 0
 
 
-def matrices(opened, variables, split, cases, suites):
+def matrices(
+    opened: Any,
+    variables: Any,
+    split: Any,
+    cases: Sequence[Any],
+    suites: Mapping[str, Callable],
+) -> list[tuple[str, Any, int]]:
     """[(suite, `transfer.Counts`, examples)] of {suite: attack}, in one pass."""
     import numpy as np
 
@@ -96,4 +104,5 @@ def matrices(opened, variables, split, cases, suites):
         progress=meter.show,
     )
     meter.close(examples, len(split))
-    return [(suite, one, examples) for suite, one in zip(suites, counts, strict=True)]
+    pairs = zip(suites, counts, strict=True)
+    return [(suite, of_suite, examples) for suite, of_suite in pairs]

@@ -1,17 +1,19 @@
 """What many mixtures say of a split at once, and how often they are right."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from advadapters import meshes, rng, trees
 from advadapters.evaluation import fitting, passes
-from advadapters.intervals import wilson
+from advadapters.networks import Knob, Network
 from advadapters.pixels import to_float
+from advadapters.shapes import AnyArray, Bool, Float, Images, Int, Logits
 
 NO_CLASS = -1  # the logits are not finite: not right, whatever the label
 WRONG = -2  # of a union: some other class
@@ -19,7 +21,7 @@ NO_IMAGE = -3  # the attack's image is not finite: right, as the clean image is
 
 
 class Table(NamedTuple):
-    """What S networks say of N images: everything that is told of them is read from it.
+    """What S networks say of N images: all that is said of them is read from it.
 
     predictions: int32 [S, N], classes, or NO_CLASS, WRONG, NO_IMAGE. Under an attack it is
     the class of the attacked image, or that of the clean one where it was wrong already.
@@ -32,24 +34,26 @@ class Table(NamedTuple):
     index: np.ndarray
 
     @property
-    def right(self):
+    def right(self) -> Bool[np.ndarray, "S N"]:
         """bool [S, N]."""
         labels = self.labels if self.labels.ndim > 1 else self.labels[:, None]
-        said = np.any(self.predictions[:, :, None] == labels, axis=-1)
-        return said | (self.predictions == NO_IMAGE)
+        named = np.any(self.predictions[:, :, None] == labels, axis=-1)
+        return named | (self.predictions == NO_IMAGE)
 
     @property
-    def not_finite(self):
+    def not_finite(self) -> Int[np.ndarray, " S"]:
         """int [S]: on how many images the logits are not finite."""
         return (self.predictions == NO_CLASS).sum(axis=1)
 
     @property
-    def not_attacked(self):
+    def not_attacked(self) -> Int[np.ndarray, " S"]:
         """int [S]: for how many images the attack gave back one that is not finite."""
         return (self.predictions == NO_IMAGE).sum(axis=1)
 
 
-def grouped(logits, groups, combine):
+def grouped(
+    logits: Logits, groups: Int[np.ndarray, " L"], combine: str
+) -> Float[AnyArray, "B G"]:
     """Logits [B, L] of classes -> log-probabilities [B, G] of the groups they count as.
 
     groups: int [L], -1 for classes that are left out; a group without members is never
@@ -65,7 +69,14 @@ def grouped(logits, groups, combine):
     return total - np.log(count) if combine == "mean" else total
 
 
-def make_predictor(network, attack, *, mesh, groups=None, combine="mean"):
+def make_predictor(
+    network: Network,
+    attack: Callable | None,
+    *,
+    mesh: Mesh,
+    groups: Int[np.ndarray, " L"] | None = None,
+    combine: str = "mean",
+) -> Callable[..., Any]:
     """jit: (variables, knobs [S, ...], batch) -> predictions int32 [S, B], see `Table`.
 
     Each soup is attacked through itself. An attack that gives back an image that is not
@@ -74,30 +85,30 @@ def make_predictor(network, attack, *, mesh, groups=None, combine="mean"):
     predictions are of groups of classes, see `grouped`.
     """
 
-    def predict(variables, knobs, batch):
+    def predict(variables: Any, knobs: Knob, batch: dict) -> Int[AnyArray, "S B"]:
         images, labels = to_float(batch["images"]), batch["labels"]
         keys = rng.by_image(batch, "evaluation")
 
-        def one(knob):
+        def ask(knob: Knob) -> Int[AnyArray, " B"]:
             plain = network.at(variables, knob)
 
-            def classes(images):
+            def classes(images: Images) -> Int[AnyArray, " B"]:
                 logits = network.evaluate(plain, images)
                 finite = jnp.all(jnp.isfinite(logits), axis=-1)
                 if groups is not None:
                     logits = grouped(logits, groups, combine)
                 return jnp.where(finite, jnp.argmax(logits, axis=-1), NO_CLASS)
 
-            found = classes(images)
+            natural = classes(images)
             if attack is None:
-                return found
+                return natural
             logits_fn = lambda images: network.evaluate(plain, images)  # noqa: E731
             moved = attack(logits_fn, images, labels, keys)
             whole = jnp.all(jnp.isfinite(moved), axis=(1, 2, 3))
-            said = jnp.where(whole, classes(moved), NO_IMAGE)
-            return jnp.where(found == labels, said, found)
+            attacked = jnp.where(whole, classes(moved), NO_IMAGE)
+            return jnp.where(natural == labels, attacked, natural)
 
-        return trees.each(one, knobs).astype(jnp.int32)
+        return trees.each(ask, knobs).astype(jnp.int32)
 
     # By hand, for the reason given in training.step: every device has its own rows.
     local = jax.shard_map(
@@ -123,7 +134,15 @@ class Asked(NamedTuple):
     move: Callable[[Any], Any] = lambda batch: batch
 
 
-def tables(asked, variables, batches, *, mesh, size, progress):
+def tables(
+    asked: Sequence[Asked],
+    variables: Any,
+    batches: Iterable[dict[str, Any]],
+    *,
+    mesh: Mesh,
+    size: int,
+    progress: Callable[[float], object],
+) -> list[Table]:
     """[Table] of all that is asked, in one pass over a split.
 
     asked: [Asked], their programs of the same number of rows. batches: this process's rows
@@ -131,53 +150,55 @@ def tables(asked, variables, batches, *, mesh, size, progress):
     all networks and attacks. size: examples in the split. progress(share of the work) is
     called after each call.
     """
-    fitting.need_room([one.program for one in asked])
-    groups = [grouped_knobs(one.knobs, one.program.soups) for one in asked]
-    found = [[[] for _ in one] for one in groups]
-    costs = [max(one.program.flops, 1.0) for one in asked]
-    rows, told = asked[0].program.rows, []
+    fitting.need_room([question.program for question in asked])
+    groups = [grouped_knobs(question.knobs, question.program.soups) for question in asked]
+    answers = [[[] for _ in of_question] for of_question in groups]
+    costs = [max(question.program.flops, 1.0) for question in asked]
+    rows, parts = asked[0].program.rows, []
     work = sum(cost * len(group) for cost, group in zip(costs, groups, strict=True))
     queue = passes.Queue(work * size / (rows * mesh.size), progress)
-    for batch in passes.placed(batches, rows, mesh=mesh, told=told):
-        for one, cost, *both in zip(asked, costs, groups, found, strict=True):
-            seen = one.move(batch)
+    for batch in passes.placed(batches, rows, mesh=mesh, parts=parts):
+        for question, cost, *both in zip(asked, costs, groups, answers, strict=True):
+            moved = question.move(batch)
             for group, column in zip(*both, strict=True):
-                queue.put(one.program.call(variables, group, seen), column, cost)
+                queue.put(question.program.call(variables, group, moved), column, cost)
     queue.settle()
-    order, labels, index = passes.in_order(told)
-    rows = [
+    order, labels, index = passes.in_order(parts)
+    predictions = [
         np.concatenate([np.concatenate(column, axis=1)[:, order] for column in columns])
-        for columns in found
+        for columns in answers
     ]
     return [
-        Table(said[: len(one.knobs)], labels, index)
-        for one, said in zip(asked, rows, strict=True)
+        Table(classes[: len(question.knobs)], labels, index)
+        for question, classes in zip(asked, predictions, strict=True)
     ]
 
 
-def grouped_knobs(knobs, count):
+def grouped_knobs(knobs: list[Knob], count: int) -> list[Knob]:
     """[Knob of [count, ...]]: all of them, the last one repeated to fill the last group."""
     groups = [knobs[i : i + count] for i in range(0, len(knobs), count)]
-    return [fitting.stack(one + one[-1:] * (count - len(one))) for one in groups]
+    return [fitting.stack(group + group[-1:] * (count - len(group))) for group in groups]
 
 
-def union(tables):
+def union(tables: Sequence[Table]) -> Table:
     """The Table of the worst of several attacks: right is who is right under all."""
     first = tables[0]
-    right = np.all([one.right for one in tables], axis=0)
+    right = np.all([table.right for table in tables], axis=0)
     return first._replace(predictions=np.where(right, first.labels, WRONG))
 
 
-def strange(table, names, suite):
+def strange(table: Table, names: Sequence[str], suite: str) -> list[str]:
     """Lines that warn of what is counted by rule in a Table of networks of these names."""
     counts = zip(names, table.not_finite, table.not_attacked, strict=True)
     size = len(table.index)
     return [
-        line for name, lost, kept in counts for line in warn(name, suite, lost, kept, size)
+        line
+        for name, lost, kept in counts
+        for line in warn(name, suite, int(lost), int(kept), size)
     ]
 
 
-def warn(name, suite, lost, kept, size):
+def warn(name: str, suite: str, lost: int, kept: int, size: int) -> list[str]:
     """The lines of `strange` about one network, or one pair of them."""
     lines = []
     if lost:
@@ -193,23 +214,3 @@ def warn(name, suite, lost, kept, size):
             "is too high by up to as many"
         )
     return lines
-
-
-def row(told, suite, correct, examples, step, not_finite=0, not_attacked=0):
-    """One row of results.json; told: the names of the network, see `networks.Case`.
-
-    not_finite, not_attacked: counts of `Table`.
-    """
-    low, high = wilson(correct, examples)
-    return told | {
-        "suite": suite,
-        "metric": "accuracy" if suite == "clean" else "robust_accuracy",
-        "value": correct / examples if examples else 0.0,
-        "low": low,
-        "high": high,
-        "correct": correct,
-        "n": examples,
-        "step": step,
-        "not_finite": int(not_finite),
-        "not_attacked": int(not_attacked),
-    }

@@ -1,57 +1,68 @@
 """Rows and tables of soups that few labelled images chose, judged on unseen ones."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from advadapters import soups
+from advadapters.evaluation.accuracy import Table
 from advadapters.evaluation.studies import spread
-from advadapters.evaluation.tables import name_of
 from advadapters.intervals import wilson
 from advadapters.markdown import markdown_table
-from advadapters.networks import ENSEMBLE, key_of
+from advadapters.networks import ENSEMBLE, Identity
+from advadapters.shapes import Bool
 
+SelectionRow = Mapping[str, Any]  # a row of selection.json
+Column = tuple[str, int, Identity | None]  # way, labels, which ensemble
 WAYS = ("ingredient", "single", "specific", "ensemble")
 
 
-def rows(told, tables, labels, draws):
-    """Result rows of one run: each way of choosing on each suite.
+def rows(
+    networks: Sequence[Identity],
+    tables: Mapping[str, Table],
+    labels: Sequence[int],
+    draws: int,
+) -> list[dict[str, Any]]:
+    """The rows of selection.json of one run: each way of choosing on each suite.
 
-    told: what each network is told of; tables: {suite: `accuracy.Table`}; labels: numbers
-    of labelled images, the largest last, which "ingredient", the best of the networks
-    that are mixed, and "single", one soup for all suites, are chosen on. "ensemble" is
-    not chosen. Of equals on the labelled images, the one best on the other axis is chosen
-    (`other_axes`). The interval is Wilson's for the unseen images.
+    labels: numbers of labelled images, the largest last, which "ingredient", the best of
+    the networks that are mixed, and "single", one soup for all suites, are chosen on.
+    "ensemble" is not chosen. Of equals on the labelled images, the one best on the other
+    axis is chosen (`other_axes`). The interval is Wilson's for the unseen images.
     """
-    whole = np.array([one["kind"] != ENSEMBLE for one in told])
+    whole = np.array([network.kind != ENSEMBLE for network in networks])
     (candidates,), (ensembles,) = np.nonzero(whole), np.nonzero(~whole)
-    ingredients = [n for n in candidates if told[n]["kind"] == "mode"]
+    ingredients = [int(n) for n in candidates if networks[int(n)].kind == "mode"]
     rights = [table.right for table in tables.values()]
     splits = [soups.split_images(right.shape[1], labels[-1]) for right in rights]
     pools = [pool for pool, _ in splits]
     single = soups.choose_for_all(rights, candidates, pools)
-    found = []
+    made = []
     for suite, right, (pool, unseen) in zip(tables, rights, splits, strict=True):
 
         def add(way, chosen, count, of, suite=suite, unseen=unseen):
-            told_of = told[chosen.winner[0]] if len(chosen.winner) == 1 else {}
-            found.append(describe(suite, way, chosen, count, of, len(unseen)) | told_of)
+            alone = len(chosen.winner) == 1
+            network = networks[chosen.winner[0]].plain() if alone else {}
+            made.append(describe(suite, way, chosen, count, of, len(unseen)) | network)
 
         others = other_axes(suite, tables)
         judged = pool[None], unseen, others
         if ingredients:
             best = soups.choose(right, np.array(ingredients), *judged)
             add("ingredient", best, labels[-1], len(ingredients))
-        one = soups.choose(right, np.array([single]), *judged)
-        add("single", one, labels[-1], len(candidates))
+        best = soups.choose(right, np.array([single]), *judged)
+        add("single", best, labels[-1], len(candidates))
         for count in labels:
             subsets = soups.draws_of(pool, count, draws)
             best = soups.choose(right, candidates, subsets, unseen, others)
             add("specific", best, count, len(candidates))
         for n in ensembles:
             add("ensemble", soups.choose(right, np.array([n]), *judged), 0, 1)
-    return found
+    return made
 
 
-def other_axes(suite, tables):
+def other_axes(suite: str, tables: Mapping[str, Table]) -> list[Bool[np.ndarray, "S N"]]:
     """Tables right [S, N] that tell apart soups which are equal in a suite.
 
     Clean images where there are some, else all other suites, of the same images only.
@@ -64,7 +75,9 @@ def other_axes(suite, tables):
     return [table.right for table in same]
 
 
-def describe(suite, way, chosen, labels, candidates, unseen):
+def describe(
+    suite: str, way: str, chosen: Any, labels: int, candidates: int, unseen: int
+) -> dict[str, Any]:
     """One row; accuracies are means over the draws of labelled images.
 
     "value" is on unseen images, "whole" on all, those that chose included, as published.
@@ -86,14 +99,16 @@ def describe(suite, way, chosen, labels, candidates, unseen):
     }
 
 
-def halving_rows(told, tables, labels):
+def halving_rows(
+    networks: Sequence[Identity], tables: Mapping[str, Table], labels: int
+) -> list[dict[str, Any]]:
     """How a search with a quarter of the forward passes compares, on the same images.
 
     A row per suite: passes, those of brute force, and how much less accurate than brute
     force's winner the search's is, on the images that both chose on.
     """
-    candidates = [n for n, one in enumerate(told) if one["kind"] != ENSEMBLE]
-    found = []
+    candidates = [n for n, network in enumerate(networks) if network.kind != ENSEMBLE]
+    made = []
     for suite, table in tables.items():
         pool, _ = soups.split_images(table.right.shape[1], labels)
         right = table.right[candidates][:, pool]
@@ -103,7 +118,7 @@ def halving_rows(told, tables, labels):
             labels,
         )
         accuracy = right.mean(axis=1)
-        found.append(
+        made.append(
             {
                 "suite": suite,
                 "passes": search.passes,
@@ -111,27 +126,29 @@ def halving_rows(told, tables, labels):
                 "behind": float(accuracy.max() - accuracy[search.winner]),
             }
         )
-    return found
+    return made
 
 
-def columns(rows):
+def columns(rows: Sequence[SelectionRow]) -> dict[Column, str]:
     """{(way, labels, which ensemble): title} of the rows, in the order of the table."""
     titles = {column_of(row): title(row) for row in rows}
-    return dict(sorted(titles.items(), key=lambda one: (WAYS.index(one[0][0]), one[0][1])))
+    order = sorted(titles, key=lambda column: (WAYS.index(column[0]), column[1]))
+    return {column: titles[column] for column in order}
 
 
-def column_of(row):
+def column_of(row: SelectionRow) -> Column:
     """The column of a row."""
-    return row["way"], row["labels"], key_of(row) if row["way"] == "ensemble" else None
+    network = Identity.of_plain(row) if row["way"] == "ensemble" else None
+    return row["way"], row["labels"], network
 
 
-def title(row):
+def title(row: SelectionRow) -> str:
     """A column's title."""
     return {
         "ingredient": lambda: "best ingredient",
         "single": lambda: "one soup for all",
         "specific": lambda: f"soup of its own, {row['labels']} labels",
-        "ensemble": lambda: name_of(row),
+        "ensemble": lambda: str(Identity.of_plain(row)),
     }[row["way"]]()
 
 
@@ -142,12 +159,12 @@ PROTOCOLS = {
 }
 
 
-def markdown(runs):
+def markdown(runs: Sequence[Sequence[SelectionRow]]) -> str:
     """A table for each of PROTOCOLS; runs: a list of rows per seed."""
     return "\n\n".join(table(runs, protocol) for protocol in PROTOCOLS)
 
 
-def table(runs, protocol):
+def table(runs: Sequence[Sequence[SelectionRow]], protocol: str) -> str:
     """A line per suite and their mean, a column per way; percent.
 
     One run: unseen images with Wilson's interval, the mean and whole sets without.
@@ -164,7 +181,7 @@ def table(runs, protocol):
         cells = [cell([run[suite, key] for run in values], protocol) for key in keys]
         lines.append([suite, *cells, tied(values, suite)])
     means = [
-        spread([np.mean([run[s, key][protocol] for s in suites]) for run in values])
+        spread([float(np.mean([run[s, key][protocol] for s in suites])) for run in values])
         for key in keys
     ]
     lines.append(["mean", *means, ""])
@@ -172,16 +189,16 @@ def table(runs, protocol):
     return markdown_table(titles, lines, right=[len(titles) - 1])
 
 
-def tied(values, suite):
+def tied(values: Sequence[Mapping[Any, SelectionRow]], suite: str) -> str:
     """ "5 of 56": soups not told from the winner by the most labelled images."""
     same = [row for run in values for (s, _), row in run.items() if s == suite]
     specific = [row for row in same if row["way"] == "specific"]
     most = max(row["labels"] for row in specific)
-    found = [row for row in specific if row["labels"] == most]
-    return f"{np.mean([row['tied'] for row in found]):.0f} of {found[0]['candidates']}"
+    best = [row for row in specific if row["labels"] == most]
+    return f"{np.mean([row['tied'] for row in best]):.0f} of {best[0]['candidates']}"
 
 
-def cell(rows, protocol):
+def cell(rows: Sequence[SelectionRow], protocol: str) -> str:
     """ "81.2 (79.0-83.1)" of one run, "81.2 ± 0.9" of several."""
     if len(rows) == 1 and protocol == "value":
         value, low, high = (100 * rows[0][key] for key in ("value", "low", "high"))

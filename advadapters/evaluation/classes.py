@@ -1,53 +1,61 @@
 """Who pays for robustness: accuracies by class, from tables of predictions."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from advadapters import soups
-from advadapters.evaluation.tables import name_of
+from advadapters.evaluation.accuracy import Table
 from advadapters.markdown import markdown_table
-from advadapters.networks import ENSEMBLE
+from advadapters.networks import ENSEMBLE, Identity
+from advadapters.shapes import AnyArray, Float, Int
 
 
-def accuracies(table):
+def accuracies(table: Table) -> tuple[Int[AnyArray, " L"], Float[AnyArray, "S L"]]:
     """(classes [L], accuracy [S, L]) of the classes that occur, one label an image."""
     classes = np.unique(table.labels)
     right = table.right
-    found = [right[:, table.labels == label].mean(axis=1) for label in classes]
-    return classes, np.stack(found, axis=1)
+    shares = [right[:, table.labels == label].mean(axis=1) for label in classes]
+    return classes, np.stack(shares, axis=1)
 
 
-def extremes(told, tables, suite):
+def extremes(
+    networks: Sequence[Identity], tables: Mapping[str, Table], suite: str
+) -> tuple[int, int]:
     """(number of the network best on clean images, of the one best in the suite).
 
     Of equals, the one that is best in the other of the two: the ends of their front.
     """
-    alone = [n for n, one in enumerate(told) if one["kind"] != ENSEMBLE]
+    alone = [n for n, network in enumerate(networks) if network.kind != ENSEMBLE]
     clean, robust = (tables[name].right[alone].mean(axis=1) for name in ("clean", suite))
     return alone[soups.best(clean, robust)], alone[soups.best(robust, clean)]
 
 
-def changes(told, tables, suite):
+def changes(
+    networks: Sequence[Identity], tables: Mapping[str, Table], suite: str
+) -> list[dict[str, Any]]:
     """Rows by class, the greatest loss first: what the network best in a suite costs it.
 
-    told, tables: see `runs.workdir.read_tables`.
+    networks, tables: see `runs.workdir.read_tables`.
     """
-    first, second = extremes(told, tables, suite)
+    first, second = extremes(networks, tables, suite)
     classes, clean = accuracies(tables["clean"])
     _, robust = accuracies(tables[suite])
-    found = [
+    rows = [
         {
             "class": int(label),
-            "from": name_of(told[first]),
-            "to": name_of(told[second]),
+            "from": str(networks[first]),
+            "to": str(networks[second]),
             "clean": [float(clean[n, k]) for n in (first, second)],
             "robust": [float(robust[n, k]) for n in (first, second)],
         }
         for k, label in enumerate(classes)
     ]
-    return sorted(found, key=lambda row: row["clean"][1] - row["clean"][0])
+    return sorted(rows, key=lambda row: row["clean"][1] - row["clean"][0])
 
 
-def markdown(rows, suite, most=10):
+def markdown(rows: Sequence[Mapping[str, Any]], suite: str, most: int = 10) -> str:
     """A line per class, the `most` that lose the most clean accuracy, percent."""
     first, second = rows[0]["from"], rows[0]["to"]
     titles = [f"{name}, {end}" for name in ("clean", suite) for end in (first, second)]

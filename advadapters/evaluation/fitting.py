@@ -5,10 +5,12 @@ device has room for, one for fewer networks is, and then for fewer images.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from advadapters import costs, hosts, meshes
 from advadapters.errors import UsageError
@@ -41,15 +43,15 @@ class Program(NamedTuple):
     rows: int
     flops: float
     once: float
-    memory: dict
+    memory: dict[str, Any]
 
 
-def most(mesh, asked):
+def most(mesh: Mesh, asked: int) -> int:
     """How many networks one call takes at most on these devices, of so many asked."""
     return min(asked, MOST.get(mesh.devices.flat[0].platform) or asked)
 
 
-def room(mesh, variables):
+def room(mesh: Mesh, variables: Any) -> int:
     """Bytes of one device that a program may plan, those of the variables included.
 
     The same for all processes, as process 0 finds it.
@@ -57,7 +59,7 @@ def room(mesh, variables):
     device = mesh.local_devices[0]
 
     @hosts.once
-    def free():
+    def free() -> int:
         stats = device.memory_stats() or {}
         if device.platform == "cpu" or "bytes_limit" not in stats:
             return HOST // len(mesh.local_devices)
@@ -66,19 +68,21 @@ def room(mesh, variables):
     return int(SHARE * free()) + size_of(variables)
 
 
-def room_of(chip):
+def room_of(chip: costs.Chip) -> int:
     """The same of a `costs.Chip` that need not be there and holds nothing else."""
     return int(SHARE * chip.memory * (1.0 if chip.tpu else TAKEN))
 
 
-def size_of(tree):
+def size_of(tree: Any) -> int:
     """Bytes of arrays, or of what they will be, on a device that holds all of each."""
     return sum(
         math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree)
     )
 
 
-def fit(make, count, soups, rows, room):
+def fit(
+    make: Callable[[int, int], Program], count: int, soups: int, rows: int, room: int
+) -> Program:
     """The Program for `count` networks that takes most of them at once and still fits.
 
     make: (soups, rows) -> Program. soups, rows: at most. room: bytes of a device that it
@@ -100,12 +104,12 @@ def fit(make, count, soups, rows, room):
             soups = 1
 
 
-def even(total, most):
+def even(total: int, most: int) -> int:
     """The size of the groups that are most alike, of at most `most` each."""
     return math.ceil(total / math.ceil(total / max(1, min(most, total))))
 
 
-def part(rows, most):
+def part(rows: int, most: int) -> int:
     """The largest part of at most `most` that so many rows are whole parts of."""
     return next(n for n in range(max(1, min(most, rows)), 0, -1) if rows % n == 0)
 
@@ -123,35 +127,43 @@ class Wanted(NamedTuple):
     batch: Any
 
 
-def programs(wanted, variables, *, mesh, rows, room, made):
+def programs(
+    wanted: Sequence[Wanted],
+    variables: Any,
+    *,
+    mesh: Mesh,
+    rows: int,
+    room: int,
+    cache: dict[Any, Any],
+) -> list[Program]:
     """[Program] for all [Wanted], of the same number of rows: that which fits for all.
 
     variables: arrays, or their shapes and places. rows: on each device, at most. room: see
-    `room`. made: a dict that keeps what was compiled.
+    `room`. cache: keeps what was compiled.
     """
 
-    def maker(one):
-        def make(soups, rows):
-            batch = shapes(mesh, one.batch, rows)
-            arguments = variables, stack(one.knobs[:1] * soups), batch
+    def maker(asked: Wanted) -> Callable[[int, int], Program]:
+        def make(soups: int, rows: int) -> Program:
+            batch = shapes(mesh, asked.batch, rows)
+            arguments = variables, stack(asked.knobs[:1] * soups), batch
             leaves, structure = jax.tree.flatten(arguments)
             types = tuple((x.shape, np.dtype(x.dtype)) for x in leaves)
-            key = one.function, structure, types
-            if key not in made:
-                made[key] = compiled(one.function, soups, rows, mesh, arguments)
-            return made[key]
+            key = asked.function, structure, types
+            if key not in cache:
+                cache[key] = compiled(asked.function, soups, rows, mesh, arguments)
+            return cache[key]
 
         return make
 
     while True:
-        found = [fit(maker(w), len(w.knobs), w.soups, rows, room) for w in wanted]
-        least = min(program.rows for program in found)
+        fitted = [fit(maker(w), len(w.knobs), w.soups, rows, room) for w in wanted]
+        least = min(program.rows for program in fitted)
         if least == rows:
-            return found
+            return fitted
         rows = least
 
 
-def need_room(programs):
+def need_room(programs: Sequence[Program]) -> None:
     """Raises UsageError where one network on one image of each device is too much."""
     if any(program.call is None for program in programs):
         raise UsageError(
@@ -160,7 +172,9 @@ def need_room(programs):
         )
 
 
-def compiled(function, soups, rows, mesh, arguments):
+def compiled(
+    function: Any, soups: int, rows: int, mesh: Mesh, arguments: tuple[Any, ...]
+) -> Program:
     """The Program of a jitted function for these arguments."""
     traced = function.trace(*arguments)
     call, memory = costs.compiled(traced)
@@ -168,15 +182,15 @@ def compiled(function, soups, rows, mesh, arguments):
     return Program(call, soups, rows, paper, once, memory)
 
 
-def stack(knobs):
+def stack(knobs: Sequence[Any]) -> Any:
     """[Knob] -> Knob of [S, ...], numpy."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *knobs)
 
 
-def shapes(mesh, batch, rows):
+def shapes(mesh: Mesh, batch: Any, rows: int) -> Any:
     """Shapes, types and places of a batch with so many rows on each device."""
 
-    def shape(x):
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
         size = (rows * mesh.size, *x.shape[1:])
         return jax.ShapeDtypeStruct(size, x.dtype, sharding=meshes.batched(mesh))
 

@@ -1,11 +1,14 @@
 """The ledger of evidence: a row of plain values for each claim, and a page of them."""
 
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from advadapters.evaluation import claims
 from advadapters.markdown import markdown_table
 
-MOST = 4  # comparisons of a claim that are told one by one
+LedgerRow = Mapping[str, Any]
+MOST = 4  # comparisons of a claim that are shown one by one
 HEAD = """# Evidence
 
 What was claimed, what came out here, and by which command. `advadapters report
@@ -23,22 +26,27 @@ all runs that a claim rests on; claims share runs.
 """
 
 
-def row(experiment, claim, found, seeds, about):
-    """The ledger's row of a judged claim; found: [claims.Found] of its comparisons.
+def row(
+    experiment: str,
+    claim: claims.Claim,
+    outcomes: Sequence[claims.Outcome],
+    seeds: Sequence[int],
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The ledger's row of a judged claim; outcomes: of its comparisons.
 
     experiment: its name. seeds: their numbers. about: further fields, such as the command.
     """
-    told = claims.comparisons(claim)
     means, pairs = {}, []
-    for one, result in zip(told, found, strict=True):
-        for place, which in enumerate((one.first, one.second)):
-            values = [pair[place] for pair in result.values]
-            means[which] = {"row": list(which), "values": values, "mean": mean(values)}
+    for comparison, result in zip(claims.comparisons(claim), outcomes, strict=True):
+        for number, place in enumerate((comparison.first, comparison.second)):
+            values = [pair[number] for pair in result.values]
+            means[place] = {"row": list(place), "values": values, "mean": mean(values)}
         pairs.append(
             {
-                "first": list(one.first),
-                "second": list(one.second),
-                "margin": one.margin,
+                "first": list(comparison.first),
+                "second": list(comparison.second),
+                "margin": comparison.margin,
                 "by_seed": result.by_seed,
                 "difference": result.difference,
                 "low": result.low,
@@ -47,22 +55,30 @@ def row(experiment, claim, found, seeds, about):
                 "images": result.images,
             }
         )
-    word, why = claims.verdict(found, claim["test"])
+    word, why = claims.verdict(outcomes, claim["test"])
     return start(experiment, claim, seeds, about) | {
-        "rows": [means[which] for which in claims.rows(claim)],
+        "rows": [means[place] for place in claims.rows(claim)],
         "comparisons": pairs,
         "verdict": word,
         "why": why,
     }
 
 
-def untested(experiment, claim, seeds, about, why):
+def untested(
+    experiment: str,
+    claim: claims.Claim,
+    seeds: Sequence[int],
+    about: Mapping[str, Any],
+    why: str,
+) -> dict[str, Any]:
     """The row of a claim that could not be judged."""
     empty = {"rows": [], "comparisons": [], "verdict": claims.UNTESTED, "why": why}
     return start(experiment, claim, seeds, about) | empty
 
 
-def start(experiment, claim, seeds, about):
+def start(
+    experiment: str, claim: claims.Claim, seeds: Sequence[int], about: Mapping[str, Any]
+) -> dict[str, Any]:
     """The fields that every row begins with."""
     return {
         "experiment": experiment,
@@ -72,32 +88,33 @@ def start(experiment, claim, seeds, about):
         "test": claim["test"],
         "margin": claim.get("margin", 0.0),
         "seeds": list(seeds),
-    } | about
+        **about,
+    }
 
 
-def mean(values):
+def mean(values: Sequence[float]) -> float:
     """Of a list."""
     return sum(values) / len(values)
 
 
-def merged(old, new):
+def merged(old: Sequence[LedgerRow], new: Sequence[LedgerRow]) -> list[LedgerRow]:
     """The rows of a ledger with new ones: in the place of their like, or at the end."""
     fresh = {(row["experiment"], row["id"]): row for row in new}
     kept = [fresh.pop((row["experiment"], row["id"]), row) for row in old]
     return kept + list(fresh.values())
 
 
-def dump(rows):
+def dump(rows: Sequence[LedgerRow]) -> str:
     """One line of JSON for each row."""
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def load(text):
+def load(text: str) -> list[LedgerRow]:
     """The rows of `dump`; raises ValueError for what is none."""
     return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
-def markdown(rows, name="ledger.jsonl"):
+def markdown(rows: Sequence[LedgerRow], name: str = "ledger.jsonl") -> str:
     """The page: for each experiment how it was run, and a table of its claims."""
     parts = [HEAD.format(name=name)]
     for experiment in dict.fromkeys(row["experiment"] for row in rows):
@@ -105,7 +122,7 @@ def markdown(rows, name="ledger.jsonl"):
     return "\n".join(parts)
 
 
-def section(rows):
+def section(rows: Sequence[LedgerRow]) -> str:
     """How an experiment was run, and a line for each of its claims."""
     lines = [f"## {rows[0]['experiment']}", "", f"{together(rows, 'paper')}", ""]
     for command in dict.fromkeys(row["command"] for row in rows):
@@ -131,59 +148,60 @@ def section(rows):
     return "\n".join([*lines, markdown_table(titles, cells, right=(3, 5))]) + "\n"
 
 
-def together(rows, key):
+def together(rows: Sequence[LedgerRow], key: str) -> str:
     """The different values of a field, in the order of the rows."""
     return "; ".join(dict.fromkeys(row[key] for row in rows))
 
 
-def verdict(row):
+def verdict(row: LedgerRow) -> str:
     """ "**holds**", "**not tested**: one seed only"."""
     return f"**{row['verdict']}**" + (f": {row['why']}" if row["why"] else "")
 
 
-def ours(row):
+def ours(row: LedgerRow) -> str:
     """What was measured, in a cell: values of the rows, and differences with intervals."""
     if not row["rows"]:
         return ""
     if row["test"] == "front":
         return "<br>".join([*series(row), *map(difference, row["comparisons"][:2])])
     pairs = row["comparisons"][:: 2 if row["test"] == "within" else 1]
-    means = {tuple(one["row"]): one["mean"] for one in row["rows"]}
-    told = []
+    means = {tuple(result["row"]): result["mean"] for result in row["rows"]}
+    lines = []
     if len(pairs) > MOST:
-        told.append(f"{len(pairs)} comparisons; the clearest {MOST}:")
+        lines.append(f"{len(pairs)} comparisons; the clearest {MOST}:")
         pairs = sorted(pairs, key=lambda pair: pair["p"])[:MOST]
-    told += [f"{against(pair, means)}, {difference(pair)}" for pair in pairs]
-    return "<br>".join(told)
+    lines += [f"{against(pair, means)}, {difference(pair)}" for pair in pairs]
+    return "<br>".join(lines)
 
 
-def against(pair, means):
+def against(pair: Mapping[str, Any], means: Mapping[tuple[str, ...], float]) -> str:
     """ "cotrain (clean=1) 84.1, nominal 83.0, clean" of a comparison."""
     first, second = (tuple(pair[key]) for key in ("first", "second"))
     suites = dict.fromkeys((first[2], second[2]))
-    told = ", ".join(f"{called(one)} {100 * means[one]:.1f}" for one in (first, second))
-    return f"{' and '.join(suites)}: {told}"
+    both = (f"{called(place)} {100 * means[place]:.1f}" for place in (first, second))
+    return f"{' and '.join(suites)}: {', '.join(both)}"
 
 
-def called(row):
+def called(place: tuple[str, ...]) -> str:
     """ "cotrain (clean=1)": a row without its suite."""
-    return f"{row[0]} ({row[1]})" if row[1] else row[0]
+    return f"{place[0]} ({place[1]})" if place[1] else place[0]
 
 
-def difference(pair):
+def difference(pair: Mapping[str, Any]) -> str:
     """ "+1.1 (0.6 to 1.6)", points."""
     value, low, high = (100 * pair[key] for key in ("difference", "low", "high"))
     return f"{value:+.1f} ({low:.1f} to {high:.1f})"
 
 
-def series(row):
+def series(row: LedgerRow) -> list[str]:
     """A line for each suite of a front: its networks' values in their order."""
-    lines = {}
-    for one in row["rows"]:
-        lines.setdefault(one["row"][2], {})[one["row"][1]] = one["mean"]
-    order = list(next(iter(lines.values())))
-    told = [
+    means: dict[str, dict[str, float]] = {}
+    for result in row["rows"]:
+        _, network, suite = result["row"]
+        means.setdefault(suite, {})[network] = result["mean"]
+    order = list(next(iter(means.values())))
+    lines = [
         f"{suite}: " + ", ".join(f"{100 * values[name]:.1f}" for name in order)
-        for suite, values in lines.items()
+        for suite, values in means.items()
     ]
-    return [f"{row['rows'][0]['row'][0]} at {'; '.join(order)}", *told]
+    return [f"{row['rows'][0]['row'][0]} at {'; '.join(order)}", *lines]

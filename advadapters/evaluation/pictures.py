@@ -1,15 +1,19 @@
 """Pictures of many soups: fronts, simplexes, classes."""
 
 import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from advadapters import soups
 from advadapters.evaluation import classes
-from advadapters.networks import ENSEMBLE
+from advadapters.evaluation.accuracy import Table
+from advadapters.networks import ENSEMBLE, Identity
+from advadapters.shapes import AnyArray, Float
 
 
-def sheet(rows, columns, file, draw):
+def sheet(rows: int, columns: int, file: Any, draw: Callable[[Any, Any], None]) -> None:
     """Writes a sheet of panels; draw: (axes [rows, columns], figure) fills them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -21,7 +25,9 @@ def sheet(rows, columns, file, draw):
     figure.savefig(file, dpi=120)
 
 
-def draw_fronts(told, tables, file):
+def draw_fronts(
+    networks: Sequence[Identity], tables: Mapping[str, Table], file: Any
+) -> None:
     """Accuracy in every suite against clean accuracy, a point per soup.
 
     The line joins those that no other beats in both; the modes, which are mixed, are
@@ -30,9 +36,9 @@ def draw_fronts(told, tables, file):
     suites = [name for name in tables if name != "clean"] or ["clean"]
     columns = min(4, len(suites))
     clean = 100 * tables["clean"].right.mean(axis=1)
-    alone = np.array([one["kind"] != ENSEMBLE for one in told])
+    alone = np.array([network.kind != ENSEMBLE for network in networks])
 
-    def draw(panels, figure):
+    def draw(panels: Any, figure: Any) -> None:
         for axes in panels.flat[len(suites) :]:
             axes.axis("off")
         for axes, suite in zip(panels.flat, suites, strict=False):
@@ -41,9 +47,9 @@ def draw_fronts(told, tables, file):
             axes.plot(clean[~alone], value[~alone], "s", ms=6, mfc="none", color="C2")
             best = np.flatnonzero(alone)[soups.front(clean[alone], value[alone])]
             axes.plot(clean[best], value[best], "-o", ms=4, color="C0")
-            for n, one in enumerate(told):
-                if one["kind"] == "mode":
-                    (domain,) = (name for name, w in one["mixture"].items() if w)
+            for n, network in enumerate(networks):
+                if network.kind == "mode":
+                    (domain,) = (name for name, w in network.mixture.items() if w)
                     axes.plot(clean[n], value[n], "o", ms=8, mfc="none", color="C3")
                     axes.annotate(
                         domain, (clean[n], value[n]),
@@ -57,35 +63,41 @@ def draw_fronts(told, tables, file):
     sheet(-(-len(suites) // columns), columns, file, draw)
 
 
-def corners(weights):
+def corners(
+    weights: Sequence[Sequence[float]] | Float[AnyArray, "N 3"],
+) -> Float[AnyArray, "N 2"]:
     """Places [N, 2] of weights [N, 3] in a triangle of side 1."""
     places = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
     return np.asarray(weights) @ places
 
 
-def faces(told):
+def faces(
+    networks: Sequence[Identity],
+) -> dict[tuple[str, ...], list[tuple[int, list[float]]]]:
     """{three domains: [(number of the network, its weights [3]), ...]} where it is a grid.
 
     The faces of the simplex of three and more ingredients; a face is there with six soups
     or more.
     """
-    alone = [n for n, one in enumerate(told) if one["kind"] != ENSEMBLE]
-    domains = list(told[alone[0]].get("mixture", {}))
-    found = {}
+    alone = [n for n, network in enumerate(networks) if network.kind != ENSEMBLE]
+    domains = list(networks[alone[0]].mixture)
+    known = {}
     for three in itertools.combinations(domains, 3):
-        weights = {n: [told[n]["mixture"][name] for name in three] for n in alone}
+        weights = {n: [networks[n].mixture[name] for name in three] for n in alone}
         inside = [(n, w) for n, w in weights.items() if abs(sum(w) - 1) < 1e-6]
         if len(inside) >= 6:
-            found[three] = inside
-    return found
+            known[three] = inside
+    return known
 
 
-def draw_simplex(told, tables, file):
+def draw_simplex(
+    networks: Sequence[Identity], tables: Mapping[str, Table], file: Any
+) -> None:
     """Accuracy over every face of the simplex, a row of triangles for each suite."""
-    known = faces(told)
+    known = faces(networks)
     values = {suite: 100 * table.right.mean(axis=1) for suite, table in tables.items()}
 
-    def draw(panels, figure):
+    def draw(panels: Any, figure: Any) -> None:
         for line, (suite, value) in zip(panels, values.items(), strict=True):
             others = [values[other] for other in values if other != suite]
             shown = [n for inside in known.values() for n, _ in inside]
@@ -109,15 +121,17 @@ def draw_simplex(told, tables, file):
     sheet(len(tables), len(known), file, draw)
 
 
-def draw_classes(told, tables, file):
+def draw_classes(
+    networks: Sequence[Identity], tables: Mapping[str, Table], file: Any
+) -> None:
     """Clean and robust accuracy of each class along the way from accurate to robust.
 
     The networks of the front between clean images and each suite, a line per class.
     """
     suites = [name for name in tables if name != "clean"]
-    alone = [n for n, one in enumerate(told) if one["kind"] != ENSEMBLE]
+    alone = [n for n, network in enumerate(networks) if network.kind != ENSEMBLE]
 
-    def draw(panels, figure):
+    def draw(panels: Any, figure: Any) -> None:
         for line, suite in zip(panels, suites, strict=True):
             means = [tables[name].right[alone].mean(axis=1) for name in ("clean", suite)]
             along = [alone[n] for n in soups.front(*means)]

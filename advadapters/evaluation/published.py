@@ -7,11 +7,14 @@ whole test sets, the labelled images that chose them included: 38.27 on A is 2,8
 images, 67.03 on Conflict 858 of 1,280. Its means are recomputed.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from advadapters.evaluation.studies import spread
 from advadapters.markdown import markdown_table
 
+Seed = Mapping[str, float]  # {suite: accuracy in [0, 1]} of one run
 # Title of a column: the suite that ours comes from.
 COLUMNS = {
     "IN": "imagenet",
@@ -41,7 +44,7 @@ ROWS = {
 }  # fmt: skip
 
 
-def markdown(ours):
+def markdown(ours: Mapping[str, Sequence[tuple[str, str, Sequence[Seed]]]]) -> str:
     """The poster's table, lines of ours below each of its own where there are runs.
 
     ours: {name: [(what it is called, command, [{suite: accuracy in [0, 1]} of each seed]),
@@ -61,7 +64,7 @@ def markdown(ours):
     return markdown_table(titles, lines)
 
 
-def our_cells(seeds):
+def our_cells(seeds: Sequence[Seed]) -> list[str]:
     """Cells of one row, its mean where all columns are there."""
     whole = [
         suite for suite in COLUMNS.values() if seeds and all(suite in s for s in seeds)
@@ -71,4 +74,4 @@ def our_cells(seeds):
     ]
     if len(whole) < len(COLUMNS):
         return [*cells, ""]
-    return [*cells, spread([np.mean([s[c] for c in whole]) for s in seeds], 2)]
+    return [*cells, spread([float(np.mean([s[c] for c in whole])) for s in seeds], 2)]

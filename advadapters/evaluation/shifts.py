@@ -1,6 +1,8 @@
 """Accuracy on corrupted images: which images, and what their counts are summed up to."""
 
+import dataclasses
 import itertools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,12 @@ from jax.sharding import PartitionSpec as P
 
 from advadapters import rng
 from advadapters.data.corruptions import COMMON, SEVERITIES, corrupt
-from advadapters.evaluation import accuracy, tables
+from advadapters.evaluation import tables
+from advadapters.evaluation.accuracy import Table
+from advadapters.evaluation.rows import Row, by_network
 from advadapters.intervals import wilson
 from advadapters.markdown import markdown_table
+from advadapters.networks import Identity
 from advadapters.pixels import to_float
 
 # AlexNet's errors on the published ImageNet-C, means over the severities (Hendrycks and
@@ -34,7 +39,9 @@ ALEXNET = {
 }
 
 
-def make_corrupt(name, severity, *, mesh):
+def make_corrupt(
+    name: str, severity: int, *, mesh: jax.sharding.Mesh
+) -> Callable[[dict], dict]:
     """A function: batch of uint8 images on the devices -> the same, corrupted.
 
     What is drawn depends on the batch's seed, the corruption, the severity and the image's
@@ -53,12 +60,14 @@ def make_corrupt(name, severity, *, mesh):
     return lambda batch: batch | {"images": moved(batch)}
 
 
-def suite_of(name, severity):
+def suite_of(name: str, severity: int) -> str:
     """ "fog-3"."""
     return f"{name}-{severity}"
 
 
-def about(names, severities):
+def about(
+    names: Sequence[str], severities: Sequence[int]
+) -> dict[str, dict[str, str | int]]:
     """{suite: {"corruption", "severity"}} of the suites made of these."""
     return {
         suite_of(name, severity): {"corruption": name, "severity": severity}
@@ -66,92 +75,109 @@ def about(names, severities):
     }
 
 
-def mean_row(rows):
+def mean_row(rows: Sequence[Row]) -> Row:
     """One network's rows -> the row of their mean accuracy.
 
     The interval is Wilson's for as many images as one corruption has: copies of an image
     are not independent, so it is rather too wide than too narrow.
     """
-    correct, copies = (sum(row[key] for row in rows) for key in ("correct", "n"))
-    images = rows[0]["n"]
+    correct, copies = sum(row.correct or 0 for row in rows), sum(row.n for row in rows)
+    images = rows[0].n
     share = correct / copies if copies else 0.0
     low, high = wilson(share * images, images)
-    of = {
-        key: list(dict.fromkeys(r[key] for r in rows)) for key in ("corruption", "severity")
-    }
-    told = {k: v for k, v in rows[0].items() if k not in of}
-    found = dict(value=share, low=low, high=high, correct=correct, n=copies, images=images)
-    found |= {"corruptions": of["corruption"], "severities": of["severity"]}
-    return told | found | {"suite": "corruptions mean"}
+    mean = dataclasses.replace(
+        rows[0],
+        suite="corruptions mean",
+        value=share,
+        low=low,
+        high=high,
+        correct=correct,
+        n=copies,
+        corruption=None,
+        severity=None,
+    )
+    return mean.with_more(
+        images=images,
+        corruptions=list(dict.fromkeys(row.corruption for row in rows)),
+        severities=list(dict.fromkeys(row.severity for row in rows)),
+    )
 
 
-def mce_row(rows):
+def mce_row(rows: Sequence[Row]) -> Row | None:
     """One network's rows on ImageNet -> a row of its mCE, or None if some are missing.
 
     Mean over the fifteen corruptions of the network's error by AlexNet's; AlexNet's are on
     the published images, whose frost is another.
     """
-    values = {(r["corruption"], r["severity"]): r["value"] for r in rows}
+    values = {(row.corruption, row.severity): row.value for row in rows}
     if any((name, s) not in values for name in COMMON for s in SEVERITIES):
         return None
     ratios = [
         sum(1 - values[name, s] for s in SEVERITIES) / len(SEVERITIES) / ALEXNET[name]
         for name in COMMON
     ]
-    kept = {k: v for k, v in rows[0].items() if k not in ("low", "high", "correct")}
-    kept = {k: v for k, v in kept.items() if k not in ("corruption", "severity")}
-    return kept | {"suite": "mCE", "metric": "mCE", "value": sum(ratios) / len(ratios)}
+    return dataclasses.replace(
+        rows[0],
+        suite="mCE",
+        metric="mCE",
+        value=sum(ratios) / len(ratios),
+        low=None,
+        high=None,
+        correct=None,
+        corruption=None,
+        severity=None,
+    )
 
 
-def shape_bias_rows(told, shape, texture, step):
+def shape_bias_rows(
+    networks: Sequence[Identity], shape: Table, texture: Table, step: int
+) -> list[Row]:
     """A row for each network: the share of its decisions by shape.
 
     Of the decisions for an image's shape or its texture (Geirhos et al. 2019); images
-    whose shape and texture agree say nothing of it and are left out. told: what each
-    network is told of; shape, texture: one Table with either labels.
+    whose shape and texture agree say nothing of it and are left out. shape, texture: one
+    Table with either labels.
     """
     conflict = shape.labels != texture.labels
-    found = []
-    for one, by_shape, by_texture in zip(told, shape.right, texture.right, strict=True):
-        right = int(by_shape[conflict].sum())
-        both = right + int(by_texture[conflict].sum())
-        row = accuracy.row(one, "shape bias", right, both, step)
-        found.append(row | {"metric": "shape_bias"})
-    return found
+    rows = []
+    for network, *both in zip(networks, shape.right, texture.right, strict=True):
+        by_shape, by_texture = (int(right[conflict].sum()) for right in both)
+        counts = (by_shape, by_shape + by_texture, step)
+        rows.append(Row.of_counts(network, "shape bias", *counts, metric="shape_bias"))
+    return rows
 
 
-def summary(rows, imagenet):
+def summary(rows: Sequence[Row], imagenet: bool) -> list[Row]:
     """Rows made of all networks' rows: means over corruptions, and mCE's if `imagenet`
     (1,000 classes).
     """
-    found = []
-    for by_suite in tables.by_network(rows):
-        moved = [row for row in by_suite.values() if "corruption" in row]
+    sums = []
+    for by_suite in by_network(rows).values():
+        moved = [row for row in by_suite.values() if row.corruption]
         if moved:
-            found.append(mean_row(moved))
+            sums.append(mean_row(moved))
             mce = mce_row(moved) if imagenet else None
-            found += [mce] if mce else []
-    return found
+            sums += [mce] if mce else []
+    return sums
 
 
-def markdown(rows):
+def markdown(rows: Sequence[Row]) -> str:
     """A markdown table: a line per corruption, a column per network, percent.
 
     Cells are means over the severities; clean, mean and mCE have lines of their own.
     """
-    networks = tables.by_network(rows)
-    severities = list(dict.fromkeys(r["severity"] for r in rows if "severity" in r))
+    networks = by_network(rows)
+    severities = dict.fromkeys(str(row.severity) for row in rows if row.severity)
     lines = []
-    for kind in dict.fromkeys(row.get("corruption", row["suite"]) for row in rows):
+    for kind in dict.fromkeys(row.corruption or row.suite for row in rows):
         cells = []
-        for found in networks:
-            same = [r for r in found.values() if r.get("corruption", r["suite"]) == kind]
+        for suites in networks.values():
+            same = [r for r in suites.values() if (r.corruption or r.suite) == kind]
             # A mean over several severities has no interval of its own.
-            if len(same) == 1 and "low" in same[0]:
+            if len(same) == 1 and same[0].low is not None:
                 cells.append(tables.percent(same[0]))
             else:
-                cells.append(f"{100 * sum(r['value'] for r in same) / len(same):.1f}")
+                cells.append(f"{100 * sum(row.value for row in same) / len(same):.1f}")
         lines.append([kind, *cells])
-    told = ", ".join(map(str, severities))
-    text = markdown_table(["accuracy, %", *map(tables.name_of_all, networks)], lines)
-    return f"{text}\ncorruptions are means over severities {told}"
+    text = markdown_table(["accuracy, %", *map(str, networks)], lines)
+    return f"{text}\ncorruptions are means over severities {', '.join(severities)}"

@@ -1,16 +1,22 @@
 """Tables and pictures of a study: cases by seeds, made from the runs' result rows."""
 
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from scipy import stats
 
-from advadapters.evaluation.tables import name_of
+from advadapters.evaluation.rows import Row
 from advadapters.markdown import markdown_table
-from advadapters.networks import key_of, mixture_case
+from advadapters.networks import Identity, mixture_case
 
-FIELDS = ("kind", "mixture", "lambda", "width")  # of the network, in a study's rows
+StudyRow = Mapping[str, Any]  # a row of study.json
 
 
-def rows(case, parameters, results):
+def rows(
+    case: str, parameters: int, results: Sequence[Sequence[Row]]
+) -> list[dict[str, Any]]:
     """One row per suite of a case; of a network conditioned on lambda, of each lambda.
 
     results: the result rows of each seed's run. Clean accuracy is that of the first mode
@@ -19,61 +25,68 @@ def rows(case, parameters, results):
     network. The interval is Student's over the seeds;
     one seed alone has none.
     """
-    found, first = [], results[0][0]
-    suites = dict.fromkeys(row["suite"] for row in results[0])
-    if first["kind"] == "lambda":
-        seen = {key_of(row): row for row in results[0]}.values()
-        cases = [
-            (f"{case}, {name_of(row)}", row, suite) for row in seen for suite in suites
-        ]
+    suites = dict.fromkeys(row.suite for row in results[0])
+    networks = dict.fromkeys(row.network for row in results[0])
+    first = next(iter(networks))
+    if first.kind == "lambda":
+        cases = [(f"{case}, {n}", n, suite) for n in networks for suite in suites]
     else:
-        domains, seen = list(first["mixture"]), {key_of(row) for row in results[0]}
-        modes = {domain: told_of(domain, domains) for domain in domains}
-        modes = {name: told for name, told in modes.items() if key_of(told) in seen}
+        domains = list(first.mixture)
+        modes = {domain: identity_of(domain, domains) for domain in domains}
+        modes = {name: mode for name, mode in modes.items() if mode in networks}
         cases = [
             (case, modes[mode_of(s, list(modes))] if modes else first, s) for s in suites
         ]
-    for label, told, suite in cases:
-        values = [value_of(seed, suite, told) for seed in results]
-        mean = float(np.mean(values))
-        half = half_width(values)
-        found.append(
-            {
-                "case": label,
-                "parameters_per_domain": parameters,
-                "suite": suite,
-                "mode": name_of(told),
-                **{key: told[key] for key in FIELDS if key in told},
-                "values": values,
-                "mean": mean,
-                "low": None if half is None else mean - half,
-                "high": None if half is None else mean + half,
-                "n": results[0][0]["n"],
-            }
-        )
-    return found
+    return [
+        study_row(label, parameters, suite, network, results)
+        for label, network, suite in cases
+    ]
 
 
-def mode_of(suite, domains):
+def study_row(
+    label: str,
+    parameters: int,
+    suite: str,
+    network: Identity,
+    results: Sequence[Sequence[Row]],
+) -> dict[str, Any]:
+    """The row of one case's network in one suite, over the seeds."""
+    values = [value_of(seed, suite, network) for seed in results]
+    mean, half = float(np.mean(values)), half_width(values)
+    return {
+        "case": label,
+        "parameters_per_domain": parameters,
+        "suite": suite,
+        "mode": str(network),
+        **dataclasses.replace(network, statistics=None).plain(),
+        "values": values,
+        "mean": mean,
+        "low": None if half is None else mean - half,
+        "high": None if half is None else mean + half,
+        "n": results[0][0].n,
+    }
+
+
+def mode_of(suite: str, domains: Sequence[str]) -> str:
     """The domain whose mode a suite is read in: that of the longest name it ends with."""
     named = [domain for domain in domains if suite.endswith(f"_{domain}")]
     return domains[0] if suite == "clean" else max(named or domains[-1:], key=len)
 
 
-def told_of(mode, domains):
-    """What `networks.Case` tells of a domain's mode."""
-    return mixture_case(domains, [float(domain == mode) for domain in domains]).told
+def identity_of(mode: str, domains: Sequence[str]) -> Identity:
+    """The network that is a domain's mode."""
+    return mixture_case(domains, [float(domain == mode) for domain in domains]).identity
 
 
-def value_of(result, suite, told):
-    """The accuracy of one run's network that is told of."""
-    for row in result:
-        if row["suite"] == suite and key_of(row) == key_of(told):
-            return row["value"]
-    raise ValueError(f"no row for suite {suite} of {name_of(told)}")
+def value_of(rows: Sequence[Row], suite: str, network: Identity) -> float:
+    """The accuracy of one run's network in a suite; raises ValueError if it has none."""
+    for row in rows:
+        if row.suite == suite and row.network == network:
+            return row.value
+    raise ValueError(f"no row for suite {suite} of {network}")
 
 
-def half_width(values):
+def half_width(values: Sequence[float]) -> float | None:
     """Half of the 95% interval of the mean by Student's t, None for a single value."""
     if len(values) < 2:
         return None
@@ -81,29 +94,29 @@ def half_width(values):
     return float(stats.t.ppf(0.975, len(values) - 1) * spread)
 
 
-def spread(values, digits=1):
+def spread(values: Sequence[float], digits: int = 1) -> str:
     """ "81.2 ± 0.9": percent, the mean of seeds and half of its 95% interval."""
     half = half_width(values)
-    told = "" if half is None else f" ± {100 * half:.{digits}f}"
-    return f"{100 * np.mean(values):.{digits}f}{told}"
+    interval = "" if half is None else f" ± {100 * half:.{digits}f}"
+    return f"{100 * np.mean(values):.{digits}f}{interval}"
 
 
-def by_case(rows):
+def by_case(rows: Sequence[StudyRow]) -> dict[str, dict[str, StudyRow]]:
     """{case: {suite: row}} in the order of the rows."""
-    table = {}
+    table: dict[str, dict[str, StudyRow]] = {}
     for row in rows:
         table.setdefault(row["case"], {})[row["suite"]] = row
     return table
 
 
-def markdown(rows):
+def markdown(rows: Sequence[StudyRow]) -> str:
     """A line per case: parameters per domain, then each suite: mean ± half interval."""
     suites = list(dict.fromkeys(row["suite"] for row in rows))
     titles = ["clean, %" if suite == "clean" else f"{suite}, %" for suite in suites]
     lines = []
-    for case, found in by_case(rows).items():
-        first = next(iter(found.values()))
-        cells = [cell(found[suite]) if suite in found else "" for suite in suites]
+    for case, results in by_case(rows).items():
+        first = next(iter(results.values()))
+        cells = [cell(results[suite]) if suite in results else "" for suite in suites]
         count, seeds = f"{first['parameters_per_domain']:,}", str(len(first["values"]))
         lines.append([case, count, *cells, seeds])
     return markdown_table(
@@ -111,12 +124,12 @@ def markdown(rows):
     )
 
 
-def cell(row):
+def cell(row: StudyRow) -> str:
     """ "98.7 ± 0.4 (clean mode)"."""
     return f"{spread(row['values'])} ({row['mode']})"
 
 
-def draw(rows, file):
+def draw(rows: Sequence[StudyRow], file: Any) -> None:
     """Writes a picture: accuracy against parameters per domain, a panel per suite.
 
     A dot per seed, a bar for the mean.
@@ -129,12 +142,11 @@ def draw(rows, file):
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(suites), squeeze=False)[0]
     for axes, suite in zip(panels, suites, strict=True):
-        found = [row for row in rows if row["suite"] == suite]
-        draw_suite(axes, found, suite)
+        draw_suite(axes, [row for row in rows if row["suite"] == suite], suite)
     figure.savefig(file, dpi=120)
 
 
-def draw_suite(axes, rows, suite):
+def draw_suite(axes: Any, rows: Sequence[StudyRow], suite: str) -> None:
     """One panel; where all cases have the same size, they stand side by side."""
     sizes = [row["parameters_per_domain"] for row in rows]
     apart = len(set(sizes)) > 1

@@ -1,5 +1,7 @@
 """Names of suites, which are columns of results: which of them a config cannot give."""
 
+from collections.abc import Iterable
+
 from advadapters import soups
 from advadapters.data.corruptions import CORRUPTIONS
 from advadapters.data.shifts import SHIFTS
@@ -9,12 +11,13 @@ COLUMNS = ("clean", "union", "corruptions", "corruptions mean", "mCE", "shape bi
 CASCADE = "autoattack"  # and all that begins like it
 
 
-def check_names(names):
+def check_names(names: Iterable[str]) -> None:
     """Raises ValueError for a name that would take the place of another column.
 
     Those of `COLUMNS`, of AutoAttack, of corruptions ("fog" and "fog-3") and of other test
     sets, and those that --suite cannot say.
     """
+    names = list(names)
     soups.check_names(names)
     for name in names:
         stem, _, severity = name.rpartition("-")

@@ -1,66 +1,49 @@
-"""Tables and pictures made from result rows (see `accuracy.row`)."""
+"""Tables and pictures made from result rows."""
 
+from collections.abc import Sequence
+from typing import Any
+
+from advadapters.evaluation.rows import Row, by_network
 from advadapters.markdown import markdown_table
-from advadapters.networks import key_of
 
 
-def name_of(told):
-    """What people call a row's network: "0.9 clean + 0.1 linf", "clean mode" if one-hot, or
-    "lambda 0.1", "lambda 0.1, width 0.5", "ensemble of 0.5 clean + 0.5 linf"; told: a row,
-    or what `networks.Case` tells.
-    """
-    kind = told["kind"]
-    if kind == "lambda":
-        return ", ".join(f"{k} {told[k]:g}" for k in ("lambda", "width") if k in told)
-    parts = {name: weight for name, weight in told["mixture"].items() if weight}
-    if kind == "mode":
-        return f"{next(iter(parts))} mode"
-    mixed = " + ".join(f"{round(weight, 4):g} {name}" for name, weight in parts.items())
-    return f"ensemble of {mixed}" if kind == "ensemble" else mixed
-
-
-def by_network(rows):
-    """[{suite: row}, ...] of each network in the order of the rows."""
-    table = {}
-    for row in rows:
-        table.setdefault(key_of(row), {})[row["suite"]] = row
-    return list(table.values())
-
-
-def name_of_all(found):
-    """What the network of {suite: row} is called."""
-    return name_of(next(iter(found.values())))
-
-
-def markdown(rows):
+def markdown(rows: Sequence[Row]) -> str:
     """A markdown table: a line per network, a column per suite, percent with interval.
 
     Where networks cost differently, their MFLOP per image are the last column.
     """
     networks = by_network(rows)
-    suites = list(dict.fromkeys(row["suite"] for row in rows))
-    metrics = {row["suite"]: row["metric"] for row in rows}
-    words = {"accuracy": "accuracy, %", "robust_accuracy": "robust, %", "shape_bias": "%"}
+    metrics = {row.suite: row.metric for row in rows}
+    suites = list(metrics)
+    words = {
+        "accuracy": "accuracy, %",
+        "robust_accuracy": "robust, %",
+        "shape_bias": "%",
+        "mCE": "%",
+    }
     titles = [f"{suite} {words[metrics[suite]]}" for suite in suites]
-    costs = any("flops" in row for row in rows)
+    costs = any(row.flops is not None for row in rows)
     titles += ["MFLOP per image"] * costs
-    kind = "lambda" if any(row["kind"] == "lambda" for row in rows) else "mixture"
+    kinds = {network.kind for network in networks}
+    kind = "lambda" if "lambda" in kinds else "mixture"
     lines = []
-    for found in networks:
-        cells = [percent(found[suite]) if suite in found else "" for suite in suites]
+    for network, results in networks.items():
+        cells = [percent(results[suite]) if suite in results else "" for suite in suites]
         if costs:
-            cells.append(f"{next(iter(found.values()))['flops'] / 1e6:.1f}")
-        lines.append([name_of_all(found), *cells])
+            flops = next(iter(results.values())).flops or 0.0
+            cells.append(f"{flops / 1e6:.1f}")
+        lines.append([str(network), *cells])
     return markdown_table([kind, *titles], lines)
 
 
-def percent(row):
-    """ "97.5 (95.3-98.7)": value and 95% interval."""
-    value, low, high = (100 * row[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} ({low:.1f}-{high:.1f})"
+def percent(row: Row) -> str:
+    """ "97.5 (95.3-98.7)": the value and its 95% interval, where it has one."""
+    if row.low is None or row.high is None:
+        return f"{100 * row.value:.1f}"
+    return f"{100 * row.value:.1f} ({100 * row.low:.1f}-{100 * row.high:.1f})"
 
 
-def draw_tradeoff(rows, path):
+def draw_tradeoff(rows: Sequence[Row], path: Any) -> None:
     """Writes a picture: accuracies along the networks, then robust against clean.
 
     The first panel shows every suite over the networks in the order of the rows, the
@@ -69,39 +52,46 @@ def draw_tradeoff(rows, path):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    suites = list(dict.fromkeys(row["suite"] for row in rows))
+    suites = list(dict.fromkeys(row.suite for row in rows))
     robust = [suite for suite in suites if suite != "clean"]
     columns = 1 + len(robust)
     figure = Figure(figsize=(1 + 4.8 * columns, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, columns, squeeze=False)[0]
-    draw_along(panels[0], by_network(rows), suites)
+    draw_along(panels[0], rows, suites)
     for axes, suite in zip(panels[1:], robust, strict=True):
-        for number, width in enumerate(dict.fromkeys(row.get("width") for row in rows)):
-            same = [row for row in rows if row.get("width") == width]
-            draw_against(axes, by_network(same), suite, f"C{number}")
+        for number, width in enumerate(dict.fromkeys(row.network.width for row in rows)):
+            same = [row for row in rows if row.network.width == width]
+            draw_against(axes, same, suite, f"C{number}")
     figure.savefig(path, dpi=120)
 
 
-def bars(rows):
-    """(values, (below, above)) in percent."""
-    values = [100 * row["value"] for row in rows]
-    below = [100 * (row["value"] - row["low"]) for row in rows]
-    above = [100 * (row["high"] - row["value"]) for row in rows]
+Bars = tuple[list[float], tuple[list[float], list[float]]]
+
+
+def bars(rows: Sequence[Row]) -> Bars:
+    """(values, (below, above)) in percent; bars of no length where there is no interval."""
+    values = [100 * row.value for row in rows]
+    lows = [row.value if row.low is None else row.low for row in rows]
+    highs = [row.value if row.high is None else row.high for row in rows]
+    below = [100 * (row.value - low) for row, low in zip(rows, lows, strict=True)]
+    above = [100 * (high - row.value) for row, high in zip(rows, highs, strict=True)]
     return values, (below, above)
 
 
-def draw_along(axes, table, suites):
+def draw_along(axes: Any, rows: Sequence[Row], suites: Sequence[str]) -> None:
     """Accuracy under every suite, a place on the axis for each network."""
+    table = by_network(rows)
     for number, suite in enumerate(suites):
-        found = [(x, r[suite]) for x, r in enumerate(table) if suite in r]
-        places, rows = zip(*found, strict=True)
-        values, spread = bars(rows)
+        numbered = enumerate(table.values())
+        points = [(x, results[suite]) for x, results in numbered if suite in results]
+        places, same = zip(*points, strict=True)
+        values, spread = bars(same)
         axes.errorbar(
             places, values, spread, fmt="o-", ms=4, lw=1.5, elinewidth=0.7,
             color=f"C{number}", label=suite,
         )  # fmt: skip
-    names = [name_of_all(found) for found in table]
+    names = list(map(str, table))
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
     axes.set_ylabel("accuracy, %")
     axes.set_title("accuracy of every network", fontsize=10)
@@ -111,20 +101,21 @@ def draw_along(axes, table, suites):
     axes.grid(alpha=0.3)
 
 
-def draw_against(axes, table, suite, color):
+def draw_against(axes: Any, rows: Sequence[Row], suite: str, color: str) -> None:
     """One suite against clean accuracy; modes and lambdas are marked and named.
 
     The clean axis spans 10 points at least: a difference within the intervals looks small.
     """
-    found = [(r["clean"], r[suite]) for r in table if {"clean", suite} <= r.keys()]
-    clean, robust = zip(*found, strict=True) if found else ((), ())
+    table = by_network(rows).values()
+    pairs = [(r["clean"], r[suite]) for r in table if {"clean", suite} <= r.keys()]
+    clean, robust = zip(*pairs, strict=True) if pairs else ((), ())
     (x, across), (y, along) = bars(clean), bars(robust)
     axes.errorbar(x, y, along, across, fmt="o-", color=color, ecolor="0.8", ms=4)
     for px, py, row in zip(x, y, clean, strict=True):
-        if row["kind"] in ("mode", "lambda"):
+        if row.network.kind in ("mode", "lambda"):
             axes.plot([px], [py], "o", ms=9, mfc="none", color="C3")
             axes.annotate(
-                name_of(row), (px, py), xytext=(8, 8), fontsize=8,
+                str(row.network), (px, py), xytext=(8, 8), fontsize=8,
                 textcoords="offset points", color="C3",
             )  # fmt: skip
     axes.set_xlabel("clean accuracy, %")

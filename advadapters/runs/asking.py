@@ -3,13 +3,15 @@
 import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from advadapters import builders, hosts
 from advadapters.evaluation import accuracy, fitting
+from advadapters.networks import Case
+from advadapters.runs.open_run import OpenRun
 
 
 class Question(NamedTuple):
@@ -20,22 +22,30 @@ class Question(NamedTuple):
     of.
     """
 
-    cases: list
+    cases: Sequence[Case]
     predictor: Callable[[Any], Any]
     move: Callable[[Any], Any] = lambda batch: batch
 
 
-def predictor_of(opened, attack, network):
+def predictor_of(
+    opened: OpenRun, attack: Callable | None, network: Any
+) -> Callable[..., Any]:
     """The jitted predictor for an attack; made once a run, so that it is traced once."""
-    run, made = opened.run, opened.made
-    if (attack, network) not in made:
-        made[attack, network] = accuracy.make_predictor(
-            run.networks[network], attack, mesh=opened.mesh
+    cache = opened.cache
+    if (attack, network) not in cache:
+        cache[attack, network] = accuracy.make_predictor(
+            opened.run.networks[network], attack, mesh=opened.mesh
         )
-    return made[attack, network]
+    return cache[attack, network]
 
 
-def ask(opened, variables, split, questions, quiet=False):
+def ask(
+    opened: OpenRun,
+    variables: Any,
+    split: Any,
+    questions: Mapping[Any, Question],
+    quiet: bool = False,
+) -> dict[Any, accuracy.Table]:
     """{suite: Table} of all cases of each {suite: Question}, in one pass over a split.
 
     How many networks and images a call takes follows from the compiler's plans, see
@@ -51,7 +61,7 @@ def ask(opened, variables, split, questions, quiet=False):
         for (suite, _, cases), program in zip(parts, programs, strict=True)
     ]
     meter = Meter(questions, began, quiet)
-    told = accuracy.tables(
+    tables = accuracy.tables(
         asked,
         variables,
         itertools.chain([first], batches),
@@ -59,25 +69,34 @@ def ask(opened, variables, split, questions, quiet=False):
         size=len(split),
         progress=meter.show,
     )
-    meter.close(len(told[0].labels), len(split))
-    said = {suite: {} for suite in questions}
-    for (suite, _, cases), table in zip(parts, told, strict=True):
-        said[suite] |= zip(map(id, cases), table.predictions, strict=True)
-    rows = {
-        suite: np.stack([said[suite][id(case)] for case in question.cases])
+    meter.close(len(tables[0].labels), len(split))
+    answers = {suite: {} for suite in questions}
+    for (suite, _, cases), table in zip(parts, tables, strict=True):
+        answers[suite] |= zip(map(id, cases), table.predictions, strict=True)
+    together = {
+        suite: np.stack([answers[suite][id(case)] for case in question.cases])
         for suite, question in questions.items()
     }
-    return {suite: told[0]._replace(predictions=said) for suite, said in rows.items()}
+    first = tables[0]
+    return {suite: first._replace(predictions=p) for suite, p in together.items()}
 
 
-def by_network(questions):
+def by_network(
+    questions: Mapping[Any, Question],
+) -> Iterator[tuple[Any, Any, list[Case]]]:
     """Iterates over (suite, name of a network, its cases), which one program answers."""
     for suite, question in questions.items():
         for network in dict.fromkeys(case.network for case in question.cases):
             yield suite, network, [c for c in question.cases if c.network == network]
 
 
-def programs_of(opened, variables, questions, batch, most):
+def programs_of(
+    opened: OpenRun,
+    variables: Any,
+    questions: Mapping[Any, Question],
+    batch: dict[str, Any],
+    most: int,
+) -> list[fitting.Program]:
     """[`fitting.Program`] of each of `by_network`, for batches like this one.
 
     variables: arrays, or their shapes and places. batch: of any number of rows. most: how
@@ -95,18 +114,20 @@ def programs_of(opened, variables, questions, batch, most):
     return fitted(opened, variables, wanted)
 
 
-def fitted(opened, variables, wanted):
+def fitted(
+    opened: OpenRun, variables: Any, wanted: Sequence[fitting.Wanted]
+) -> list[fitting.Program]:
     """[`fitting.Program`] of all [`fitting.Wanted`], on the devices of a run."""
-    made, mesh = opened.made, opened.mesh
-    if "room" not in made:
-        made["room"] = fitting.room(mesh, variables)
+    cache, mesh = opened.cache, opened.mesh
+    if "room" not in cache:
+        cache["room"] = fitting.room(mesh, variables)
     return fitting.programs(
         wanted,
         variables,
         mesh=mesh,
         rows=opened.run.evaluation.batch_size // mesh.size,
-        room=made["room"],
-        made=made,
+        room=cache["room"],
+        cache=cache,
     )
 
 
@@ -116,14 +137,14 @@ class Meter:
     began: when it was asked for, by time.monotonic. quiet: whether nothing is said.
     """
 
-    def __init__(self, suites, began, quiet=False):
+    def __init__(self, suites: Iterable[Any], began: float, quiet: bool = False) -> None:
         names = list(map(str, suites))
         more = f" and {len(names) - 1} more suites"
         self.name = names[0] + more if len(names) > 4 else ", ".join(names)
         self.began, self.quiet = began, quiet
         self.started = self.shown = time.monotonic()
 
-    def show(self, share):
+    def show(self, share: float) -> None:
         """Called with the share of the work that is done."""
         now, terminal = time.monotonic(), sys.stderr.isatty()
         soon = now - self.shown < (0.2 if terminal else 10)
@@ -135,7 +156,7 @@ class Meter:
         text = f"evaluating {self.name}: {100 * share:.0f}%  ETA {left:.0f} s   "
         print(text, end=end, file=sys.stderr, flush=True)
 
-    def close(self, counted, size):
+    def close(self, counted: int, size: int) -> None:
         """The last word; counted: of `size` images."""
         if self.quiet:
             return

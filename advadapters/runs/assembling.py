@@ -3,12 +3,23 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
+from typing import Any
 
 from advadapters import configs
 from advadapters.errors import UsageError
 
+Config = dict[str, Any]
 
-def assemble(folders, output, overrides=(), *, names=None, soup_weights=None):
+
+def assemble(
+    folders: Sequence[str],
+    output: str,
+    overrides: Sequence[str] = (),
+    *,
+    names: Sequence[str] | None = None,
+    soup_weights: Sequence[float] | None = None,
+) -> Any:
     """Writes the run of several networks, --config.KEY=VALUE applied; returns it opened.
 
     names: of its domains; those of the folders for None. soup_weights: of the first
@@ -31,10 +42,10 @@ def assemble(folders, output, overrides=(), *, names=None, soup_weights=None):
     ]
     need_alike(folders, settings)
     data = need_same_classes(folders)
-    found = [read(folder, overrides) for folder in folders]
+    networks = [read(folder, overrides) for folder in folders]
     try:
-        params = soups.stack([plain["params"] for plain, _ in found], names)
-        stats = soups.stack([plain["batch_stats"] for plain, _ in found], names)
+        params = soups.stack([plain["params"] for plain, _ in networks], names)
+        stats = soups.stack([plain["batch_stats"] for plain, _ in networks], names)
     except ValueError as error:
         raise UsageError(f"--ingredients: {error}") from None
     variables = {
@@ -47,24 +58,24 @@ def assemble(folders, output, overrides=(), *, names=None, soup_weights=None):
     if soup_weights is not None:
         config["evaluation"]["soup_weights"] = tuple(soup_weights)
     new = opening.write_run(config, output, lambda like: variables, data)
-    steps = [step for _, step in found]
+    steps = [step for _, step in networks]
     rows = list(map(lineage, names, folders, settings, steps))
     workdir.write_text(new.folder / "lineage.json", json.dumps(rows, indent=1) + "\n")
-    told = sorted({row["ancestor"] for row in rows})
-    if len(told) > 1:
-        print(f"warning: the ingredients have different ancestors: {', '.join(told)}")
+    ancestors = sorted({row["ancestor"] for row in rows})
+    if len(ancestors) > 1:
+        print(f"warning: the ingredients have different ancestors: {', '.join(ancestors)}")
     print(f"{' + '.join(names)} -> {new.folder}")
     return new
 
 
-def need_alike(folders, settings):
+def need_alike(folders: Sequence[str], settings: Sequence[Config]) -> None:
     """Raises UsageError where networks do not make soups, or results would not compare.
 
     Models that differ or have several domains, and suites of one name that differ.
     """
     from advadapters.defaults import TRAINING_ONLY
 
-    def model(config):
+    def model(config: Config) -> Config:
         return {k: v for k, v in config["model"].items() if k not in TRAINING_ONLY}
 
     for folder, config in zip(folders, settings, strict=True):
@@ -82,12 +93,12 @@ def need_alike(folders, settings):
         need_same_suites(folders[0], settings[0], folder, config)
 
 
-def need_same_suites(first, there, folder, config):
+def need_same_suites(first: str, there: Config, folder: str, config: Config) -> None:
     """Raises UsageError for a suite that two runs have with other settings."""
-    there, own = (one["evaluation"]["suites"] for one in (there, config))
-    for name in there.keys() & own.keys():
-        for key in sorted(there[name].keys() | own[name].keys()):
-            values = there[name].get(key), own[name].get(key)
+    suites, others = there["evaluation"]["suites"], config["evaluation"]["suites"]
+    for name in suites.keys() & others.keys():
+        for key in sorted(suites[name].keys() | others[name].keys()):
+            values = suites[name].get(key), others[name].get(key)
             if values[0] != values[1]:
                 raise UsageError(
                     f"{folder} and {first} both have a suite {name!r}, with {key}="
@@ -96,7 +107,7 @@ def need_same_suites(first, there, folder, config):
                 )
 
 
-def need_same_classes(folders):
+def need_same_classes(folders: Sequence[str]) -> Any:
     """What the first of the runs that knows its images remembers of them, or None.
 
     Raises UsageError where names of classes differ; says so where they are not known.
@@ -117,7 +128,7 @@ def need_same_classes(folders):
     return data
 
 
-def read(folder, overrides):
+def read(folder: str, overrides: Sequence[str]) -> tuple[Any, int]:
     """({"params", "batch_stats"} of a run's newest averaged network, step)."""
     from advadapters.runs import opening
 
@@ -127,7 +138,7 @@ def read(folder, overrides):
     return network.at(variables, opened.run.evaluation.cases[0].knob), step
 
 
-def config_of(names, settings, statistics):
+def config_of(names: Sequence[str], settings: Sequence[Config], statistics: bool) -> Config:
     """The config of the run: the first ingredient's, everything domain-specific."""
     from advadapters import defaults
 
@@ -149,7 +160,9 @@ def config_of(names, settings, statistics):
     )
 
 
-def lineage(name, folder, config, step):
+def lineage(
+    name: str, folder: str | os.PathLike, config: Config, step: int
+) -> dict[str, Any]:
     """Where an ingredient comes from."""
     recipe = json.dumps(config, sort_keys=True).encode()
     return {
@@ -163,14 +176,14 @@ def lineage(name, folder, config, step):
     }
 
 
-def ancestor(folder, config):
+def ancestor(folder: str | os.PathLike, config: Config) -> str:
     """The run, or file of weights, at the beginning of a chain of fine-tunings."""
     from advadapters.runs import workdir
 
-    seen = set()
-    while (source := source_of(folder, config)) and source not in seen:
+    visited = set()
+    while (source := source_of(folder, config)) and source not in visited:
         folder = source
-        seen.add(folder)
+        visited.add(folder)
         try:
             config = workdir.read_config(folder)
         except UsageError:  # a file, or moved since; its name still tells it from another
@@ -178,7 +191,7 @@ def ancestor(folder, config):
     return os.path.abspath(config["start"]["weights"] or folder)
 
 
-def source_of(folder, config):
+def source_of(folder: str | os.PathLike, config: Config) -> str:
     """The run that one was fine-tuned from or taken out of, "" if it began by itself."""
     from advadapters.runs import workdir
 

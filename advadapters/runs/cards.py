@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from advadapters.evaluation import tables
+from advadapters.evaluation.rows import Row
 from advadapters.markdown import markdown_table
 
 SHOWN = 20  # classes that are named one by one
@@ -120,7 +121,7 @@ def _results(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
     images = " or ".join(f"{count:,}" for count in counts)
     return (
         f"On {images} images, in percent, with 95% intervals over the images. Each network "
-        f"is attacked through itself.\n\n{tables.markdown(shown)}"
+        f"is attacked through itself.\n\n{tables.markdown(list(map(Row.of_plain, shown)))}"
     )
 
 

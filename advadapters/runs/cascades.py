@@ -92,7 +92,7 @@ def run(
     *,
     journal: str,
     compared: Sequence[dict[str, float]],
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> tuple[list[Any], dict[str, Any]]:
     """(result rows, {suite: Table}): AutoAttack on each case alone, clean, after the
     cascade, and the union.
 
@@ -104,7 +104,6 @@ def run(
 
     from advadapters import attacks, meshes
     from advadapters.attacks.report import from_plain, merge, to_plain
-    from advadapters.evaluation import tables
 
     evaluation = opened.run.evaluation
     if cascade.images and len(cases) > 1:
@@ -121,7 +120,7 @@ def run(
         local, reports = {}, {}
         for norm, eps in cascade.threats:
             folder = _journal_name(case, step, norm, eps, cascade.label, len(split))
-            print(f"{tables.name_of(case.told)}: {norm} {eps:g}", flush=True)
+            print(f"{case.identity}: {norm} {eps:g}", flush=True)
             report = attacks.autoattack(
                 logits_fn,
                 images,
@@ -145,7 +144,7 @@ def run(
                 report = merge([from_plain(part) for part in parts], of)
             print(report, flush=True)
             reports[f"autoattack_{norm}_{eps:g}"] = report
-        rows += _rows_of(reports, case.told, step, signs)
+        rows += _rows_of(reports, case.identity, step, signs)
         for suite, marks in _rights_of(reports).items():
             right.setdefault(suite, []).append(marks)
     if cascade.images:
@@ -217,26 +216,26 @@ def _tables_of(
 
 
 def _rows_of(
-    reports: Mapping[str, Any],
-    told: dict[str, Any],
-    step: int,
-    signs: dict[str, float],
-) -> list[dict[str, Any]]:
+    reports: Mapping[str, Any], network: Any, step: int, signs: dict[str, float]
+) -> list[Any]:
     """The rows of {suite: Report} on one network: clean, robust of each threat, union.
 
-    told: what tells the network in result rows.
+    network: its `networks.Identity`.
     """
-    from advadapters.evaluation import accuracy
+    from advadapters.evaluation.rows import Row
 
     right = {suite: int(marks.sum()) for suite, marks in _rights_of(reports).items()}
     count = len(next(iter(reports.values())).robust)
-    rows = [accuracy.row(told, "clean", right["clean"], count, step)]
+    rows = [Row.of_counts(network, "clean", right["clean"], count, step)]
     for suite, report in reports.items():
-        row = accuracy.row(told, suite, right[suite], count, step, report.not_finite)
+        lost = int(report.not_finite)
+        row = Row.of_counts(network, suite, right[suite], count, step, lost)
         details = ("version", "stages", "costs", "warnings")
-        rows.append(row | {name: getattr(report, name) for name in details} | signs)
+        more = {name: getattr(report, name) for name in details}
+        rows.append(row.with_more(**more, **signs))
     if "union" in right:
-        rows.append(accuracy.row(told, "union", right["union"], count, step) | signs)
+        row = Row.of_counts(network, "union", right["union"], count, step)
+        rows.append(row.with_more(**signs))
     return rows
 
 
@@ -278,13 +277,13 @@ def load(
 
 def count(
     opened: Any, variables: Any, cases: Sequence[Any], path: str, step: int
-) -> list[dict[str, Any]]:
+) -> list[Any]:
     """Result rows of cases on the images of a file: how many are still right."""
     import jax
 
     from advadapters.attacks import checks
     from advadapters.attacks.attacker import Attacker
-    from advadapters.evaluation import accuracy
+    from advadapters.evaluation.rows import Row
     from advadapters.precision import in_precision
 
     suites, labels = load(path)
@@ -308,7 +307,7 @@ def count(
             checks.outputs(logits, labels)
             lost = int((~np.isfinite(logits).all(axis=1)).sum())
             right = int(attacker.right(images, labels, logits, None).sum())
-            rows.append(accuracy.row(case.told, suite, right, len(labels), step, lost))
+            rows.append(Row.of_counts(case.identity, suite, right, len(labels), step, lost))
     return rows
 
 
@@ -316,11 +315,11 @@ def _journal_name(
     case: Any, step: int, norm: str, eps: float, version: str, count: int
 ) -> str:
     """A folder name for one cascade."""
-    told = case.told
-    weights = "_".join(f"{weight:.9g}" for weight in told["mixture"].values())
-    keys = [key for key in ("lambda", "width") if key in told]
-    weights += "".join(f"-{key}{told[key]:.9g}" for key in keys)
-    weights += "-ensemble" if told["kind"] == "ensemble" else ""
+    network = case.identity
+    weights = "_".join(f"{weight:.9g}" for weight in network.mixture.values())
+    numbers = {"lambda": network.lambda_, "width": network.width}
+    weights += "".join(f"-{k}{v:.9g}" for k, v in numbers.items() if v is not None)
+    weights += "-ensemble" if network.kind == "ensemble" else ""
     return f"{version}-{norm}-{eps:.6g}-step{step}-{weights}-n{count}"
 
 

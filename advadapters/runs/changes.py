@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from advadapters import hosts
@@ -29,15 +30,21 @@ LATER = {
     "evaluation": True,
     "epochs": True,  # only longer, and said on the command line
 }
+Changes = Mapping[str, tuple[Any, Any]]  # {key: (old value, new value)}
 PLACES = ("data.source", "data.data_dir")
 
 
-def row_of(key):
+def row_of(key: str) -> str | None:
     """The key of LATER that a key is, or is in; None for those that must stay."""
     return next((row for row in LATER if f"{key}.".startswith(f"{row}.")), None)
 
 
-def find(folder, old, new, said=()):
+def find(
+    folder: str | os.PathLike,
+    old: dict[str, Any],
+    new: dict[str, Any],
+    said: Collection[str] = (),
+) -> Changes:
     """{key: (old value, new value)} of two configs of a run.
 
     said: keys that were given on the command line. Raises UsageError where one of them
@@ -48,11 +55,11 @@ def find(folder, old, new, said=()):
     changed = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     refused = {k: pair for k, pair in changed.items() if row_of(k) is None}
     if refused:
-        told = ", ".join(f"{k}: {a} there, {b} now" for k, (a, b) in [*refused.items()][:3])
+        pairs = [f"{k}: {a} there, {b} now" for k, (a, b) in refused.items()]
         more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
         raise UsageError(
-            f"{folder} holds a run of another config ({told}{more}): name another workdir, "
-            f"or use that config; only {', '.join(LATER)} may change later"
+            f"{folder} holds a run of another config ({', '.join(pairs[:3])}{more}): name "
+            f"another workdir, or use that config; only {', '.join(LATER)} may change later"
         )
     before, now = changed.get("epochs", (0, 1))
     shorter = (now or 0) < (before or 0)
@@ -64,7 +71,7 @@ def find(folder, old, new, said=()):
     return changed
 
 
-def told(changed, title="changed since the run began"):
+def describe(changed: Changes, title: str = "changed since the run began") -> str:
     """The changes in one line."""
     shown = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
     longer = (
@@ -73,12 +80,14 @@ def told(changed, title="changed since the run began"):
     return f"{title}: {shown}{longer}"
 
 
-def stale(changed):
+def stale(changed: Changes) -> bool:
     """Whether what `train` evaluated is to be evaluated again."""
     return any(LATER[row_of(key) or key] for key in changed)
 
 
-def compare(folder, there, run, changed, training):
+def compare(
+    folder: str | os.PathLike, there: Any, run: Any, changed: Changes, training: bool
+) -> list[str]:
     """[line to be told] of what a run remembers of its data and what it has now.
 
     there: see `identity`, or None if nothing is remembered. training: whether training
@@ -96,7 +105,7 @@ def compare(folder, there, run, changed, training):
     here = record_of(run, 0)
     titles = (f"the run in {folder}", "the data")
     line = identity.need_same_names(there["classes"], here["classes"], titles)
-    told = [line] if line else []
+    lines = [line] if line else []
     for name in ("train", "test") if training else ("test",):
         other = identity.differences(there[name], here[name])
         if not other or (name == "test" and "data.test_split" in changed):
@@ -113,11 +122,13 @@ def compare(folder, there, run, changed, training):
                 "batches are made of their order (config.data.skip_corrupt=True leaves "
                 "corrupt ones out without that), or name another workdir"
             )
-        told.append(f"the {name} images are not those of {folder}: {other[0]}")
-    return told
+        lines.append(f"the {name} images are not those of {folder}: {other[0]}")
+    return lines
 
 
-def settle(folder, config, run, said):
+def settle(
+    folder: str | os.PathLike, config: dict[str, Any], run: Any, said: Collection[str]
+) -> None:
     """Has a run of a workdir go on with a config that may differ in LATER; says what does.
 
     Raises UsageError, and has nothing written, where that would change its results.
@@ -128,21 +139,21 @@ def settle(folder, config, run, said):
     lines = compare(folder, there, run, changed, training=True)
     again = stale(changed)
     here = record_of(run, config["model"]["classes"])
-    seen = there and there.get("seen") == here["test"]["fingerprint"]
+    tried = bool(there) and there.get("seen") == here["test"]["fingerprint"]
     done = workdir.read_results(folder) is not None and not again
-    if not done and (again or not seen):
+    if not done and (again or not tried):
         lines += look_at_tests(run)
-        seen = True
-    here["seen"] = here["test"]["fingerprint"] if seen else None
+        tried = True
+    here["seen"] = here["test"]["fingerprint"] if tried else None
     if changed:
-        lines.append(told(changed))
+        lines.append(describe(changed))
     for line in lines:
         print(line)
     if changed or here != there:
         workdir.record(folder, config, here, changed, again)
 
 
-def first_record(config, run):
+def first_record(config: dict[str, Any], run: Any) -> dict[str, Any]:
     """What a new run is to remember of its data; says what images are found corrupt."""
     for line in look_at_tests(run):
         print(line)
@@ -151,13 +162,13 @@ def first_record(config, run):
 
 
 @hosts.once
-def record_of(run, classes) -> Any:
+def record_of(run: Any, classes: int) -> Any:
     """What process 0 finds of the data, see `identity`."""
     return identity.describe(run.data.source, classes)
 
 
 @hosts.once
-def look_at_tests(run):
+def look_at_tests(run: Any) -> list[str]:
     """Tries every image that will be evaluated; returns lines to be told.
 
     By process 0 alone. Raises UsageError if some are corrupt and may not be left out.
@@ -179,11 +190,11 @@ def look_at_tests(run):
 class Tried:
     """A progress line on stderr every 10 s."""
 
-    def __init__(self, name):
+    def __init__(self, name: str) -> None:
         self.name, self.started = name, time.monotonic()
         self.shown = self.started
 
-    def __call__(self, count, total):
+    def __call__(self, count: int, total: int) -> None:
         now = time.monotonic()
         if now - self.shown > 10:
             self.shown, left = now, (now - self.started) * (total - count) / count

@@ -1,8 +1,11 @@
 """Evaluation of a run's networks: suites, corruptions, other sets, and their rows."""
 
+import dataclasses
 import functools
 import itertools
 import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,13 +16,19 @@ from advadapters.data import shifts as other_data
 from advadapters.data import splits
 from advadapters.data.splits import Subset
 from advadapters.errors import UsageError
-from advadapters.evaluation import accuracy, shifts, statistics, tables
-from advadapters.networks import ENSEMBLE
+from advadapters.evaluation import accuracy, shifts, statistics
+from advadapters.evaluation.accuracy import Table
+from advadapters.evaluation.rows import Row
+from advadapters.networks import ENSEMBLE, Case
 from advadapters.runs import workdir
 from advadapters.runs.asking import Question, ask, predictor_of
+from advadapters.runs.open_run import OpenRun
+from advadapters.shapes import Float, Int
+
+Tables = dict[str, Table]  # by suite
 
 
-def validation(opened, variables):
+def validation(opened: OpenRun, variables: Any) -> tuple[float, dict[str, float]]:
     """(score, metrics): accuracy of the method's checks on held-out images.
 
     The score is the mean with the checks' weights; the best checkpoint has the highest.
@@ -31,30 +40,30 @@ def validation(opened, variables):
         for number, attack in enumerate(attacks_):
             predictor = functools.partial(predictor_of, opened, attack)
             questions[check.name, number] = Question([check.case], predictor)
-    found = ask(opened, variables, run.data.validation, questions, quiet=True)
+    answers = ask(opened, variables, run.data.validation, questions, quiet=True)
     for check in checks:
         right = []
-        for (name, _), table in found.items():
+        for (name, _), table in answers.items():
             if name == check.name:
                 warn_of_strange(table, [check.case], "validation")
                 right.append(float(table.right.mean()))
-        many = right.pop() if check.alarm else None
+        alarm = right.pop() if check.alarm else None
         worst = metrics[f"validation/{check.name}"] = min(right)
         score += check.weight * worst
-        if check.alarm:
-            metrics[f"validation/{check.name}/alarm"] = many
-            warn_of_overfitting(check.name, worst, many)
+        if alarm is not None:
+            metrics[f"validation/{check.name}/alarm"] = alarm
+            warn_of_overfitting(check.name, worst, alarm)
     return score / sum(check.weight for check in checks), metrics
 
 
-def warn_of_strange(table, cases, suite):
+def warn_of_strange(table: Table, cases: Sequence[Case], suite: str) -> None:
     """Says which accuracies of a Table hold logits or images that are not finite."""
-    names = [tables.name_of(case.told) for case in cases]
+    names = [str(case.identity) for case in cases]
     for line in accuracy.strange(table, names, suite):
         print(line, flush=True)
 
 
-def warn_of_overfitting(name, single, many):
+def warn_of_overfitting(name: str, single: float, many: float) -> None:
     """Says so where an attack of more steps breaks most of what the view's own does not.
 
     Catastrophic overfitting (Wong et al. 2020): single-step training that has learnt to
@@ -68,27 +77,42 @@ def warn_of_overfitting(name, single, many):
         )
 
 
-def evaluate(opened, variables, split, cases, suites):
+def evaluate(
+    opened: OpenRun,
+    variables: Any,
+    split: Any,
+    cases: Sequence[Case],
+    suites: Mapping[str, Callable],
+) -> Tables:
     """{suite: Table} of every case: clean, under every attack, and under all of them.
 
     suites: {name: attack}. "union" is there where the attacks are several.
     """
     questions = questions_of(opened, cases, suites)
-    found = ask(opened, variables, split, questions)
+    answers = ask(opened, variables, split, questions)
     if len(suites) > 1:
-        found["union"] = accuracy.union([found[name] for name in suites])
-    return found
+        answers["union"] = accuracy.union([answers[name] for name in suites])
+    return answers
 
 
-def questions_of(opened, cases, suites):
+def questions_of(
+    opened: OpenRun, cases: Sequence[Case], suites: Mapping[str, Callable]
+) -> dict[str, Question]:
     """{suite: Question}: every case on clean images and under every attack {name: it}."""
     return {
         name: Question(cases, functools.partial(predictor_of, opened, attack))
-        for name, attack in ({"clean": None} | suites).items()
+        for name, attack in {"clean": None, **suites}.items()
     }
 
 
-def corrupted(opened, variables, split, cases, names, severities):
+def corrupted(
+    opened: OpenRun,
+    variables: Any,
+    split: Any,
+    cases: Sequence[Case],
+    names: Sequence[str],
+    severities: Sequence[int],
+) -> Tables:
     """{suite: Table} of every case: clean, and under each corruption and severity.
 
     Batches are corrupted on the devices, once for all cases, and then counted as clean
@@ -102,57 +126,72 @@ def corrupted(opened, variables, split, cases, names, severities):
     return ask(opened, variables, split, questions)
 
 
-def shifted(opened, variables, cases, names, *, data_dir, combine, examples):
+def shifted(
+    opened: OpenRun,
+    variables: Any,
+    cases: Sequence[Case],
+    names: Sequence[str],
+    *,
+    data_dir: str,
+    combine: str,
+    examples: int | None,
+) -> Tables:
     """{suite: Table} of every case on other test sets, see `data.shifts`.
 
     A set whose labels are several answers has a table for each, "NAME/READING".
     """
-    run, found = opened.run, {}
+    run, tables = opened.run, {}
     classes = opened.config["model"]["classes"]
-    known = (workdir.read_data(opened.folder) or {"classes": ()})["classes"]
+    known = tuple((workdir.read_data(opened.folder) or {"classes": ()})["classes"])
     channels, skip = run.data.channels, opened.config["data"]["skip_corrupt"]
     loaded = {}
     for name in names:  # all of them before the first is evaluated
         shift = other_data.load(name, data_dir, channels, skip)
         fitted = other_data.fit(shift, f"--data={name}", known, classes, channels)
         loaded[name], line = fitted
-        for told in filter(None, (*shift.notes, line)):
-            print(told)
+        for note in filter(None, (*shift.notes, line)):
+            print(note)
     for name, shift in loaded.items():
 
-        def predictor(network, name=name, shift=shift):
+        def predictor(network: Any, name: str = name, shift: Any = shift) -> Callable:
             key = (name, network)
-            if key not in opened.made:
-                opened.made[key] = accuracy.make_predictor(
+            if key not in opened.cache:
+                opened.cache[key] = accuracy.make_predictor(
                     run.networks[network],
                     None,
                     mesh=opened.mesh,
                     groups=shift.groups,
                     combine=combine,
                 )
-            return opened.made[key]
+            return opened.cache[key]
 
         split = splits.few(shift.split, examples)
         questions = {name: Question(cases, predictor)}
         (table,) = ask(opened, variables, split, questions).values()
         for number, reading in enumerate(shift.readings):
             labels = table.labels[:, number]
-            found[f"{name}/{reading}"] = table._replace(labels=labels)
+            tables[f"{name}/{reading}"] = table._replace(labels=labels)
         if not shift.readings:
-            found[name] = table
-    return found
+            tables[name] = table
+    return tables
 
 
-def signs(opened, variables, split, cases, count=None):
+def signs(
+    opened: OpenRun,
+    variables: Any,
+    split: Any,
+    cases: Sequence[Case],
+    count: int | None = None,
+) -> list[dict[str, float]]:
     """[{"sign_agreement": share}] of the cases, see `masking.sign_agreement`.
 
     On the first `count` images of a split; None asks for checks.SAMPLE where training has
     another precision than evaluation. {} for a network that is not looked at.
     """
-    run, found, batch = opened.run, [], None
+    run, agreements, batch = opened.run, [], None
     for case in cases:
         network = run.networks[case.network]
-        found.append({})
+        agreements.append({})
         if count or network.coarse:
             batch = batch or first_images(run, split, count or checks.SAMPLE)
             plain = network.at(variables, case.knob)
@@ -160,15 +199,17 @@ def signs(opened, variables, split, cases, count=None):
                 jax.tree_util.Partial(f, plain) for f in (network.apply, network.evaluate)
             )
             share = masking.sign_agreement(trained, exact, *batch)
-            found[-1] = {"sign_agreement": share}
-    shares = [one["sign_agreement"] for one in found if one]
+            agreements[-1] = {"sign_agreement": share}
+    shares = [of_case["sign_agreement"] for of_case in agreements if of_case]
     if shares:
         least = f"at least {100 * min(shares):.1f}%"
         print(f"signs of gradients in training's precision that are evaluation's: {least}")
-    return found
+    return agreements
 
 
-def first_images(run, split, count):
+def first_images(
+    run: Any, split: Any, count: int
+) -> tuple[Float[np.ndarray, "B H W C"], Int[np.ndarray, " B"]]:
     """(images in [0, 1], labels) of at most so many of the split's first examples."""
     few = Subset(split, np.arange(min(count, len(split))))
     batches = builders.eval_batches(run, few, whole=True)
@@ -177,69 +218,95 @@ def first_images(run, split, count):
     return images.astype(np.float32) / np.float32(255), labels
 
 
-def rows(opened, variables, cases, found, step, compared=(), about=None, attacked=None):
-    """Result rows of {suite: Table}; what is summed up of several follows them.
+def rows(
+    opened: OpenRun,
+    variables: Any,
+    cases: Sequence[Case],
+    results: Tables,
+    step: int,
+    compared: Sequence[dict[str, float]] = (),
+    about: Mapping[str, dict[str, Any]] | None = None,
+    attacked: Iterable[str] | None = None,
+) -> list[Row]:
+    """The rows of {suite: Table}; those that sum up several follow them.
 
-    compared: what `signs` found, for the rows of attacks. about: {suite: further fields of
-    its rows}. attacked: names of the suites that are attacks, None for the config's.
+    compared: what `signs` returned, for the rows of attacks. about: {suite: fields of its
+    rows}, see `shifts.about`. attacked: names of the suites that are attacks, None for the
+    config's.
     """
     compared = compared or [{}] * len(cases)
-    costs = costs_of(opened, variables, cases)
-    seed, settings = {"seed": opened.run.seed}, settings_of(opened, found)
-    told = [case.told | seed | cost for case, cost in zip(cases, costs, strict=True)]
+    costs, settings = costs_of(opened, variables, cases), settings_of(opened, results)
     attacked = {*(attacked or opened.run.evaluation.suites), "union"}
-    listed = []
-    for suite, table in found.items():
+    made = []
+    for suite, table in results.items():
         warn_of_strange(table, cases, suite)
-        fields = {"settings": settings[suite]} if suite in settings else {}
+        fields = {} if suite in attacked else {"metric": "accuracy"}
         fields |= (about or {}).get(suite, {})
+        more = {"seed": opened.run.seed}
+        more |= {"settings": settings[suite]} if suite in settings else {}
         counts = (table.right.sum(axis=1), table.not_finite, table.not_attacked)
-        for one, signs_, right, *odd in zip(told, compared, *counts, strict=True):
-            row = accuracy.row(one, suite, int(right), len(table.index), step, *odd)
-            natural = signs_ if suite in attacked else {"metric": "accuracy"}
-            listed.append(row | natural | fields)
+        for case, flops, signs_, *numbers in zip(
+            cases, costs, compared, *counts, strict=True
+        ):
+            right, lost, kept = map(int, numbers)
+            row = Row.of_counts(
+                case.identity,
+                suite,
+                right,
+                len(table.index),
+                step,
+                not_finite=lost,
+                not_attacked=kept,
+                flops=flops,
+                more=more | (signs_ if suite in attacked else {}),
+                **fields,
+            )
+            made.append(row)
     cues = [f"conflict_stimuli/{cue}" for cue in ("shape", "texture")]
-    if found.keys() >= {*cues}:
-        shape, texture = (found[cue] for cue in cues)
-        listed += shifts.shape_bias_rows(told, shape, texture, step)
+    if results.keys() >= {*cues}:
+        shape, texture = (results[cue] for cue in cues)
+        networks = [case.identity for case in cases]
+        made += shifts.shape_bias_rows(networks, shape, texture, step)
     classes = opened.config["model"]["classes"]
     imagenet = classes == 1000 and opened.run.data.image_size == 224
-    return listed + shifts.summary(listed, imagenet)
+    return made + shifts.summary(made, imagenet)
 
 
-def settings_of(opened, found):
+def settings_of(opened: OpenRun, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """{suite: settings of its attack} of those that are suites of the config."""
     suites = opened.config["evaluation"]["suites"]
-    return {suite: suites[suite] for suite in found if suite in suites}
+    return {suite: suites[suite] for suite in names if suite in suites}
 
 
-def costs_of(opened, variables, cases):
-    """[{"flops": of one image's forward pass}] where the run has several networks."""
+def costs_of(opened: OpenRun, variables: Any, cases: Sequence[Case]) -> list[float | None]:
+    """[FLOPs of one image's forward pass], Nones where the run has only one network."""
     widths = opened.run.networks.keys() - {ENSEMBLE}
     if len(widths | {case.network for case in cases}) == 1:
-        return [{}] * len(cases)
-    return [{"flops": flops_of(opened, variables, case)} for case in cases]
+        return [None] * len(cases)
+    return [flops_of(opened, variables, case) for case in cases]
 
 
-def flops_of(opened, variables, case):
+def flops_of(opened: OpenRun, variables: Any, case: Case) -> float:
     """The FLOPs of one image's forward pass, as the compiler counts them."""
-    run, made = opened.run, opened.made
-    if ("flops", case.network) in made:
-        return made["flops", case.network]
+    run, cache = opened.run, opened.cache
+    if ("flops", case.network) in cache:
+        return cache["flops", case.network]
     network, data = run.networks[case.network], run.data
     plain = jax.eval_shape(network.at, variables, case.knob)
     shape = (1, data.image_size, data.image_size, data.channels)
     images = jax.ShapeDtypeStruct(shape, np.float32)
     lowered = jax.jit(network.evaluate).lower(plain, images)
-    made["flops", case.network] = (lowered.cost_analysis() or {})["flops"]
-    return made["flops", case.network]
+    cache["flops", case.network] = (lowered.cost_analysis() or {})["flops"]
+    return cache["flops", case.network]
 
 
-def settle_statistics(opened, variables, cases, images=None):
+def settle_statistics(
+    opened: OpenRun, variables: Any, cases: Sequence[Case], images: int | None = None
+) -> list[Case]:
     """The cases with batch statistics estimated anew on about so many training images.
 
     Whole batches of the evaluation's size, as many as are in `images`, at least one; what
-    they are told of says on how many. For None the cases as they are, and a warning where
+    their identities say on how many. For None the cases as they are, and a warning where
     soups among them mix running statistics. Raises UsageError where the network has no
     batch statistics.
     """
@@ -247,7 +314,7 @@ def settle_statistics(opened, variables, cases, images=None):
     if not images:
         for warning in warnings_of_statistics(variables, cases):
             print(warning, flush=True)
-        return cases
+        return list(cases)
     if not has_statistics(variables):
         raise UsageError("--statistics is for networks with batch norm: leave it out")
     if any(case.network == ENSEMBLE for case in cases):
@@ -257,43 +324,43 @@ def settle_statistics(opened, variables, cases, images=None):
     split, mesh = splits.few(run.data.train, count), opened.mesh
     make = functools.cache(lambda name: statistics.make_estimate(run.networks[name], mesh))
     asked = [(make(case.network), case.knob) for case in cases]
-    found = statistics.means(asked, variables, builders.eval_batches(run, split), mesh)
+    means = statistics.means(asked, variables, builders.eval_batches(run, split), mesh)
     return [
         case._replace(
-            told=case.told | {"statistics": len(split)},
+            identity=dataclasses.replace(case.identity, statistics=len(split)),
             knob=case.knob._replace(stats=stats),
         )
-        for case, stats in zip(cases, found, strict=True)
+        for case, stats in zip(cases, means, strict=True)
     ]
 
 
-def has_statistics(variables):
+def has_statistics(variables: Any) -> bool:
     """Whether there are running statistics of batch norm."""
     stats = variables["stats"]
     return bool(jax.tree.leaves([stats["shared"], stats["adapters"]]))
 
 
-def warnings_of_statistics(variables, cases):
+def warnings_of_statistics(variables: Any, cases: Sequence[Case]) -> list[str]:
     """[a line about the soups among the cases that mix running statistics], or []."""
-    soups = [case for case in cases if case.told["kind"] == "soup"]
+    soups = [case for case in cases if case.identity.kind == "soup"]
     if not soups or not has_statistics(variables):
         return []
     more = f" and {len(soups) - 1} more soups" if soups[1:] else ""
     return [
-        f"warning: {tables.name_of(soups[0].told)}{more}: running statistics of batch norm "
+        f"warning: {soups[0].identity}{more}: running statistics of batch norm "
         "are mixed like weights, which may cost most of the accuracy; --statistics=1000 of "
         "evaluate, transfer and extract estimates them anew on so many training images"
     ]
 
 
-def test_images(run, examples=None, names=""):
+def test_images(run: Any, examples: int | None = None, names: str = "") -> Any:
     """The test images of a run: only so many of them, or those that a file names."""
     if names:
         return named(run.data.test, names)
     return splits.few(run.data.test, examples)
 
 
-def named(split, path):
+def named(split: Any, path: str | os.PathLike) -> Subset:
     """The examples of a split whose files are named in a text file, a line each.
 
     A line is the end of a path, such as n01440764/ILSVRC2012_val_00000293.JPEG. Raises
@@ -316,13 +383,13 @@ def named(split, path):
     chosen = []
     for line in lines:
         near = places.get(line.rpartition("/")[2], [])
-        found = [number for number, name in near if name.endswith("/" + line)] or [
+        matches = [number for number, name in near if name.endswith("/" + line)] or [
             number for number, _ in near
         ]
-        if len(found) != 1:
-            many = f"{len(found)} test images have" if found else "no test image has"
+        if len(matches) != 1:
+            many = f"{len(matches)} test images have" if matches else "no test image has"
             raise UsageError(f"--names={path}: {many} the name {line!r}")
-        chosen += found
+        chosen += matches
     if not chosen:
         raise UsageError(f"--names={path} names no image")
     return Subset(split, np.array(sorted(chosen)))

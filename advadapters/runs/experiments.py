@@ -28,7 +28,7 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from advadapters import flags, hosts
@@ -68,7 +68,7 @@ def read(path: str | os.PathLike) -> Experiment | None:
     return Experiment(pathlib.Path(path).stem, **whole)
 
 
-def check(experiment, built):
+def check(experiment: Experiment, built: Mapping[str, tuple[dict[str, Any], Any]]) -> None:
     """Raises UsageError for a claim that the experiment cannot judge.
 
     built: {variant: (config, Run)}. So that hours of training are not in vain.
@@ -97,21 +97,23 @@ def check(experiment, built):
                 suites = ("clean", *config["evaluation"]["suites"], "union")
                 pick(dict.fromkeys(suites), suite, f"suite {where}")
                 if network not in claims.CHOSEN:
-                    claims.number([case.told for case in run.evaluation.cases], network)
+                    claims.number([case.identity for case in run.evaluation.cases], network)
 
 
-def place(experiment, suite):
+def place(experiment: Experiment, suite: str) -> tuple[str, str]:
     """(NAME of DIR/NAME.npz, suite in it) of a row's "SUITE" or "EVALUATION:SUITE"."""
     name, colon, rest = suite.partition(":")
     return (name, rest) if colon and name in experiment.evaluations else ("results", suite)
 
 
-def folder_of(folder, name, seed):
+def folder_of(folder: Any, name: str, seed: int) -> Any:
     """Where a study keeps a run."""
     return folder / f"{name}-seed{seed}"
 
 
-def rests_on(experiment, cases, name):
+def rests_on(
+    experiment: Experiment, cases: Mapping[str, dict[str, Any]], name: str
+) -> set[str]:
     """A variant or soup with all that it is made from or started from."""
     if name in experiment.soups:
         parts = experiment.soups[name]["of"]
@@ -121,7 +123,9 @@ def rests_on(experiment, cases, name):
     return {name}.union(*(rests_on(experiment, cases, part) for part in parts))
 
 
-def conclude(study, seeds, failed, meter, ledger):
+def conclude(
+    study: Any, seeds: Sequence[int], failed: dict[str, str], meter: "Meter", ledger: str
+) -> None:
     """Does what is left of the last of the seeds, judges all of them, and writes that down.
 
     study: see `study.Study`. failed: {case: what became of it}. ledger: a file that the
@@ -129,13 +133,15 @@ def conclude(study, seeds, failed, meter, ledger):
     """
     make_soups(study, seeds[-1], failed, meter)
     evaluate_all(study, seeds[-1], failed, meter)
-    experiment, own = study.experiment, about(study.experiment, study.flags)
+    experiment, fields = study.experiment, about(study.experiment, study.flags)
 
-    def told(names):
-        whole = set().union(*(rests_on(experiment, study.cases, one) for one in names))
-        return own | meter.total([f"{name}-seed{seed}" for name in whole for seed in seeds])
+    def about_cases(names: Iterable[str]) -> dict[str, Any]:
+        whole = set().union(*(rests_on(experiment, study.cases, name) for name in names))
+        return fields | meter.total(
+            [f"{name}-seed{seed}" for name in whole for seed in seeds]
+        )
 
-    rows = judge(experiment, study.folder, seeds, failed, told)
+    rows = judge(experiment, study.folder, seeds, failed, about_cases)
     files = [study.folder / "ledger.jsonl"]
     files += [pathlib.Path(ledger).expanduser().absolute()] if ledger else []
     for file in files:
@@ -145,40 +151,40 @@ def conclude(study, seeds, failed, meter, ledger):
     print(f"written to {', '.join(map(str, files))}, and evidence.md beside", flush=True)
 
 
-def make_soups(study, seed, failed, meter):
+def make_soups(study: Any, seed: int, failed: dict[str, str], meter: "Meter") -> None:
     """The experiment's runs of several trained networks, evaluated like others."""
     from advadapters.runs import assembling, opening, training, workdir
 
     for name, made in study.experiment.soups.items():
         parts = made["of"]
         lost = [failed[part] for part in parts if part in failed]
-        own = folder_of(study.folder, name, seed)
+        folder = folder_of(study.folder, name, seed)
         if lost:
             failed[name] = f"{name} is made of {lost[0]}"
-        if lost or workdir.read_results(own):
+        if lost or workdir.read_results(folder):
             continue
-        leave_if(study, own.name)
-        with meter.of(own.name):
-            if not workdir.holds_run(own):
+        leave_if(study, folder.name)
+        with meter.of(folder.name):
+            if not workdir.holds_run(folder):
                 folders = [folder_of(study.folder, part, seed) for part in parts]
                 assembling.assemble(
-                    [os.fspath(folder) for folder in folders],
-                    os.fspath(own),
+                    [os.fspath(part) for part in folders],
+                    os.fspath(folder),
                     names=parts,
                     soup_weights=made["weights"],
                 )
-            training.train(opening.open_trained(os.fspath(own)))
+            training.train(opening.open_trained(os.fspath(folder)))
 
 
-def evaluate_all(study, seed, failed, meter):
+def evaluate_all(study: Any, seed: int, failed: dict[str, str], meter: "Meter") -> None:
     """The experiment's evaluations of their own; what is there is not done again."""
     for name, asked in study.experiment.evaluations.items():
         for variant in [one for one in asked if one not in failed]:
-            own = folder_of(study.folder, variant, seed)
-            request = request_of(own, name, asked[variant])
-            if not evaluated(own, request):
-                leave_if(study, f"{own.name}, {name}")
-                with meter.of(own.name):
+            folder = folder_of(study.folder, variant, seed)
+            request = request_of(folder, name, asked[variant])
+            if not evaluated(folder, request):
+                leave_if(study, f"{folder.name}, {name}")
+                with meter.of(folder.name):
                     evaluate(request)
 
 
@@ -188,7 +194,7 @@ def request_of(folder: Any, name: str, values: Mapping[str, Any]) -> Request:
     return flags.of_values(Request, given | {**values})
 
 
-def leave_if(study, what):
+def leave_if(study: Any, what: str) -> None:
     """Says what is done next, or raises hosts.Preempted where the time is up."""
     if study.late():
         raise hosts.Preempted(f"stopped before {what}")
@@ -202,14 +208,20 @@ def evaluated(folder: Any, request: Request) -> bool:
     if not (folder / f"{request.name}.json").exists():
         return False
     try:
-        command = workdir.read_tables(folder / f"{request.name}.npz")[2]
+        command = workdir.read_tables(folder / f"{request.name}.npz").command
         _, verb, *argv = shlex.split(command)
         return verb == "evaluate" and flags.read(Request, argv) == request
     except ValueError:  # no tables, or a command that is none any more
         return False
 
 
-def judge(experiment, folder, seeds, failed, about):
+def judge(
+    experiment: Experiment,
+    folder: Any,
+    seeds: Sequence[int],
+    failed: Mapping[str, str],
+    about: Callable[[Iterable[str]], dict[str, Any]],
+) -> list[dict[str, Any]]:
     """[ledger row] of every claim on the seeds that are complete.
 
     failed: {case: what became of it}. about: names of cases -> further fields of a row
@@ -217,27 +229,33 @@ def judge(experiment, folder, seeds, failed, about):
     """
     from advadapters.evaluation import claims, ledger
 
-    read, found = {}, []
+    read, judged = {}, []
     for claim in experiment.claims:
         rows = claims.rows(claim)
-        told = about({row[0] for row in rows})
+        fields = about({row[0] for row in rows})
         given = (experiment.name, claim)
         if lost := [failed[name] for name, *_ in rows if name in failed]:
-            found.append(ledger.untested(*given, seeds, told, lost[0]))
+            judged.append(ledger.untested(*given, seeds, fields, lost[0]))
             continue
         rights = {
             row: [rights_of(experiment, folder, row, seed, read) for seed in seeds]
             for row in rows
         }
         results = [
-            claims.compare(rights[one.first], rights[one.second], one.margin)
-            for one in claims.comparisons(claim)
+            claims.compare(rights[pair.first], rights[pair.second], pair.margin)
+            for pair in claims.comparisons(claim)
         ]
-        found.append(ledger.row(*given, results, seeds, told))
-    return found
+        judged.append(ledger.row(*given, results, seeds, fields))
+    return judged
 
 
-def rights_of(experiment, folder, row, seed, read):
+def rights_of(
+    experiment: Experiment,
+    folder: Any,
+    row: tuple[str, str, str],
+    seed: int,
+    read: dict[Any, Any],
+) -> Any:
     """See `claims.rights`; read: {file: what was read of it}, to be filled."""
     from advadapters.evaluation import claims
     from advadapters.runs import workdir
@@ -247,12 +265,11 @@ def rights_of(experiment, folder, row, seed, read):
     file = folder_of(folder, variant, seed) / f"{name}.npz"
     if file not in read:
         read[file] = workdir.read_tables(file)
-    told, tables, _ = read[file]
-    table = pick(tables, suite, f"suite of {file}")
-    return claims.rights(told, table, network, experiment.chosen_on)
+    table = pick(read[file].tables, suite, f"suite of {file}")
+    return claims.rights(read[file].networks, table, network, experiment.chosen_on)
 
 
-def write(rows, file):
+def write(rows: Sequence[Mapping[str, Any]], file: Any) -> None:
     """Puts rows into a ledger, and the page made of it beside it, evidence.md."""
     from advadapters.evaluation import ledger
     from advadapters.runs import workdir
@@ -265,7 +282,7 @@ def write(rows, file):
     workdir.write_text(file.with_name("evidence.md"), page)
 
 
-def read_ledger(file):
+def read_ledger(file: Any) -> list[Mapping[str, Any]]:
     """The rows of a ledger; raises UsageError where it cannot be read."""
     from advadapters.evaluation import ledger
 
@@ -288,14 +305,14 @@ def about(experiment: Experiment, study_flags: Any) -> dict[str, Any]:
     }
 
 
-def commit():
+def commit() -> str:
     """The commit of the code, with ", dirty" where code or configs differ from it.
 
     Outside of a repository, the version of the package.
     """
     import advadapters
 
-    def git(*arguments):
+    def git(*arguments: str) -> str | None:
         done = subprocess.run(
             ["git", "-C", os.fspath(ROOT), *arguments], capture_output=True, text=True
         )
@@ -308,7 +325,7 @@ def commit():
     return head + (", dirty" if changed else "")
 
 
-def device():
+def device() -> str:
     """The devices and the CPU in words."""
     from advadapters.runs import machine
 
@@ -323,7 +340,7 @@ class Meter:
     A piece is told every ten seconds while it goes on, so a kill loses no more of it.
     """
 
-    def __init__(self, file):
+    def __init__(self, file: Any) -> None:
         self.file = file
         self.commit = commit()  # now: later the files may be others than those that run
         self.pieces: dict[str, list[dict[str, Any]]] = {}
@@ -332,7 +349,7 @@ class Meter:
                 self.pieces = json.loads(file.read_text())
 
     @contextlib.contextmanager
-    def of(self, name, done=False):
+    def of(self, name: str, done: bool = False) -> Iterator[None]:
         """The piece of work on a run that is done inside; none if all was done before."""
         if done:
             yield
@@ -342,14 +359,14 @@ class Meter:
         self.pieces.setdefault(name, []).append(piece)
         begun, over = (time.process_time(), time.monotonic()), threading.Event()
 
-        def note():
+        def note() -> None:
             from advadapters.runs import workdir
 
             piece["cpu_seconds"] = time.process_time() - begun[0]
             piece["wall_seconds"] = time.monotonic() - begun[1]
             workdir.write_text(self.file, json.dumps(self.pieces, indent=1) + "\n")
 
-        def watch():
+        def watch() -> None:
             while not over.wait(10):
                 note()
 
@@ -363,10 +380,10 @@ class Meter:
             watcher.join()
             note()
 
-    def total(self, names):
+    def total(self, names: Iterable[str]) -> dict[str, Any]:
         """What the runs of these names cost together, and when and where they were made."""
         pieces = [piece for name in sorted(names) for piece in self.pieces.get(name, ())]
-        told = {
+        words = {
             key: "; ".join(sorted({piece[key] for piece in pieces}))
             for key in ("commit", "device", "date")
         }
@@ -374,4 +391,4 @@ class Meter:
             key: round(sum(piece[key] for piece in pieces), 1)
             for key in ("cpu_seconds", "wall_seconds")
         }
-        return told | seconds
+        return words | seconds

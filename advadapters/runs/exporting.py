@@ -10,7 +10,6 @@ from etils import epath
 import advadapters
 from advadapters import hosts, meshes, networks, trees
 from advadapters.errors import UsageError
-from advadapters.evaluation import tables
 from advadapters.exports import writing
 from advadapters.runs.opening import OpenRun
 
@@ -83,7 +82,7 @@ def describe(
     colours = {1: "gray", 3: "RGB"}.get(data.channels, f"{data.channels} channels")
     mean, std = (list(config["model"].get(key, ())) for key in ("mean", "std"))
     return {
-        "name": tables.name_of(case.told) if case else "",
+        "name": str(case.identity) if case else "",
         "domains": list(domains),
         "classes": list(classes),
         "image": [data.image_size, data.image_size, data.channels],
@@ -98,7 +97,7 @@ def describe(
             "jax": jax.__version__,
             "run": opened.folder.name,
             "step": step,
-            "network": case.told if case else {},
+            "network": case.identity.plain() if case else {},
             "model": config["model"],
         },
     }

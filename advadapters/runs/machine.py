@@ -5,7 +5,7 @@ import pathlib
 import platform
 
 
-def host():
+def host() -> dict[str, str | int]:
     """The CPU of this host, the cores that we may use, and memory."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
@@ -20,7 +20,7 @@ def host():
     }
 
 
-def devices():
+def devices() -> dict[str, int]:
     """{kind of device: how many there are}, over all processes."""
     import jax
 

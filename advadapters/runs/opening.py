@@ -2,7 +2,8 @@
 
 import functools
 import os
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import jax
 from etils import epath
@@ -13,20 +14,13 @@ from advadapters.data import identity
 from advadapters.defaults import TRAINING_ONLY
 from advadapters.errors import UsageError
 from advadapters.runs import changes, starting, workdir
+from advadapters.runs.open_run import OpenRun
 from advadapters.training import states
 
 
-class OpenRun(NamedTuple):
-    """A run with its mesh and its folder."""
-
-    run: builders.Run | builders.Networks
-    mesh: Any
-    folder: Any
-    made: dict  # what was compiled or counted once, see `evaluating`
-    config: dict
-
-
-def open_run(config, path, said=()):
+def open_run(
+    config: dict[str, Any], path: str | os.PathLike, said: Collection[str] = ()
+) -> OpenRun:
     """The run of a config, to be trained or evaluated in a workdir, new or not.
 
     Builds everything first, so that bad input leaves no trace, then the folder. said: the
@@ -46,7 +40,9 @@ def open_run(config, path, said=()):
     return OpenRun(run, mesh, workdir.open_workdir(path, config, data), {}, config)
 
 
-def open_trained(path, overrides=(), images=True):
+def open_trained(
+    path: str | os.PathLike, overrides: Sequence[str] = (), images: bool = True
+) -> OpenRun:
     """The run in a workdir, whose config is that there but for --config.KEY=VALUE.
 
     images: whether any will be read; if not, the run is its `builders.Networks`, and the
@@ -62,7 +58,7 @@ def open_trained(path, overrides=(), images=True):
     else:
         run = builders.build_network(config, mesh, there and identity.absent(there))
     if changed:
-        print(changes.told(changed, "changed for this call"))
+        print(changes.describe(changed, "changed for this call"))
     if images:
         tell(run)
         for line in changes.compare(path, there, run, changed, training=False):
@@ -71,13 +67,18 @@ def open_trained(path, overrides=(), images=True):
     return OpenRun(run, mesh, folder, {}, config)
 
 
-def tell(run):
+def tell(run: Any) -> None:
     """Says what was noticed when the data were opened."""
     for line in run.data.source.notes:
         print(line)
 
 
-def write_run(config, path, make, data=None):
+def write_run(
+    config: dict[str, Any],
+    path: str | os.PathLike,
+    make: Callable[[Any], Any],
+    data: Any = None,
+) -> OpenRun:
     """A new run that holds a finished state which nothing trained; returns it opened.
 
     make: abstract variables of the config -> variables. data: what the run remembers of
@@ -98,23 +99,23 @@ def write_run(config, path, make, data=None):
     return new
 
 
-def open_checkpoints(opened):
+def open_checkpoints(opened: OpenRun) -> checkpoints.Checkpoints:
     """The checkpoints of a run, to save to."""
     run, folder = opened.run, opened.folder / "checkpoints"
     return checkpoints.Checkpoints(folder, keep=run.keep, best=bool(run.every.validate))
 
 
-def abstract_state(opened):
+def abstract_state(opened: OpenRun) -> Any:
     """Shapes, types and places of the training state."""
     return builders.abstract_state(opened.run, opened.mesh)
 
 
-def averaged(opened, state):
+def averaged(opened: OpenRun, state: Any) -> Any:
     """The averaged variables, whole on every device, as evaluation takes them."""
     return meshes.put(states.averaged(state), meshes.replicated(opened.mesh))
 
 
-def adapter_settings(opened):
+def adapter_settings(opened: OpenRun) -> dict[str, Any]:
     """What a file of adapters must share with a run besides the backbone's values.
 
     The domains and the model, without what is of training alone.
@@ -124,7 +125,7 @@ def adapter_settings(opened):
     return {"domains": opened.run.domains} | kept
 
 
-def restore_variables(opened, step, adapters=""):
+def restore_variables(opened: OpenRun, step: str, adapters: str = "") -> tuple[Any, int]:
     """(averaged variables, step) of a checkpoint: "latest", "best" or a number.
 
     adapters: a file whose adapters replace those of the checkpoint. Whole on every device;
@@ -140,9 +141,9 @@ def restore_variables(opened, step, adapters=""):
     best = bool(opened.config.get("validate_every"))
     folder = opened.folder / "checkpoints"
     with checkpoints.Checkpoints(folder, best=best, read_only=True) as saved:
-        found = saved.find(step, opened.folder)
-        variables = states.joined(saved.restore_part(states.parts(abstract), found))
+        number = saved.find(step, opened.folder)
+        variables = states.joined(saved.restore_part(states.parts(abstract), number))
     if adapters:
         variables = files.load(adapters, variables, adapter_settings(opened))
         variables = meshes.put(variables, meshes.replicated(opened.mesh))
-    return variables, found
+    return variables, number

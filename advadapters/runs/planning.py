@@ -6,9 +6,12 @@ attacks only these are compiled.
 
 import math
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from advadapters.markdown import markdown_table
 
+Row = Mapping[str, Any]  # of the plan, as its JSON has it
 COLUMNS = (
     "topology", "suite", "networks", "at once", "images on a chip",
     "GFLOP/image and network", "variables, GiB", "temporaries", "peak", "of", "calls",
@@ -16,7 +19,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def measure(name, run, mesh, chip):
+def measure(name: str, run: Any, mesh: Any, chip: Any) -> list[dict[str, Any]]:
     """[row]: everything that is known of each suite, on the networks of each width."""
     import jax
 
@@ -26,9 +29,9 @@ def measure(name, run, mesh, chip):
 
     started = time.monotonic()
     variables, evaluation = builders.abstract_variables(run, mesh), run.evaluation
-    made = {"room": fitting.room_of(chip) if chip else fitting.room(mesh, variables)}
+    cache = {"room": fitting.room_of(chip) if chip else fitting.room(mesh, variables)}
     questions = evaluating.questions_of(
-        opened := opening.OpenRun(run, mesh, None, made, {}),
+        opened := opening.OpenRun(run, mesh, None, cache, {}),
         evaluation.cases,
         evaluation.suites,
     )
@@ -42,9 +45,10 @@ def measure(name, run, mesh, chip):
     images, rows = len(run.data.test), []
     for part, program in zip(asking.by_network(questions), programs, strict=True):
         suite, network, cases = part
-        row = dict(topology=name, devices=mesh.size, suite=suite, network=network)
+        row: dict[str, Any] = dict(topology=name, devices=mesh.size)
+        row |= dict(suite=suite, network=network)
         row |= dict(networks=len(cases), soups=program.soups, rows=program.rows)
-        row |= dict(images=images, memory=program.memory, room=made["room"])
+        row |= dict(images=images, memory=program.memory, room=cache["room"])
         row["calls"] = math.ceil(len(cases) / program.soups)
         row["calls"] *= math.ceil(images / (program.rows * mesh.size))
         row["flops"] = program.flops / (program.soups * program.rows * mesh.size)
@@ -52,7 +56,7 @@ def measure(name, run, mesh, chip):
         row["chip_memory"] = chip.memory if chip else None
         row["fits"] = None
         if chip:
-            row["fits"] = bool(program.call) and row["memory"]["peak"] <= made["room"]
+            row["fits"] = bool(program.call) and row["memory"]["peak"] <= cache["room"]
         if chip and program.call:
             row |= times(row, program, chip, evaluation.exact)
         rows.append(row)
@@ -60,7 +64,7 @@ def measure(name, run, mesh, chip):
     return rows
 
 
-def times(row, program, chip, exact):
+def times(row: Row, program: Any, chip: Any, exact: bool) -> dict[str, Any]:
     """What a row tells about time, at best; exact: whether products are real float32."""
     from advadapters import costs, hlo
 
@@ -72,12 +76,12 @@ def times(row, program, chip, exact):
     return {"seconds": seconds, "hours": hours, "chip_hours": hours * row["devices"]}
 
 
-def markdown(rows):
+def markdown(rows: Sequence[Row]) -> str:
     """All rows as a table, "" for none."""
     return markdown_table(COLUMNS, map(cells, rows)) if rows else ""
 
 
-def cells(row):
+def cells(row: Row) -> list[str]:
     """The texts of a row, in the order of COLUMNS."""
     memory, seconds = row["memory"], row.get("seconds", {})
     return [
@@ -95,12 +99,12 @@ def cells(row):
     ]
 
 
-def number(value, unit, form=".2f"):
+def number(value: float | None, unit: float, form: str = ".2f") -> str:
     """A number in a unit, or a question mark."""
     return "?" if value is None else format(value / unit, form)
 
 
-def advice(row):
+def advice(row: Row) -> str:
     """A line: whether it fits, and what to do if it does not."""
     where = f"{row['topology']}, evaluation under {row['suite']}"
     much = f"{row['soups']} of {row['networks']} networks on {row['rows']} images of a chip"

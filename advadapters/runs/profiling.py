@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from advadapters.markdown import markdown_table
 BEFORE = 3
 
 
-def need_steps(steps, left, folder):
+def need_steps(steps: int, left: int, folder: str | os.PathLike) -> None:
     """Raises UsageError where so many steps cannot be traced."""
     if left < BEFORE + steps:
         raise UsageError(
@@ -31,23 +32,23 @@ class Profiled:
     After the last of them the trace is in the folder and its table is printed.
     """
 
-    def __init__(self, step_fn, steps, folder):
+    def __init__(self, step_fn: Any, steps: int, folder: str | os.PathLike) -> None:
         self.step_fn, self.steps, self.folder = step_fn, steps, os.fspath(folder)
         self.calls, self.started = 0, 0.0
         self.program: Any = None
 
-    def __call__(self, state, *others):
+    def __call__(self, state: Any, *others: Any) -> Any:
         if self.program is None:  # compiled here, since its text tells what is what
             self.program = self.step_fn.lower(state, *others).compile()
         self.calls += 1
         if self.calls == BEFORE + 1 and hosts.first():
             self.start(state)
-        found = self.program(state, *others)
+        results = self.program(state, *others)
         if self.calls == BEFORE + self.steps and hosts.first():
-            self.stop(found)
-        return found
+            self.stop(results)
+        return results
 
-    def start(self, state):
+    def start(self, state: Any) -> None:
         """Begins the trace, when what came before is done."""
         jax.block_until_ready(state)
         options = jax.profiler.ProfileOptions()
@@ -55,27 +56,27 @@ class Profiled:
         jax.profiler.start_trace(self.folder, profiler_options=options)
         self.started = time.monotonic()
 
-    def stop(self, found):
+    def stop(self, results: Any) -> None:
         """Ends the trace when the steps are done, and prints what it says."""
-        jax.block_until_ready(found)
+        jax.block_until_ready(results)
         seconds = (time.monotonic() - self.started) / self.steps
         jax.profiler.stop_trace()
         scopes = hlo.scopes(self.program.as_text())
-        found = profiles.read(self.folder)
-        print(describe(found, scopes, self.steps, seconds), flush=True)
+        profile = profiles.read(self.folder)
+        print(describe(profile, scopes, self.steps, seconds), flush=True)
         print(f"profile: {self.folder} (open it with TensorBoard's profile plugin, xprof)")
 
 
-def describe(found, scopes, steps, seconds):
+def describe(profile: Any, scopes: Mapping[str, Any], steps: int, seconds: float) -> str:
     """What the devices did in so many steps, of so many seconds each on the clock."""
     lines = [
         f"profile of {steps} steps, {1e3 * seconds:,.1f} ms each; devices worked "
-        f"{found.busy / (steps * seconds):.1%} of the time"
+        f"{profile.busy / (steps * seconds):.1%} of the time"
     ]
-    whole = sum(event.own for event in found.events)
+    whole = sum(event.exclusive for event in profile.events)
     for title, parts in (
-        ("part", profiles.by_scope(found, scopes)),
-        ("kind of operation", profiles.by_kind(found, scopes)),
+        ("part", profiles.by_scope(profile, scopes)),
+        ("kind of operation", profiles.by_kind(profile, scopes)),
     ):
         rows = [
             (name, f"{1e3 * spent / steps:,.2f}", f"{spent / whole:.1%}")

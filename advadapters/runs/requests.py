@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -10,7 +9,6 @@ from typing import Annotated, Any
 from advadapters import flags
 from advadapters.errors import UsageError, pick
 from advadapters.flags import Separated, Shown
-from advadapters.runs import cascades
 from advadapters.schema import Between, OneOf
 
 RESERVED = ("config", "results", "adapters", "lineage", "study", "selection", "transfer")
@@ -135,10 +133,12 @@ class Request(flags.Choice):
 def evaluate(request: Request) -> None:
     """Asks a run's networks what is requested, prints a table and writes the files."""
     check(request)
+    # Imported here, since the help and bad flags need none of it.
+    from advadapters.evaluation import shifts, tables
+    from advadapters.runs import cascades, evaluating, opening
+
     cascade = cascades.read(request)
     corruptions = read_corruptions(request.suite, request.severity)
-    from advadapters.evaluation import shifts, tables
-    from advadapters.runs import evaluating, opening
 
     opened = opening.open_trained(
         request.workdir,
@@ -180,7 +180,7 @@ def evaluate(request: Request) -> None:
         about = shifts.about(*corruptions) if corruptions else {}
         rows = evaluating.rows(opened, variables, cases, results, step, compared, about)
     if adapters:
-        rows = [row | {"adapters": os.path.abspath(adapters)} for row in rows]
+        rows = [row.with_more(adapters=os.path.abspath(adapters)) for row in rows]
         print(f"with the adapters of {adapters}")
     print(shifts.markdown(rows) if corruptions else tables.markdown(rows))
     write(opened, request, rows, None if request.images else (cases, results))
@@ -189,10 +189,11 @@ def evaluate(request: Request) -> None:
 def write(
     opened: Any,
     request: Request,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Any],
     tables: tuple[Sequence[Any], Mapping[str, Any]] | None,
 ) -> None:
     """Writes NAME.json and, before it, NAME.npz; tables: (cases, {suite: Table})."""
+    from advadapters.evaluation.rows import dump
     from advadapters.runs import evaluating, workdir
 
     if tables:
@@ -202,7 +203,7 @@ def write(
         command = flags.command("evaluate", request)
         workdir.write_tables(file, cases, results, command, settings)
     file = opened.folder / f"{request.name}.json"
-    workdir.write_text(file, json.dumps(rows, indent=1) + "\n")
+    workdir.write_text(file, dump(rows))
     print(f"written to {file}")
 
 
@@ -233,6 +234,8 @@ def check(request: Request) -> None:
 
 def read_suites(run: Any, text: str) -> dict[str, Any]:
     """{name: attack} of the config's suites that are asked for, all for none."""
+    from advadapters.runs import cascades
+
     known = run.evaluation.suites | dict.fromkeys([*cascades.VERSIONS, "corruptions"])
     names = text.split(",") if text else run.evaluation.suites
     return {name: pick(known, name, "suite") for name in names}

@@ -4,19 +4,28 @@ import contextlib
 import functools
 import io
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from advadapters import builders, hosts, meshes, trees
 from advadapters.adapters import files
+from advadapters.checkpoints import Checkpoints
 from advadapters.data import identity
 from advadapters.evaluation import tables
 from advadapters.runs import evaluating, opening, profiling, starting, workdir
+from advadapters.runs.open_run import OpenRun
 from advadapters.training import loop, states
 
 
-def train(opened, clock=(), profile=None, late=lambda: False):
+def train(
+    opened: OpenRun,
+    clock: Sequence[float] = (),
+    profile: int | None = None,
+    late: Callable[[], bool] = lambda: False,
+) -> int:
     """Trains (or resumes), evaluates, writes the results; returns the exit code.
 
     clock: see `say_when_started`. profile: steps to trace, None for none. late: whether to
@@ -41,21 +50,21 @@ def train(opened, clock=(), profile=None, late=lambda: False):
     del state  # whose moments leave their room to evaluation
     cases, suites = run.evaluation.cases, run.evaluation.suites
     evaluating.settle_statistics(opened, variables, cases)  # warns of soups of them
-    found = evaluating.evaluate(opened, variables, run.data.test, cases, suites)
+    results = evaluating.evaluate(opened, variables, run.data.test, cases, suites)
     compared = evaluating.signs(opened, variables, run.data.test, cases)
-    rows = evaluating.rows(opened, variables, cases, found, run.steps, compared)
+    rows = evaluating.rows(opened, variables, cases, results, run.steps, compared)
     # A few frozen numbers, like an encoding, are no backbone.
     backbone = trees.count(variables["frozen"]) > trees.count(states.trained(variables))
-    told = write_adapters(opened, variables) if backbone else ""
-    settings = evaluating.settings_of(opened, found)
-    workdir.write_tables(folder / "results.npz", cases, found, settings=settings)
+    adapters = write_adapters(opened, variables) if backbone else ""
+    settings = evaluating.settings_of(opened, results)
+    workdir.write_tables(folder / "results.npz", cases, results, settings=settings)
     workdir.write_results(folder, rows)
     print(tables.markdown(rows))
-    print(f"written to {folder}: results.json, results.md, tradeoff.png{told}")
+    print(f"written to {folder}: results.json, results.md, tradeoff.png{adapters}")
     return 0
 
 
-def first_state(opened):
+def first_state(opened: OpenRun) -> Any:
     """The state before the first step, from config.start if it names a run or a file."""
     run = opened.run
     places = jax.tree.map(lambda leaf: leaf.sharding, opening.abstract_state(opened))
@@ -67,7 +76,7 @@ def first_state(opened):
     return jitted(first.plain, np.uint32(run.seed))
 
 
-def write_adapters(opened, variables):
+def write_adapters(opened: OpenRun, variables: Any) -> str:
     """Writes adapters.npz, what is trained of the variables; tells its size."""
     save = functools.partial(files.save, settings=opening.adapter_settings(opened))
     raw = io.BytesIO()
@@ -79,7 +88,15 @@ def write_adapters(opened, variables):
     return f", adapters.npz ({size / 1e3:,.0f} kB; the network has {whole / 1e3:,.0f} kB)"
 
 
-def train_steps(opened, saved, state, start, clock, profile, late):
+def train_steps(
+    opened: OpenRun,
+    saved: Checkpoints,
+    state: Any,
+    start: int,
+    clock: Sequence[float],
+    profile: int | None,
+    late: Callable[[], bool],
+) -> Any:
     """The training loop with its log, validation and checkpoints."""
     run, mesh = opened.run, opened.mesh
     log = workdir.Log(opened.folder, start)
@@ -89,12 +106,12 @@ def train_steps(opened, saved, state, start, clock, profile, late):
         step_fn = profiling.Profiled(step_fn, profile, opened.folder / "profile")
     step_fn = say_when_started(step_fn, clock)
 
-    def write(step, metrics):
+    def write(step: int, metrics: dict[str, Any]) -> None:
         metrics = describe_speed(run, step, metrics)
         log.write(step, metrics)
         print(progress_line(run, step, metrics), flush=True)
 
-    def validate(state, step):
+    def validate(state: Any, step: int) -> float:
         score, metrics = evaluating.validation(opened, opening.averaged(opened, state))
         log.write(step, metrics)
         print(f"step {step} validation  " + numbers(metrics), flush=True)
@@ -118,7 +135,9 @@ def train_steps(opened, saved, state, start, clock, profile, late):
     return state
 
 
-def say_when_started(step_fn, clock):
+def say_when_started(
+    step_fn: Callable[..., Any], clock: Sequence[float]
+) -> Callable[..., Any]:
     """The step function; after its first call it prints what the time went to until then.
 
     clock: times at the beginning, after imports, and after reading config and data; ()
@@ -126,10 +145,10 @@ def say_when_started(step_fn, clock):
     """
     left = list(clock)
 
-    def step(*arguments):
-        found = step_fn(*arguments)
+    def step(*arguments: Any) -> Any:
+        results = step_fn(*arguments)
         if left:
-            jax.block_until_ready(found)
+            jax.block_until_ready(results)
             begun, imported, opened = left
             now = time.monotonic()
             left.clear()
@@ -138,12 +157,12 @@ def say_when_started(step_fn, clock):
                 f"data {opened - imported:.1f}, state and compilation {now - opened:.1f}",
                 flush=True,
             )
-        return found
+        return results
 
     return step
 
 
-def describe_speed(run, step, metrics):
+def describe_speed(run: Any, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
     """Adds the learning rate, images/s and the seconds left."""
     seconds = metrics.pop("seconds_per_step")
     return metrics | {
@@ -153,7 +172,7 @@ def describe_speed(run, step, metrics):
     }
 
 
-def progress_line(run, step, metrics):
+def progress_line(run: Any, step: int, metrics: Mapping[str, Any]) -> str:
     """step 50/660  loss/clean 0.51  loss/linf 1.32  512 images/s  ETA 1:40"""
     shown = {k: v for k, v in metrics.items() if k.startswith(("loss/", "accuracy/"))}
     minutes, seconds = divmod(round(metrics["seconds_left"]), 60)
@@ -165,12 +184,12 @@ def progress_line(run, step, metrics):
     )
 
 
-def numbers(metrics):
+def numbers(metrics: Mapping[str, Any]) -> str:
     """{"loss/clean": 0.51234} -> "loss/clean 0.512"."""
     return "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
 
 
-def print_head(opened, abstract, start):
+def print_head(opened: OpenRun, abstract: Any, start: int) -> None:
     """What is trained: devices, parameters per branch, what each view attacks."""
     from clu import parameter_overview
 
@@ -195,7 +214,7 @@ def print_head(opened, abstract, start):
     )
 
 
-def parameter_table(variables, patterns, domains):
+def parameter_table(variables: Any, patterns: Sequence[str], domains: Sequence[str]) -> str:
     """Counts per branch: shared, each adapter pattern per domain, all in all."""
     count = len(domains)
     shared = trees.count(variables["shared"])

@@ -5,16 +5,24 @@ import math
 import os
 import time
 import zipfile
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from advadapters import defaults, files, hosts
 from advadapters.errors import UsageError
+from advadapters.evaluation.accuracy import Table
+from advadapters.evaluation.rows import Row, dump, load
+from advadapters.evaluation.tables import draw_tradeoff, markdown
+from advadapters.files import AnyPath
+from advadapters.networks import Case, Identity
+
+Config = dict[str, Any]  # of a run, nested plain values
 
 
-def open_workdir(path, config, data=None):
+def open_workdir(path: str | os.PathLike, config: Config, data: Any = None) -> epath.Path:
     """The folder, made if need be, for exactly this config.
 
     data: what a new run remembers of its images, see `data.identity`. Raises UsageError if
@@ -30,13 +38,13 @@ def open_workdir(path, config, data=None):
     return folder
 
 
-def plain(config):
+def plain(config: Config) -> Config:
     """A config as it is when it has been written and read again."""
     return retuple(json.loads(json.dumps(config)))
 
 
 @hosts.once
-def make_workdir(path, config, data=None):
+def make_workdir(path: str | os.PathLike, config: Config, data: Any = None) -> str:
     """What `open_workdir` does in process 0; returns the folder's whole path."""
     folder = epath.Path(os.path.abspath(os.path.expanduser(path)))
     file = folder / "config.json"
@@ -58,7 +66,13 @@ def make_workdir(path, config, data=None):
 
 
 @hosts.once
-def record(path, config, data, changed, again):
+def record(
+    path: str | os.PathLike,
+    config: Config,
+    data: Any,
+    changed: Mapping[str, tuple[Any, Any]],
+    again: bool,
+) -> None:
     """Writes the config and the data that a run goes on with, and their history.
 
     changed: {key: (old value, new value)}; again: whether results are to be made again.
@@ -86,7 +100,7 @@ def record(path, config, data, changed, again):
 
 
 @hosts.once
-def read_data(path) -> Any:
+def read_data(path: str | os.PathLike) -> Any:
     """What a run remembers of its images, see `data.identity`; None if nothing."""
     file = epath.Path(os.path.expanduser(path)) / "data.json"
     try:
@@ -96,25 +110,25 @@ def read_data(path) -> Any:
 
 
 @hosts.once
-def holds_run(path):
+def holds_run(path: str | os.PathLike) -> bool:
     """Whether the folder has a config."""
     return (epath.Path(os.path.expanduser(path)) / "config.json").exists()
 
 
-def refuse_other(folder, old, new):
+def refuse_other(folder: AnyPath, old: Config, new: Config) -> None:
     """Raises UsageError naming the keys that differ."""
     old, new = leaves(old), leaves(new)
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     if keys:
-        told = ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} now" for k in keys[:3])
+        first = ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} now" for k in keys[:3])
         more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
         raise UsageError(
-            f"{folder} holds a run of another config ({told}{more}): "
+            f"{folder} holds a run of another config ({first}{more}): "
             "name another workdir, or use that config"
         )
 
 
-def leaves(tree, prefix=""):
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dict -> {"a.b": value}."""
     flat = {}
     for key, value in tree.items():
@@ -123,7 +137,7 @@ def leaves(tree, prefix=""):
     return flat
 
 
-def read_config(path):
+def read_config(path: str | os.PathLike) -> Config:
     """The config of a run's folder; keys that came later have their defaults."""
     config = retuple(read_json(path))
     if not isinstance(config, dict):
@@ -132,7 +146,7 @@ def read_config(path):
 
 
 @hosts.once
-def read_json(path):
+def read_json(path: str | os.PathLike) -> Any:
     """What `read_config` reads in process 0."""
     file = epath.Path(os.path.expanduser(path)) / "config.json"
     try:
@@ -142,7 +156,7 @@ def read_json(path):
 
 
 @hosts.once
-def read_lineage(path):
+def read_lineage(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of lineage.json, where a run was made of others; [] of other runs."""
     file = epath.Path(os.path.expanduser(path)) / "lineage.json"
     try:
@@ -151,7 +165,7 @@ def read_lineage(path):
         return []
 
 
-def retuple(value):
+def retuple(value: Any) -> Any:
     """JSON's lists as the tuples that they were."""
     if isinstance(value, dict):
         return {key: retuple(inner) for key, inner in value.items()}
@@ -164,7 +178,7 @@ class Log:
     Not by `clu.metric_writers`, which needs TensorFlow.
     """
 
-    def __init__(self, folder, start):
+    def __init__(self, folder: AnyPath, start: int) -> None:
         from tensorboardX import SummaryWriter
 
         self.path = folder / "metrics.jsonl"
@@ -175,7 +189,7 @@ class Log:
             SummaryWriter(str(folder), purge_step=after) if hosts.first() else None
         )
 
-    def read(self):
+    def read(self) -> list[dict[str, Any]]:
         """The rows so far; a last line that a kill cut short is left out."""
         rows = []
         if self.path.exists():
@@ -186,38 +200,40 @@ class Log:
                     break
         return rows
 
-    def write(self, step, metrics):
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds one row."""
         if self.events is None:
             return
         with self.path.open("a") as file:
-            file.write(line({"step": step} | metrics))
+            file.write(line({"step": step, **metrics}))
         for name, value in metrics.items():
             self.events.add_scalar(name, value, step)
 
-    def close(self):
+    def close(self) -> None:
         """Flushes the events."""
         if self.events:
             self.events.close()
 
 
-def line(row):
+def line(row: Mapping[str, float]) -> str:
     """One JSON line; what is not finite becomes null, as JSON has no word for it."""
     finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
     return json.dumps(finite) + "\n"
 
 
-def write_json(file, value):
+def write_json(file: AnyPath, value: Any) -> None:
     """Writes a value as JSON, whole or not at all."""
     write_text(file, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def write_text(file, text):
+def write_text(file: AnyPath, text: str) -> None:
     """Writes a file whole or not at all."""
     write_whole(file, lambda raw: raw.write(text.encode()))
 
 
-def write_whole(file, write, everywhere=False):
+def write_whole(
+    file: AnyPath, write: Callable[[IO[bytes]], object], everywhere: bool = False
+) -> None:
     """See `files.write_whole`: in process 0, in the others nothing, unless each has a file
     of its own (everywhere).
     """
@@ -225,81 +241,95 @@ def write_whole(file, write, everywhere=False):
         files.write_whole(file, write)
 
 
-def write_results(folder, rows):
+def write_results(folder: AnyPath, rows: Sequence[Row]) -> None:
     """tradeoff.png, results.md and, last, results.json: it says that all is there."""
-    from advadapters.evaluation import tables
-
-    write_whole(folder / "tradeoff.png", lambda raw: tables.draw_tradeoff(rows, raw))
-    write_text(folder / "results.md", tables.markdown(rows) + "\n")
-    write_text(folder / "results.json", json.dumps(rows, indent=1) + "\n")
+    write_whole(folder / "tradeoff.png", lambda raw: draw_tradeoff(rows, raw))
+    write_text(folder / "results.md", markdown(rows) + "\n")
+    write_text(folder / "results.json", dump(rows))
 
 
-def write_tables(file, cases, found, command="", settings=None):
-    """Writes {suite: `accuracy.Table`} of the cases as an .npz, whole or not at all.
+class Predictions(NamedTuple):
+    """What networks say of each image, as NAME.npz beside NAME.json keeps it.
 
-    command: what made them, to be told beside them. settings: {suite: its attack's}.
+    command: that made them, "" of `train`. settings: {suite: those of its attack}.
     """
+
+    networks: list[Identity]
+    tables: dict[str, Table]
+    command: str
+    settings: dict[str, Any]
+
+
+def write_tables(
+    file: AnyPath,
+    cases: Sequence[Case],
+    tables: Mapping[str, Table],
+    command: str = "",
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the Predictions of the cases as an .npz, whole or not at all."""
+    networks = [case.identity.plain() for case in cases]
     arrays: dict[str, Any] = {
-        "networks": np.array(json.dumps([case.told for case in cases]))
+        "networks": np.array(json.dumps(networks)),
+        "settings": np.array(json.dumps(settings or {})),
+        "command": np.array(command),
     }
-    arrays["settings"] = np.array(json.dumps(settings or {}))
-    arrays["command"] = np.array(command)
-    for suite, table in found.items():
+    for suite, table in tables.items():
         arrays |= {f"{suite}/{key}": value for key, value in table._asdict().items()}
     write_whole(file, lambda raw: np.savez_compressed(raw, **arrays))
 
 
-def read_tables(file):
-    """(what each network is told of, {suite: `accuracy.Table`}, command) of such an .npz.
-
-    Raises UsageError where it is not there or is none.
-    """
-    from advadapters.evaluation.accuracy import Table
-    from advadapters.networks import kind_of
-
+def read_tables(file: AnyPath) -> Predictions:
+    """The Predictions of such an .npz; raises UsageError where it is none."""
     try:
         with file.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
-            told, command = json.loads(str(arrays["networks"])), str(arrays["command"])
-            told = [{"kind": kind_of(one)} | one for one in told]
+            networks = list(map(Identity.of_plain, json.loads(str(arrays["networks"]))))
+            command = str(arrays["command"])
+            # Older files do not tell the settings.
+            settings = json.loads(str(arrays["settings"])) if "settings" in arrays else {}
             suites = dict.fromkeys(n.rpartition("/")[0] for n in arrays if "/" in n)
-            found = {
+            tables = {
                 suite: Table(*(arrays[f"{suite}/{key}"] for key in Table._fields))
                 for suite in suites
             }
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot read {file} as tables of predictions: {error}") from None
-    return told, found, command
+    return Predictions(networks, tables, command, settings)
 
 
-def read_settings(file):
-    """{suite: settings of its attack} of such an .npz; {} of one that does not tell."""
-    with file.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
-        return json.loads(str(arrays["settings"])) if "settings" in arrays else {}
-
-
-def read_alike(folders, name):
-    """[what `read_tables` reads] of NAME.npz in each folder.
+def read_alike(folders: Sequence[AnyPath], name: str) -> list[Predictions]:
+    """The Predictions of NAME.npz in each folder.
 
     Raises UsageError where runs differ in networks, suites, or attacks of these.
     """
-    files = [folder / f"{name}.npz" for folder in folders]
-    read = [read_tables(file) for file in files]
-    settings = [read_settings(file) for file in files]
-    for folder, (told, found, _), attacks in zip(folders, read, settings, strict=True):
-        differ = [s for s in attacks if settings[0].get(s, attacks[s]) != attacks[s]]
-        if told != read[0][0] or found.keys() != read[0][1].keys() or differ:
+    runs = [read_tables(folder / f"{name}.npz") for folder in folders]
+    first = runs[0]
+    for folder, run in zip(folders, runs, strict=True):
+        attacks = run.settings
+        differ = [s for s in attacks if first.settings.get(s, attacks[s]) != attacks[s]]
+        same = run.networks == first.networks and run.tables.keys() == first.tables.keys()
+        if differ or not same:
             suite = f" (suite {differ[0]!r} is another attack)" if differ else ""
             raise UsageError(
                 f"{folder} was not evaluated like {folders[0]}{suite}: run the same "
                 "`advadapters evaluate` on both"
             )
-    return read
+    return runs
+
+
+def read_results(folder: AnyPath | str) -> list[Row] | None:
+    """The rows of results.json, or None if they are not there or not whole."""
+    text = read_results_text(folder)
+    try:
+        return None if text is None else load(text)
+    except ValueError:
+        return None
 
 
 @hosts.once
-def read_results(folder):
-    """The rows of results.json, or None if they are not there or not whole."""
+def read_results_text(folder: AnyPath | str) -> str | None:
+    """The content of results.json as process 0 reads it, None if it is not there."""
     try:
-        return json.loads((epath.Path(folder) / "results.json").read_text())
+        return (epath.Path(folder) / "results.json").read_text()
     except (OSError, ValueError):
         return None

@@ -72,10 +72,9 @@ class OAT(Method):
         """The same with its names, see `networks.Case`."""
         knob = self.knob(lam, width)
         weights = dict(zip(self.domains(), map(float, knob.mixture), strict=True))
-        told = {"kind": "lambda", "mixture": weights, "lambda": lam}
-        if len(self.widths) > 1:
-            told["width"] = width
-        return nets.Case(told, knob, width)
+        several = len(self.widths) > 1
+        identity = nets.Identity("lambda", weights, lam, width if several else None)
+        return nets.Case(identity, knob, width)
 
     def attacks(self):
         """The one attack."""

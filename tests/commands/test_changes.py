@@ -279,7 +279,7 @@ def test_other_test_sets_are_sources_too(finished, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"--data=npz:{tmp_path}/a.npz: class names are not compared" in said
     assert f"--data=folder:{some}: classes are numbered by their names" in said
-    _, found, _ = workdir.read_tables(folder / "evaluation.npz")
+    _, found, *_ = workdir.read_tables(folder / "evaluation.npz")
     whole = workdir.read_tables(folder / "results.npz")[1]["clean"]
     for spec, part in zip(
         specs, (slice(None), slice(8, 24), slice(16, 24), slice(None)), strict=True

@@ -15,6 +15,7 @@ from advadapters.__main__ import main
 from advadapters.data.corruptions import COMMON, SEVERITIES, corrupt
 from advadapters.errors import UsageError
 from advadapters.evaluation import accuracy, shifts
+from advadapters.evaluation.rows import Row
 from advadapters.networks import mixture_case
 from advadapters.runs import evaluating, opening, training, workdir
 
@@ -72,7 +73,7 @@ def test_counts_are_those_by_hand(trained):
     move = functools.partial(corrupt, name="impulse_noise", severity=5)
     moved = jax.jit(move)(images, keys)
     logits = jax.jit(network.evaluate)(network.at(variables, case.knob), moved)
-    assert rows[1]["correct"] == int((np.argmax(logits, 1) == labels).sum()) > 0
+    assert rows[1].correct == int((np.argmax(logits, 1) == labels).sum()) > 0
 
 
 def test_other_test_sets(trained, tmp_path, capsys):
@@ -83,7 +84,7 @@ def test_other_test_sets(trained, tmp_path, capsys):
     where = f"--data_dir={tmp_path}"
     (row,) = evaluated(trained, "--data=mnist_corrupted/fog", where)
     assert (row["suite"], row["metric"]) == ("mnist_corrupted/fog", "accuracy")
-    _, tables, command = workdir.read_tables(trained / "evaluation.npz")
+    _, tables, command, _ = workdir.read_tables(trained / "evaluation.npz")
     found = tables["mnist_corrupted/fog"]
     assert sorted(found.labels.tolist()) == sorted(labels) and row["n"] == 20
     assert row["correct"] == found.right.sum()
@@ -107,9 +108,9 @@ def test_shape_bias_is_the_share_of_decisions_by_shape_where_cues_conflict(train
     tables = {"conflict_stimuli/shape": shape, "conflict_stimuli/texture": texture}
     cases = opened.run.evaluation.cases
     *cues, bias = evaluating.rows(opened, variables, cases, tables, step)
-    assert [(row["correct"], row["n"]) for row in cues] == [(4, 11), (8, 11)]
-    assert (bias["correct"], bias["n"], bias["value"]) == (2, 8, 0.25)
-    assert (bias["suite"], bias["metric"]) == ("shape bias", "shape_bias")
+    assert [(row.correct, row.n) for row in cues] == [(4, 11), (8, 11)]
+    assert (bias.correct, bias.n, bias.value) == (2, 8, 0.25)
+    assert (bias.suite, bias.metric) == ("shape bias", "shape_bias")
 
 
 def test_signs_of_gradients_are_compared_where_training_is_coarser(trained, capsys):
@@ -166,14 +167,14 @@ def test_mistakes_are_one_line(trained, capsys, argv, message):
 def network_rows(values):
     """Rows of one network with these values, a function of corruption and severity."""
     return [
-        accuracy.row(
-            mixture_case("a", (1.0,)).told,
+        Row.of_counts(
+            mixture_case("a", (1.0,)).identity,
             suite,
             round(1000 * values(*of.values())),
             1000,
             7,
+            **of,
         )
-        | of
         for suite, of in shifts.about(COMMON, SEVERITIES).items()
     ]
 
@@ -181,13 +182,11 @@ def network_rows(values):
 def test_mce_is_1_for_the_network_it_divides_by():
     rows = network_rows(lambda name, s: 1 - shifts.ALEXNET[name])
     found = shifts.summary(rows, imagenet=True)
-    assert [row["suite"] for row in found] == ["corruptions mean", "mCE"]
-    assert found[1]["value"] == pytest.approx(1, abs=1e-3)
+    assert [row.suite for row in found] == ["corruptions mean", "mCE"]
+    assert found[1].value == pytest.approx(1, abs=1e-3)
     assert "| mCE | 100.0 |" in shifts.markdown([*rows, *found])
     half = shifts.summary(network_rows(lambda *_: 0.5), imagenet=True)[1]
-    assert half["value"] == pytest.approx(
-        np.mean([0.5 / v for v in shifts.ALEXNET.values()])
-    )
+    assert half.value == pytest.approx(np.mean([0.5 / v for v in shifts.ALEXNET.values()]))
     assert len(shifts.summary(rows, imagenet=False)) == 1
     assert len(shifts.summary(rows[1:], imagenet=True)) == 1
 
@@ -195,9 +194,9 @@ def test_mce_is_1_for_the_network_it_divides_by():
 def test_the_mean_has_the_interval_of_the_images_not_of_their_copies():
     rows = network_rows(lambda name, s: 0.7)
     mean = shifts.mean_row(rows)
-    plain = accuracy.row(mixture_case("a", (1.0,)).told, "fog-1", 700, 1000, 7)
-    assert (mean["low"], mean["high"]) == pytest.approx((plain["low"], plain["high"]))
-    assert mean["n"] == 75_000 and mean["images"] == 1000
+    plain = Row.of_counts(mixture_case("a", (1.0,)).identity, "fog-1", 700, 1000, 7)
+    assert (mean.low, mean.high) == pytest.approx((plain.low, plain.high))
+    assert mean.n == 75_000 and mean.more["images"] == 1000
 
 
 def test_images_of_four_channels_are_refused():

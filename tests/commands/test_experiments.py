@@ -155,7 +155,7 @@ def test_a_second_call_does_nothing_again(finished, capsys, monkeypatch):
 
 def test_autoattack_keeps_who_is_right(finished):
     file = finished[0] / "runs" / "linf-seed0" / "aa.npz"
-    told, found, command = workdir.read_tables(file)
+    _, found, command, _ = workdir.read_tables(file)
     rows = json.loads(file.with_suffix(".json").read_text())
     assert (
         list(found) == [row["suite"] for row in rows] and "--suite=autoattack:" in command

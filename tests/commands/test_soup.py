@@ -1,5 +1,6 @@
 """Soups of whole networks on the command line, from real tiny runs."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -9,7 +10,8 @@ import untrained
 
 from advadapters.__main__ import main
 from advadapters.commands.season import barriers
-from advadapters.networks import mixture_case
+from advadapters.evaluation.rows import Row
+from advadapters.networks import Identity, mixture_case
 from advadapters.runs import evaluating, opening, workdir
 from advadapters.runs.assembling import ancestor
 
@@ -84,8 +86,8 @@ def test_barriers_are_told(season, rows):
     text = (season / "first-season.md").read_text()
     assert f"| linf and nominal | {100 * below:.1f} |" in text
     made = [
-        mixture_case("ab", (a, 1 - a)).told | {"suite": "clean", "value": value}
-        for a, value in ((1.0, 0.9), (0.5, 0.4), (0.0, 0.7), (1.5, 0.1), (-0.5, 0.1))
+        Row.of_counts(mixture_case("ab", (a, 1 - a)).identity, "clean", value, 10, 7)
+        for a, value in ((1.0, 9), (0.5, 4), (0.0, 7), (1.5, 1), (-0.5, 1))
     ]
     assert "| a and b | 40.0 | 0.5 a |" in barriers(made)
 
@@ -130,16 +132,16 @@ def test_soups_are_selected_on_some_images_and_judged_on_others(season, capsys):
 
 def test_statistics_are_estimated_anew(season, tmp_path, capsys):
     argv = [f"--workdir={season / 'soup'}", "--mixture=linf=0.5,nominal=0.5"]
-    told = {"kind": "soup", "mixture": {"linf": 0.5, "nominal": 0.5}}
+    identity = Identity("soup", {"linf": 0.5, "nominal": 0.5})
     warning = "warning: 0.5 linf + 0.5 nominal: running statistics of batch norm are mixed"
     found = []
     for more, says in (([], {}), (["--statistics=360"], {"statistics": 360})):
         capsys.readouterr()
         assert main(["evaluate", *argv, *more]) == 0
         assert (warning in capsys.readouterr().out) == (not more)
-        (one,), tables, _ = workdir.read_tables(season / "soup" / "evaluation.npz")
-        assert one == told | says
-        found.append(tables["clean"])
+        kept = workdir.read_tables(season / "soup" / "evaluation.npz")
+        assert kept.networks == [dataclasses.replace(identity, **says)]
+        found.append(kept.tables["clean"])
     mixed, fresh = found
     assert (mixed.labels == fresh.labels).all() and len(mixed.labels) == 360
     assert (mixed.predictions != fresh.predictions).any()
@@ -152,7 +154,7 @@ def test_statistics_are_estimated_anew(season, tmp_path, capsys):
     assert main(["evaluate", f"--workdir={new}"]) == 0
     assert "warning" not in capsys.readouterr().out
     assert ancestor(new, workdir.read_config(new)) == str(season / "linf")
-    _, tables, _ = workdir.read_tables(new / "evaluation.npz")
+    tables = workdir.read_tables(new / "evaluation.npz").tables
     assert (tables["clean"].predictions == fresh.predictions).all()
 
 
@@ -160,7 +162,7 @@ def test_modes_and_ensembles_are_not_warned_of(season, capsys):
     opened = opening.open_run(workdir.read_config(season / "soup"), season / "soup")
     variables = {"stats": {"shared": {}, "adapters": {"mean": 0}}}
     cases = opened.run.evaluation.cases
-    modes = [case for case in cases if case.told["kind"] == "mode"]
+    modes = [case for case in cases if case.identity.kind == "mode"]
     ensemble = mixture_case(opened.run.domains, (0.5, 0.5), ensemble=True)
     assert evaluating.settle_statistics(opened, variables, [*modes, ensemble])
     assert capsys.readouterr().out == ""

@@ -1,5 +1,6 @@
 """`advadapters study` and runs that start from others, on the real digits."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import pytest
 
 from advadapters.__main__ import main
 from advadapters.evaluation import studies
+from advadapters.evaluation.rows import Row
 from advadapters.networks import mixture_case
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -163,7 +165,14 @@ def test_single_step_training_is_watched(tmp_path, capsys):
 def result(values, suite="pgd20_linf"):
     """Result rows of one seed: two modes, clean and one suite."""
     return [
-        mixture_case(("clean", "linf"), (w, 1 - w)).told | {"suite": s, "value": v, "n": 10}
+        Row(
+            network=mixture_case(("clean", "linf"), (w, 1 - w)).identity,
+            suite=s,
+            metric="accuracy",
+            value=v,
+            n=10,
+            step=1,
+        )
         for s, (a, b) in (("clean", (0.9, 0.8)), (suite, values))
         for w, v in ((1.0, a), (0.0, b))
     ]
@@ -179,10 +188,11 @@ def test_rows_of_a_study_by_hand():
     (alone, _) = studies.rows("norms", 7, [result((0.1, 0.5))])
     assert alone["low"] is None
     assert "| norms | 7 | 90.0 (clean mode) |" in studies.markdown([alone])
-    last = [row for row in result((0.1, 0.5)) if row["mixture"]["linf"] == 1.0]
+    last = [row for row in result((0.1, 0.5)) if row.network.mixture["linf"] == 1.0]
     (clean, _) = studies.rows("norms", 7, [last])
     assert (clean["mode"], clean["mean"]) == ("linf mode", 0.8)
-    half = [row | mixture_case(("clean", "linf"), (0.5, 0.5)).told for row in last]
+    soup = mixture_case(("clean", "linf"), (0.5, 0.5)).identity
+    half = [dataclasses.replace(row, network=soup) for row in last]
     (clean, _) = studies.rows("norms", 7, [half])
     assert (clean["mode"], clean["mean"]) == ("0.5 clean + 0.5 linf", 0.8)
     assert studies.mode_of("pgd20_l2", ["clean", "linf", "l2"]) == "l2"

@@ -15,6 +15,7 @@ from advadapters.attacks.pgd import pgd
 from advadapters.data import pipeline
 from advadapters.data.splits import ArraySplit
 from advadapters.evaluation import accuracy, fitting, tables
+from advadapters.evaluation.rows import Row
 from advadapters.intervals import wilson
 from advadapters.soups import scoring
 from advadapters.training import states
@@ -56,7 +57,7 @@ def table_of(mesh, attack, at_once, batch_size=8, net=NET, mixtures=MIXTURES, ro
     predictor = accuracy.make_predictor(net, attack, mesh=mesh)
     (program,) = fitting.programs(
         [fitting.Wanted(predictor, knobs, at_once, batches[0])],
-        variables, mesh=mesh, rows=rows or batch_size // mesh.size, room=2**40, made={},
+        variables, mesh=mesh, rows=rows or batch_size // mesh.size, room=2**40, cache={},
     )  # fmt: skip
     (found,) = accuracy.tables(
         [accuracy.Asked(knobs, program)],
@@ -218,8 +219,8 @@ def test_wilson_interval():
 
 def example_rows():
     return [
-        accuracy.row(
-            networks.mixture_case(("clean", "linf"), (w, 1 - w)).told,
+        Row.of_counts(
+            networks.mixture_case(("clean", "linf"), (w, 1 - w)).identity,
             suite,
             correct,
             100,
@@ -232,8 +233,8 @@ def example_rows():
 
 def test_rows_and_markdown():
     rows = example_rows()
-    assert rows[0]["metric"] == "accuracy" and rows[3]["metric"] == "robust_accuracy"
-    assert rows[3]["value"] == 0.4 and rows[3]["n"] == 100
+    assert rows[0].metric == "accuracy" and rows[3].metric == "robust_accuracy"
+    assert rows[3].value == 0.4 and rows[3].n == 100
     lines = tables.markdown(rows).splitlines()
     assert lines[0] == "| mixture | clean accuracy, % | pgd20_linf robust, % |"
     assert [line.split(" | ")[0] for line in lines[2:]] == [

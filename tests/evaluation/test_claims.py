@@ -11,7 +11,7 @@ from advadapters import intervals
 from advadapters.errors import UsageError
 from advadapters.evaluation import claims, ledger
 from advadapters.evaluation.accuracy import Table
-from advadapters.networks import mixture_case
+from advadapters.networks import Identity, mixture_case
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 A, B, C = (("a", "", "clean"), ("b", "", "clean"), ("c", "", "clean"))
@@ -158,11 +158,13 @@ def test_pairs_are_formed_by_the_numbers_of_images(rng):
     assert found.difference == pytest.approx(first[both].mean() - second[both].mean())
     assert found.values == [(first[both].mean(), second[both].mean())]
     with pytest.raises(ValueError, match="no image in common"):
-        claims.compare([(np.arange(3), np.ones(3))], [(np.arange(3, 6), np.ones(3))])
+        claims.compare(
+            [(np.arange(3), np.ones(3, bool))], [(np.arange(3, 6), np.ones(3, bool))]
+        )
 
 
 def test_what_is_chosen_is_judged_on_other_images():
-    told = [mixture_case(("a", "b"), (w, 1 - w)).told for w in (1.0, 0.5, 0.0)]
+    told = [mixture_case(("a", "b"), (w, 1 - w)).identity for w in (1.0, 0.5, 0.0)]
     labels = np.zeros(40, int)
     pool, unseen = claims.soups.split_images(40, 10)
     said = np.ones((3, 40), int)
@@ -179,7 +181,7 @@ def test_what_is_chosen_is_judged_on_other_images():
     for text in ("", "a=0.3,b=0.7", "lambda=1", "c=1"):
         with pytest.raises(UsageError, match="no network"):
             claims.number(told, text)
-    lambdas = [{"kind": "lambda", "lambda": lam, "mixture": {}} for lam in (0.0, 0.2, 1.0)]
+    lambdas = [Identity("lambda", {}, lam) for lam in (0.0, 0.2, 1.0)]
     assert claims.number(lambdas, "lambda=0.2") == 1
 
 

@@ -36,7 +36,7 @@ def fitted(asked, made, room, *others):
     """Programs of the predictor (and others) in so much room."""
     predictor, variables, mesh = asked
     wanted = [fitting.Wanted(one, KNOBS, 5, BATCH) for one in (predictor, *others)]
-    return fitting.programs(wanted, variables, mesh=mesh, rows=8, room=room, made=made)
+    return fitting.programs(wanted, variables, mesh=mesh, rows=8, room=room, cache=made)
 
 
 def test_what_fits_is_all_at_once_then_fewer_soups_then_fewer_images(asked, made):

@@ -1,5 +1,6 @@
 """Tables and pictures of many soups, from tables of predictions made by hand."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,16 @@ import pytest
 
 from advadapters.__main__ import main
 from advadapters.commands import season
-from advadapters.evaluation import accuracy, choosing, classes, pictures, published, tables
+from advadapters.evaluation import (
+    accuracy,
+    choosing,
+    classes,
+    pictures,
+    published,
+    rows,
+    tables,
+)
+from advadapters.evaluation.rows import Row
 from advadapters.networks import mixture_case
 from advadapters.runs import workdir
 from advadapters.soups import front, simplex
@@ -15,7 +25,7 @@ from advadapters.soups import front, simplex
 DOMAINS = ("clean", "linf", "l2")
 CASES = [mixture_case(DOMAINS, mixture) for mixture in simplex(3, 0.5)]
 CASES.append(mixture_case(DOMAINS, (0.5, 0.5, 0.0), ensemble=True))
-TOLD = [case.told for case in CASES]
+NETWORKS = [case.identity for case in CASES]
 
 
 def table(right, labels):
@@ -47,13 +57,13 @@ def folders(tmp_path_factory):
 
 
 def test_the_class_that_pays_comes_first(folders):
-    told, found, command = workdir.read_tables(folders[0] / "evaluation.npz")
-    assert command == "advadapters me" and told == TOLD
-    rows = classes.changes(told, found, "pgd")
-    assert rows[0]["class"] == 2 and rows[0]["from"] == "clean mode"
-    assert rows[0]["to"] == "linf mode"
-    assert rows[0]["clean"][0] == 1.0 and rows[0]["clean"][1] < 0.5
-    assert [row["clean"] for row in rows[1:]] == [[1.0, 1.0]] * 3
+    kept = workdir.read_tables(folders[0] / "evaluation.npz")
+    assert kept.command == "advadapters me" and kept.networks == NETWORKS
+    changes = classes.changes(kept.networks, kept.tables, "pgd")
+    assert changes[0]["class"] == 2 and changes[0]["from"] == "clean mode"
+    assert changes[0]["to"] == "linf mode"
+    assert changes[0]["clean"][0] == 1.0 and changes[0]["clean"][1] < 0.5
+    assert [row["clean"] for row in changes[1:]] == [[1.0, 1.0]] * 3
 
 
 def test_report_of_two_seeds(folders, capsys):
@@ -67,7 +77,7 @@ def test_report_of_two_seeds(folders, capsys):
 
 
 def test_seeds_under_other_attacks_are_not_put_together(folders, tmp_path, capsys):
-    told, found, _ = workdir.read_tables(folders[0] / "evaluation.npz")
+    found = workdir.read_tables(folders[0] / "evaluation.npz").tables
     for eps, code in ((0.1, 0), (0.2, 2)):
         settings = {"pgd": {"eps": eps}}
         workdir.write_tables(tmp_path / "evaluation.npz", CASES, found, "", settings)
@@ -86,25 +96,25 @@ def test_the_front_holds_what_nothing_beats():
 ODD = ("night mode", "0.5 a", "lambda")  # names that look like those of networks
 
 
-def rows_by(told, **counts):
+def rows_by(networks, **counts):
     """Result rows of the networks: {suite: how many of 100 images each has right}."""
     return [
-        accuracy.row(one, suite, correct, 100, 7)
+        Row.of_counts(network, suite, correct, 100, 7)
         for suite, each in counts.items()
-        for one, correct in zip(told, each, strict=True)
+        for network, correct in zip(networks, each, strict=True)
     ]
 
 
 def test_no_name_is_read_back():
-    told = [mixture_case(ODD, mixture).told for mixture in simplex(3, 0.5)]
-    alone = [n for n, one in enumerate(told) if 1.0 in one["mixture"].values()]
+    networks = [mixture_case(ODD, mixture).identity for mixture in simplex(3, 0.5)]
+    alone = [n for n, one in enumerate(networks) if 1.0 in one.mixture.values()]
     labels = np.arange(40) % 4
-    right = np.random.default_rng(0).uniform(size=(len(told), 40)) < 0.5
-    found = choosing.rows(told, {"clean": table(right, labels)}, labels=[20], draws=1)
+    right = np.random.default_rng(0).uniform(size=(len(networks), 40)) < 0.5
+    found = choosing.rows(networks, {"clean": table(right, labels)}, labels=[20], draws=1)
     assert [r["candidates"] for r in found if r["way"] == "ingredient"] == [3]
 
     # The soup of night mode and 0.5 a is best, of the three alone the last one.
-    rows = rows_by(told, clean=[50, 90, 10, 60, 10, 70], pgd=[5, 9, 1, 6, 1, 7])
+    rows = rows_by(networks, clean=[50, 90, 10, 60, 10, 70], pgd=[5, 9, 1, 6, 1, 7])
     assert (
         season.best(rows)
         .splitlines()[2]
@@ -115,57 +125,91 @@ def test_no_name_is_read_back():
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
-    tables.draw_against(axes, tables.by_network(rows), "pgd", "C0")
+    tables.draw_against(axes, rows, "pgd", "C0")
     marked = [text.get_text() for text in axes.texts]
-    assert marked == [tables.name_of(told[n]) for n in alone] and len(marked) == 3
+    assert marked == [str(networks[n]) for n in alone] and len(marked) == 3
     assert tables.markdown(rows).startswith("| mixture |")
 
 
 def test_networks_of_one_shown_name_stay_apart():
     near = [(0.33333, 0.66667), (0.33334, 0.66666)]
-    told = [mixture_case("ab", mixture).told for mixture in near]
-    told += [mixture_case("ab", near[0], ensemble=True).told]
-    told += [told[0] | {"statistics": 100}]
-    lines = tables.markdown(rows_by(told, clean=[10, 20, 30, 40])).splitlines()[2:]
+    networks = [mixture_case("ab", mixture).identity for mixture in near]
+    networks += [mixture_case("ab", near[0], ensemble=True).identity]
+    networks += [dataclasses.replace(networks[0], statistics=100)]
+    lines = tables.markdown(rows_by(networks, clean=[10, 20, 30, 40])).splitlines()[2:]
     assert [line.split("| ")[2][:4] for line in lines] == ["10.0", "20.0", "30.0", "40.0"]
 
 
 def test_tables_of_before_there_were_kinds(tmp_path):
-    cases = [case._replace(told={"mixture": case.told["mixture"]}) for case in CASES]
-    cases[-1] = cases[-1]._replace(told=cases[-1].told | {"ensemble": True})
-    workdir.write_tables(tmp_path / "a.npz", cases, {})
-    told, _, _ = workdir.read_tables(tmp_path / "a.npz")
-    assert [one["kind"] for one in told] == [one["kind"] for one in TOLD]
+    old = [{"mixture": network.mixture} for network in NETWORKS]
+    old[-1] |= {"ensemble": True}
+    with (tmp_path / "a.npz").open("wb") as file:
+        np.savez(file, networks=np.array(json.dumps(old)), command=np.array(""))
+    kept = workdir.read_tables(tmp_path / "a.npz")
+    assert kept.networks == NETWORKS and kept.settings == {}
+
+
+OLD = """[
+ {"mixture": {"clean": 0.9, "linf": 0.1}, "suite": "clean", "metric": "accuracy",
+  "value": 0.5, "low": 0.4, "high": 0.6, "correct": 50, "n": 100, "step": 7},
+ {"mixture": {"clean": 0.5, "linf": 0.5}, "ensemble": true, "suite": "pgd",
+  "metric": "robust_accuracy", "value": 0.2, "low": 0.1, "high": 0.3, "correct": 20,
+  "n": 100, "step": 7, "not_finite": 1, "not_attacked": 2, "settings": {"eps": 0.1}},
+ {"kind": "lambda", "mixture": {"clean": 1.0}, "lambda": 0.2, "width": 0.5, "seed": 3,
+  "flops": 5000000.0, "suite": "mCE", "metric": "mCE", "value": 0.7, "n": 100, "step": 7}
+]"""
+
+
+def test_rows_of_an_old_file_are_read_and_written_with_all_their_fields():
+    soup, ensemble, conditioned = found = rows.load(OLD)
+    assert [str(row.network) for row in found] == [
+        "0.9 clean + 0.1 linf",
+        "ensemble of 0.5 clean + 0.5 linf",
+        "lambda 0.2, width 0.5",
+    ]
+    assert soup.network == mixture_case(("clean", "linf"), (0.9, 0.1)).identity
+    assert (soup.value, soup.low, soup.correct, soup.not_finite) == (0.5, 0.4, 50, 0)
+    assert ensemble.network.kind == "ensemble" and ensemble.not_attacked == 2
+    assert conditioned.low is None and conditioned.correct is None
+    assert conditioned.flops == 5e6 and conditioned.more == {"seed": 3}
+    for old, new in zip(json.loads(OLD), json.loads(rows.dump(found)), strict=True):
+        old.pop("ensemble", None)
+        assert new.items() >= old.items()
+    assert rows.load(rows.dump(found)) == found
+    assert "| 0.9 clean + 0.1 linf | 50.0 (40.0-60.0) |" in tables.markdown(found)
+    for text in ("{}", "[1]", '[{"suite": "clean"}]', "["):
+        with pytest.raises(ValueError):
+            rows.load(text)
 
 
 def test_the_best_of_equals_is_best_on_the_other_axis():
     """One definition in report's table and picture, season's table and select."""
-    told = [mixture_case("abc", mixture).told for mixture in simplex(3, 0.5)[:4]]
+    networks = [mixture_case("abc", mixture).identity for mixture in simplex(3, 0.5)[:4]]
     clean, robust = [60, 80, 80, 20], [40, 10, 30, 40]
     labels = np.zeros(100, int)
     found = {
         suite: table(np.arange(100) < np.array(counts)[:, None], labels)
         for suite, counts in (("clean", clean), ("pgd", robust))
     }
-    assert classes.extremes(told, found, "pgd") == (2, 0)
+    assert classes.extremes(networks, found, "pgd") == (2, 0)
     ends = front(clean, robust)
     assert (ends[0], ends[-1]) == (2, 0)
-    for row, n in zip(season.best(rows_by(told, clean=clean, pgd=robust)).splitlines()[2:],
-                      (2, 0), strict=True):  # fmt: skip
-        assert f"| {tables.name_of(told[n])} |" in row
-    chosen = choosing.rows(told, found, labels=[50], draws=1)
+    best = season.best(rows_by(networks, clean=clean, pgd=robust))
+    for row, n in zip(best.splitlines()[2:], (2, 0), strict=True):
+        assert f"| {networks[n]} |" in row
+    chosen = choosing.rows(networks, found, labels=[50], draws=1)
     specific = {r["suite"]: r["mixture"] for r in chosen if r["way"] == "specific"}
-    assert specific == {"clean": told[2]["mixture"], "pgd": told[0]["mixture"]}
+    assert specific == {"clean": networks[2].mixture, "pgd": networks[0].mixture}
 
 
 def test_corners_and_faces():
     np.testing.assert_allclose(pictures.corners([[0, 0, 1], [0.5, 0.5, 0]]),
                                [[0.5, 3**0.5 / 2], [0.5, 0]])  # fmt: skip
-    (face,) = pictures.faces(TOLD).items()
+    (face,) = pictures.faces(NETWORKS).items()
     assert face[0] == DOMAINS and len(face[1]) == 6
-    four = [mixture_case("abcd", m).told for m in simplex(4, 0.5)]
+    four = [mixture_case("abcd", m).identity for m in simplex(4, 0.5)]
     assert [len(inside) for inside in pictures.faces(four).values()] == [6] * 4
-    assert not pictures.faces([mixture_case("ab", m).told for m in simplex(2, 0.1)])
+    assert not pictures.faces([mixture_case("ab", m).identity for m in simplex(2, 0.1)])
 
 
 def test_the_published_means_are_the_posters():
@@ -194,14 +238,14 @@ def test_the_published_numbers_tell_the_images_that_they_are_of():
 
 
 def test_our_rows_stand_below_the_papers(tmp_path, capsys):
-    rows = [
-        accuracy.row(mixture_case("a", (1.0,)).told, suite, correct, 1000, 7)
+    results = [
+        Row.of_counts(mixture_case("a", (1.0,)).identity, suite, correct, 1000, 7)
         for suite, correct in (("imagenet", 800), ("imagenet_a", 300))
     ]
     for seed in range(2):
         (tmp_path / f"n{seed}").mkdir()
-        rows[0]["value"] = 0.80 + 0.02 * seed
-        (tmp_path / f"n{seed}" / "evaluation.json").write_text(json.dumps(rows))
+        results[0] = dataclasses.replace(results[0], value=0.80 + 0.02 * seed)
+        (tmp_path / f"n{seed}" / "evaluation.json").write_text(rows.dump(results))
     chosen = [
         {
             "way": "single",

@@ -1,6 +1,7 @@
 """The transfer matrix against counting by hand."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from advadapters.attacks.pgd import pgd
 from advadapters.data import pipeline
 from advadapters.data.splits import ArraySplit
 from advadapters.evaluation import fitting, transfer
+from advadapters.evaluation.rows import dump
 from advadapters.training import states
 
 NET = tiny.network()
@@ -49,7 +51,7 @@ def counts_of(mesh, network, attack, cases, split, variables, *, batch_size, at_
             fitting.Wanted(attacker, knobs, 1, first),
             fitting.Wanted(judge, knobs, at_once, shown),
         ],
-        variables, mesh=mesh, rows=batch_size // mesh.size, room=2**40, made={},
+        variables, mesh=mesh, rows=batch_size // mesh.size, room=2**40, cache={},
     )  # fmt: skip
     (counts,), examples = transfer.matrices(
         programs[:1], programs[1], variables, knobs, batches,
@@ -124,12 +126,13 @@ def test_rows_and_table():
     counts = transfer.Counts(np.vstack([pairs, worst]), none, none[:, 0])
     rows = transfer.rows(CASES, "pgd", counts, 10, 7)
     found = {
-        (row["through"].get("mixture", {}).get("clean"), row["mixture"]["clean"]):
-        row["correct"] for row in rows
+        (row.through.mixture.get("clean"), row.network.mixture["clean"]):
+        row.correct for row in rows
     }  # fmt: skip
     assert found[1.0, 0.0] == 7 and found[0.0, 1.0] == 9
     assert found[None, 0.5] == 2 and len(rows) == 12
-    assert {row["through"]["kind"] for row in rows} == {"mode", "soup", "any"}
+    assert {row.through.kind for row in rows} == {"mode", "soup", "any"}
+    assert json.loads(dump(rows))[3]["through"] == {"kind": "any", "mixture": {}}
     lines = transfer.markdown(rows, "pgd").splitlines()
     assert lines[0].startswith("| pgd: attacked through | clean mode | 0.5 clean + 0.5 l")
     assert lines[2] == "| clean mode | 50.0 | 60.0 | 70.0 |"

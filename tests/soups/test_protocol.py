@@ -8,7 +8,7 @@ from advadapters.evaluation import accuracy, choosing
 from advadapters.networks import mixture_case
 
 IMAGES = 400
-TOLD = [mixture_case("ab", (a, 1 - a)).told for a in (1.0, 0.5, 0.0)]
+NETWORKS = [mixture_case("ab", (a, 1 - a)).identity for a in (1.0, 0.5, 0.0)]
 
 
 def table(shares, seed=0):
@@ -31,7 +31,7 @@ def of(rows, suite, way, labels=200):
 
 
 def test_each_shift_has_its_own_soup_and_all_have_a_compromise():
-    rows = choosing.rows(TOLD, TABLES, [10, 200], draws=5)
+    rows = choosing.rows(NETWORKS, TABLES, [10, 200], draws=5)
     own = [of(rows, suite, "specific")["mixture"]["a"] for suite in TABLES]
     assert own == [1.0, 0.0]
     for suite in TABLES:
@@ -54,8 +54,8 @@ def test_what_is_judged_on_is_not_chosen_on():
     turned = TABLES["fog-1"].predictions.copy()
     turned[:, unseen] = 7 - turned[:, unseen]  # right becomes wrong, wrong right
     other = {"fog-1": TABLES["fog-1"]._replace(predictions=turned)}
-    before = choosing.rows(TOLD, {"fog-1": TABLES["fog-1"]}, [200], draws=1)
-    after = choosing.rows(TOLD, other, [200], draws=1)
+    before = choosing.rows(NETWORKS, {"fog-1": TABLES["fog-1"]}, [200], draws=1)
+    after = choosing.rows(NETWORKS, other, [200], draws=1)
     for one, two in zip(before, after, strict=True):
         assert one["mixture"] == two["mixture"]
         assert one["value"] == pytest.approx(1 - two["value"])
@@ -74,7 +74,7 @@ def test_draws_are_different_parts_of_the_pool():
 
 
 def test_several_runs_are_told_with_their_spread():
-    runs = [choosing.rows(TOLD, {"fog-1": table((0.95, 0.8, 0.3), s)}, [200], 1)
+    runs = [choosing.rows(NETWORKS, {"fog-1": table((0.95, 0.8, 0.3), s)}, [200], 1)
             for s in (1, 2, 3)]  # fmt: skip
     values = [100 * of(rows, "fog-1", "specific")["value"] for rows in runs]
     # Student's 97.5% quantile with two degrees of freedom is 4.3027.
