@@ -16,6 +16,7 @@ AnyArray = jax.Array | np.ndarray
 Scalar = Float[AnyArray, ""]
 PerImage = Float[AnyArray, " B"]  # a loss, a distance, a margin
 Images = Float[AnyArray, "B H W C"]  # in [0, 1]
+Features = Float[AnyArray, "B _ _ _"]  # images inside a network, of any size
 Bytes = UInt8[AnyArray, "B H W C"]  # images as files hold them
 HostImages = Num[np.ndarray, "B H W C"]  # float32 in [0, 1], or uint8, not on a device
 Classes = Int[AnyArray, " B"]  # class numbers
@@ -40,6 +41,7 @@ __all__ = [
     "Bool",
     "Bytes",
     "Classes",
+    "Features",
     "Float",
     "HostImages",
     "Images",

@@ -10,15 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from advadapters import adapters, soups, trees
+from advadapters import adapters, models, soups, trees
 from advadapters.adapters import lora  # noqa: F401, as adapters.lora
-from advadapters.training import loop
+from advadapters.training import loop, oat
 
 MODULES = (
     "adapters",
     "adapters.lora",
     "trees",
+    "models.preact_resnet",
+    "models.resnet",
+    "models.wide_resnet",
     "training.loop",
+    "training.oat",
     "soups.ingredients",
     "soups.learned",
     "soups.mixtures",
@@ -33,6 +37,8 @@ NAMES = {
     "jnp": jnp,
     "np": np,
     "loop": loop,
+    "models": models,
+    "oat": oat,
     "soups": soups,
     "trees": trees,
 }

@@ -45,8 +45,8 @@ def read_model(c, data, classes, exact, platform):
         size = size.scaled(c.take("width", float, above=0, high=1.0))
     if choice := settings.get("attention"):
         dtype, head = settings["dtype"], size.width // size.heads
-        settings["attention"] = attention.trained(choice, platform, dtype, head)
-        other = attention.evaluated(choice, platform, exact["exact"])
+        settings["attention"] = attention.choose_for_training(choice, platform, dtype, head)
+        other = attention.choose_for_evaluation(choice, platform, exact["exact"])
         exact = exact | {"attention": other}
     model = module(
         size=size,

@@ -1,25 +1,34 @@
 """Attention, softmax(query key / sqrt(d)) value: ways to compute it, and which one where.
 
-All take and return [B, N, H, d] (images, tokens, heads, size of a head) in one type; the
-softmax is in float32.
+All take and return [B, N, H, d] (images, tokens, heads, size of a head) in one type. The
+softmax is computed in float32.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from advadapters.errors import UsageError
+from advadapters.shapes import AnyArray, Float
+
+Tokens = Float[AnyArray, "B N H d"]
+Heads = Float[AnyArray, "B H N d"]
+Scores = Float[AnyArray, "B H N N"]
 
 
-def ours(query, key, value):
-    """Heads before tokens, and FlashAttention's derivative; forward and reverse mode."""
+def ours(query: Tokens, key: Tokens, value: Tokens) -> Tokens:
+    """Attention with heads before tokens, and with FlashAttention's derivative.
+
+    It can be differentiated in forward and in reverse mode.
+    """
     heads = (jnp.swapaxes(part, 1, 2) for part in (query, key, value))
-    return jnp.swapaxes(attend(*heads), 1, 2)
+    return jnp.swapaxes(_attend(*heads), 1, 2)
 
 
-def attend(query, key, value):
-    """softmax(query key / sqrt(d)) value, of [B, H, N, d] each; softmax in float32."""
+def _attend(query: Heads, key: Heads, value: Heads) -> Heads:
+    """softmax(query key / sqrt(d)) value, with heads before tokens."""
     scale = query.shape[-1] ** -0.5
     if query.dtype == jnp.bfloat16:
         # Scaled, the query would be rounded once more. The preset keeps the transposed
@@ -36,25 +45,27 @@ def attend(query, key, value):
         scores = jnp.einsum("bhqd,bhkd->bhqk", query * scale, key)
     # The derivative may be traced elsewhere, so it is told the precision that holds here.
     precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    return weigh(scores, value, precision)
+    return _weigh(scores, value, precision)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def weigh(scores, value, precision):
-    """softmax(scores) value, of [B, H, N, N] in float32 and [B, H, N, d].
+def _weigh(scores: Scores, value: Heads, precision: str | None) -> Heads:
+    """softmax(scores) value, the scores in float32.
 
-    precision: of the products, see `jax.default_matmul_precision`.
+    precision: that of the products, see `jax.default_matmul_precision`.
     """
-    return average(jax.nn.softmax(scores).astype(value.dtype), value, precision)
+    return _average(jax.nn.softmax(scores).astype(value.dtype), value, precision)
 
 
-def average(weights, value, precision):
-    """weights [B, H, N, N] times value [B, H, N, d]."""
+def _average(weights: Scores, value: Heads, precision: str | None) -> Heads:
+    """The weighted sums of the values."""
     return jnp.einsum("bhqk,bhkd->bhqd", weights, value, precision=precision)
 
 
-@weigh.defjvp
-def weigh_jvp(precision, primals, tangents):
+@_weigh.defjvp
+def _weigh_jvp(
+    precision: str | None, primals: tuple[Any, Any], tangents: tuple[Any, Any]
+) -> tuple[Heads, Heads]:
     """The softmax's sum over keys comes after the product with the values, not before.
 
     Transposed, that is FlashAttention's gradient (Dao et al. 2022): a sum over d in place
@@ -62,22 +73,22 @@ def weigh_jvp(precision, primals, tangents):
     """
     (scores, value), (scores_move, value_move) = primals, tangents
     weights = jax.nn.softmax(scores).astype(value.dtype)
-    mixed = average(weights, value, precision)
+    mixed = _average(weights, value, precision)
     move = weights * scores_move
-    along = average(move.astype(value.dtype), value, precision)
+    along = _average(move.astype(value.dtype), value, precision)
     shift = jnp.sum(move, axis=-1, keepdims=True) * mixed.astype(scores.dtype)
     along = (along.astype(scores.dtype) - shift).astype(value.dtype)
-    return mixed, along + average(weights, value_move, precision)
+    return mixed, along + _average(weights, value_move, precision)
 
 
 xla = functools.partial(jax.nn.dot_product_attention, implementation="xla")
 
 
-def cudnn(query, key, value):
+def cudnn(query: Tokens, key: Tokens, value: Tokens) -> Tokens:
     """cuDNN's flash attention, which never writes scores; see `lacks` for what it needs.
 
-    In reverse mode jax 0.10 has it for even N only (it asks of all what cuDNN asks where
-    there is a bias), so an odd one gets a token more, that is masked.
+    In reverse mode, jax 0.10 has it for even N only: it always asks for what cuDNN asks for
+    where there is a bias. So an odd N gets one token more, which is masked.
     """
     attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     tokens = query.shape[1]
@@ -121,40 +132,48 @@ AUTO = {
 }
 
 
-def trained(choice, platform, dtype, head):
-    """The name in IMPLEMENTATIONS of one in CHOICES, for training.
+def choose_for_training(choice: str, platform: str, dtype: Any, head: int) -> str:
+    """The name in IMPLEMENTATIONS that a choice stands for in training.
 
-    platform: of `meshes.platform`. dtype: of query, key, value. head: its size d. Raises
-    UsageError for a choice that cannot work.
+    Args:
+      choice: in CHOICES.
+      platform: see `meshes.platform`.
+      dtype: the type of query, key and value.
+      head: the size d of a head.
+
+    Raises:
+      UsageError: the choice cannot work.
     """
     lack = lacks(platform, dtype, head)
     if choice == "cudnn" and lack:
         raise UsageError(
             f"config.model.attention='cudnn' needs {lack}: use 'auto', 'ours' or 'xla'"
         )
-    return auto(platform, dtype, not lack) if choice == "auto" else choice
+    return _auto(platform, dtype, not lack) if choice == "auto" else choice
 
 
-def evaluated(choice, platform, dtype):
-    """The same for evaluation, where "cudnn" is "auto", which is never cuDNN's there.
+def choose_for_evaluation(choice: str, platform: str, dtype: Any) -> str:
+    """The name in IMPLEMENTATIONS that a choice stands for in evaluation.
 
-    Networks are differentiated in forward mode too (learnt soups), and are in float32
-    unless told otherwise: cuDNN's has neither.
+    It is never cuDNN's there, and "cudnn" stands for the same as "auto". For evaluation
+    differentiates networks in forward mode too (learnt soups), and computes in float32 by
+    default; cuDNN's has neither.
     """
-    return auto(platform, dtype, False) if choice in ("auto", "cudnn") else choice
+    return _auto(platform, dtype, False) if choice in ("auto", "cudnn") else choice
 
 
-def auto(platform, dtype, fused):
-    """What AUTO has; fused: whether cuDNN's may be it."""
-    found = AUTO.get((platform, jnp.dtype(dtype).name), "ours")
-    return found if fused or found != "cudnn" else "ours"
+def _auto(platform: str, dtype: Any, fused: bool) -> str:
+    """The name that AUTO has; fused: whether cuDNN's may be it."""
+    name = AUTO.get((platform, jnp.dtype(dtype).name), "ours")
+    return name if fused or name != "cudnn" else "ours"
 
 
-def lacks(platform, dtype, head):
-    """What cuDNN's attention would need, in words; "" where it works.
+def lacks(platform: str, dtype: Any, head: int) -> str:
+    """Says what cuDNN's attention would need; "" where it works.
 
-    As jax 0.10 checks it, and NVIDIA's documentation of cuDNN tells the capability. From
-    capability 9.0 on jax takes heads up to 256, which no size here has.
+    The conditions are those that jax 0.10 checks. The capability is that of NVIDIA's
+    documentation of cuDNN. From capability 9.0 on, jax takes heads of up to 256, which no
+    size here has.
     """
     if platform != "cuda":
         return f"a CUDA GPU of compute capability 8.0 or later, and this is {platform}"

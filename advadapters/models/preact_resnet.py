@@ -1,8 +1,8 @@
 """Pre-activation residual networks (He et al. 2016, "Identity mappings").
 
-Norm and activation come before each convolution, and once more before pooling. Paths:
-stem/kernel, stage1_block1/{norm1,conv1,norm2,conv2,shortcut}/..., norm/..., head/...
-(shortcuts where the shape changes).
+Norm and activation come before each convolution, and once more before pooling. The paths
+are stem/kernel, stage1_block1/{norm1,conv1,norm2,conv2,shortcut}/..., norm/... and
+head/..., with shortcuts only where the shape changes.
 """
 
 import re
@@ -16,17 +16,18 @@ from advadapters.errors import UsageError
 from advadapters.models import layers
 from advadapters.models.added import Added
 from advadapters.models.film import Film
+from advadapters.shapes import AnyArray, Features, Images, Logits, Num
 
 
 class Size(NamedTuple):
-    """Width of the stem and of the first stage, and blocks of each stage."""
+    """The channels of the stem and of the first stage, and the blocks of each stage."""
 
     stem: int
     width: int
     depths: tuple[int, ...]
 
-    def scaled(self, factor):
-        """The same with all channels times a factor."""
+    def scaled(self, factor: float) -> "Size":
+        """The same with all channels times a factor; raises UsageError unless whole."""
         stem, width = (layers.scaled(n, factor) for n in (self.stem, self.width))
         return self._replace(stem=stem, width=width)
 
@@ -34,8 +35,14 @@ class Size(NamedTuple):
 SIZES = {"18": Size(64, 64, (2, 2, 2, 2))}
 
 
-def read_size(text):
-    """ "18" or "16x1x1" (width x blocks of each stage) -> Size. Raises UsageError."""
+def read_size(text: str) -> Size:
+    """Reads "18", or "16x1x1", which is the width and the blocks of each stage.
+
+    Raises UsageError for other texts.
+
+    >>> models.preact_resnet.read_size("16x2x2")
+    Size(stem=16, width=16, depths=(2, 2))
+    """
     if text in SIZES:
         return SIZES[text]
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", text):
@@ -50,7 +57,7 @@ def read_size(text):
 class Block(nn.Module):
     """x + conv2(act(norm2(conv1(act(norm1(x)))))), dropout before conv2.
 
-    Where the shape changes, x is replaced by a 1x1 convolution of act(norm1(x)).
+    Where the shape changes, a 1x1 convolution of act(norm1(x)) replaces x.
     """
 
     width: int
@@ -59,7 +66,7 @@ class Block(nn.Module):
     layers: layers.Layers
 
     @nn.compact
-    def __call__(self, x, index):
+    def __call__(self, x: Features, index: Num[AnyArray, " B"]) -> Features:
         make = self.layers.within(self)
         active = make.act(make.norm(x, "norm1"))
         branch = make.conv(active, self.width, 3, "conv1", self.stride)
@@ -73,17 +80,21 @@ class Block(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """Images [B, H, W, C] float32 in [0, 1] -> logits [B, L] float32.
+    """A network from images [B, H, W, C] in [0, 1] to logits [B, L], both float32.
 
-    dropout: rate between the convolutions of a block; in training it needs the random
-      stream "dropout".
-    resize: side in pixels that images are resized to inside, see `layers.resize`; 0 for
-      none.
-    norm, activation, stats_axes, added, dtype: see `layers.Layers`.
-    film, lam: how the network is conditioned on lambda ([] or [B]), see `film`: after every
-      norm but the last.
-    index: int [B], numbers of the examples, from which their masks are drawn; 0, 1, ...
-      by default.
+    Attributes:
+      size: its channels and blocks.
+      classes: the number L of classes.
+      mean, std: those of the channels of images.
+      dropout: its rate between the convolutions of a block. In training it needs the random
+        stream "dropout".
+      resize: the side in pixels that images get inside, see `layers.resize`; 0 for none.
+      norm, activation, stats_axes, added, dtype: see `layers.Layers`.
+      film: how the network is conditioned on lambda, after every norm but the last.
+
+    A call takes `train`, whether batch norms use the statistics of the batch; `index`, the
+    numbers of the images, from which their masks are drawn (0, 1, ... by default); and
+    `lam`, lambda [] or [B] if there is a film.
     """
 
     size: Size
@@ -103,7 +114,13 @@ class PreActResNet(nn.Module):
     scales = True  # narrower ones are corners of its leaves
 
     @nn.compact
-    def __call__(self, images, train=False, index=None, lam=None):
+    def __call__(
+        self,
+        images: Images,
+        train: bool = False,
+        index: Num[AnyArray, " B"] | None = None,
+        lam: float | Num[AnyArray, "..."] | None = None,
+    ) -> Logits:
         make = layers.Layers(
             self.norm, self.activation, self.stats_axes, self.dtype, train, self.added
         )

@@ -1,8 +1,9 @@
 """Residual networks (He et al. 2015, "Deep residual learning"), post-activation.
 
-The stride is on the 3x3 convolution, as in torchvision. Paths: stem/kernel, norm/...,
-stage1_block1/{conv1,norm1,conv2,norm2,conv3,norm3,shortcut,shortcut_norm}/..., head/...
-(conv3 in bottlenecks only, shortcuts where the shape changes).
+The stride is on the 3x3 convolution, as in torchvision. The paths are stem/kernel,
+norm/..., head/... and
+stage1_block1/{conv1,norm1,conv2,norm2,conv3,norm3,shortcut,shortcut_norm}/...,
+with conv3 in bottlenecks only, and shortcuts only where the shape changes.
 """
 
 import re
@@ -16,17 +17,18 @@ from advadapters.errors import UsageError
 from advadapters.models import layers
 from advadapters.models.added import Added
 from advadapters.models.film import Film
+from advadapters.shapes import AnyArray, Features, Images, Logits, Num
 
 
 class Size(NamedTuple):
-    """Width of the first stage, blocks of each stage, and whether they are bottlenecks."""
+    """The channels of the first stage, the blocks of each, whether they are bottlenecks."""
 
     width: int
     depths: tuple[int, ...]
     bottleneck: bool
 
-    def scaled(self, factor):
-        """The same with all channels times a factor."""
+    def scaled(self, factor: float) -> "Size":
+        """The same with all channels times a factor; raises UsageError unless whole."""
         return self._replace(width=layers.scaled(self.width, factor))
 
 
@@ -40,10 +42,13 @@ STEMS = ("cifar", "imagenet")
 EXPANSION = 4  # how much wider a bottleneck's end is than its middle
 
 
-def read_size(text):
-    """ "18" or "basic-16x1x1" (kind - width x blocks of each stage) -> Size.
+def read_size(text: str) -> Size:
+    """Reads "18", or "basic-16x1x1": the kind, the width and the blocks of each stage.
 
-    Raises UsageError.
+    Raises UsageError for other texts.
+
+    >>> models.resnet.read_size("basic-16x2x2")
+    Size(width=16, depths=(2, 2), bottleneck=False)
     """
     if text in SIZES:
         return SIZES[text]
@@ -66,7 +71,7 @@ class Block(nn.Module):
     layers: layers.Layers
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Features) -> Features:
         make, width, stride = self.layers.within(self), self.width, self.stride
         if self.bottleneck:
             convs = [(width, 1, 1), (width, 3, stride), (EXPANSION * width, 1, 1)]
@@ -84,16 +89,22 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images [B, H, W, C] float32 in [0, 1] -> logits [B, L] float32.
+    """A network from images [B, H, W, C] in [0, 1] to logits [B, L], both float32.
 
-    stem: "cifar", a 3x3 convolution, or "imagenet", 7x7 of stride 2 and a 3x3 max-pool
-      of stride 2.
-    resize: side in pixels that images are resized to inside, see `layers.resize`; 0 for
-      none.
-    norm, activation, stats_axes, added, dtype: see `layers.Layers`.
-    film, lam: how the network is conditioned on lambda ([] or [B]), see `film`: after every
-      norm but those of shortcuts.
-    index: accepted as every model does; nothing here is random.
+    Attributes:
+      size: its channels and blocks.
+      classes: the number L of classes.
+      mean, std: those of the channels of images.
+      stem: "cifar", a 3x3 convolution, or "imagenet", one of 7x7 with stride 2 and a 3x3
+        max-pool with stride 2.
+      resize: the side in pixels that images get inside, see `layers.resize`; 0 for none.
+      norm, activation, stats_axes, added, dtype: see `layers.Layers`.
+      film: how the network is conditioned on lambda, after every norm but those of
+        shortcuts.
+
+    A call takes `train`, whether batch norms use the statistics of the batch; `index`, as
+    every model does, although nothing here is random; and `lam`, lambda [] or [B] if there
+    is a film.
     """
 
     size: Size
@@ -113,7 +124,13 @@ class ResNet(nn.Module):
     scales = True  # narrower ones are corners of its leaves
 
     @nn.compact
-    def __call__(self, images, train=False, index=None, lam=None):
+    def __call__(
+        self,
+        images: Images,
+        train: bool = False,
+        index: Num[AnyArray, " B"] | None = None,
+        lam: float | Num[AnyArray, "..."] | None = None,
+    ) -> Logits:
         make = layers.Layers(
             self.norm, self.activation, self.stats_axes, self.dtype, train, self.added
         )

@@ -217,7 +217,7 @@ class ViT(nn.Module):
     class_token: whether there is one. class_position: whether it has a learned position.
     positions: "learned" [1, N + 1, D] including the class token's, or fixed "sincos".
     attention: how it is computed, in `attention.CHOICES`. Configs replace auto by what
-      `attention.trained` knows to be best; here it is ours.
+      `attention.choose_for_training` knows to be best; here it is ours.
     drop_path: rate of the last block, growing linearly from 0 at the first; in
       training it needs the random stream "drop_path".
     added: modules beside the dense layers, see `added`. prompts: learnt tokens that every

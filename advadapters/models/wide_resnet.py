@@ -1,7 +1,7 @@
 """Wide residual networks (Zagoruyko and Komodakis 2016): three wide pre-activation stages.
 
-Sizes are DEPTH-WIDTH: a stem of 16 channels, stages of 16, 32 and 64 times WIDTH, and
-(DEPTH - 4) / 6 blocks in each. Paths are those of `preact_resnet`.
+A size is DEPTH-WIDTH. It has a stem of 16 channels, and stages of 16, 32 and 64 times WIDTH
+channels with (DEPTH - 4) / 6 blocks in each. The paths are those of `preact_resnet`.
 """
 
 import re
@@ -12,8 +12,14 @@ from advadapters.models import preact_resnet
 STEM = 16
 
 
-def read_size(text):
-    """ "28-10" (depth - width) -> preact_resnet.Size. Raises UsageError."""
+def read_size(text: str) -> preact_resnet.Size:
+    """Reads "28-10", which is the depth and the width.
+
+    Raises UsageError for other texts.
+
+    >>> models.wide_resnet.read_size("28-10")
+    Size(stem=16, width=160, depths=(4, 4, 4))
+    """
     match = re.fullmatch(r"([1-9]\d*)-([1-9]\d*)", text)
     blocks, rest = divmod(int(match[1]) - 4, 6) if match else (0, 0)
     if match is None or blocks < 1 or rest:
@@ -29,6 +35,6 @@ SIZES = {text: read_size(text) for text in PUBLISHED}
 
 
 class WideResNet(preact_resnet.PreActResNet):
-    """A PreActResNet by another table of sizes."""
+    """A PreActResNet with another table of sizes."""
 
     read_size = staticmethod(read_size)

@@ -10,32 +10,48 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from advadapters import soups
 from advadapters.errors import UsageError
 from advadapters.flags import Choice
-from advadapters.networks import Case, mixture_case
+from advadapters.networks import Case, Network, Variables, mixture_case
+from advadapters.shapes import AnyArray, PRNGKey, Scalar, Shaped
 from advadapters.training import radius
 from advadapters.training.cases import read_soups
+from advadapters.training.radius import Attack, TrainingAttack
+
+Batch = Mapping[str, Shaped[AnyArray, "..."]]  # "images", "labels", "index", "step"
+Metrics = dict[str, Any]  # {name: float32 []}
+# What a loss returns: the loss, and the new statistics with the metrics.
+Outcome = tuple[Scalar, tuple[dict[str, Any], Metrics]]
+Loss = Callable[[Variables, Batch, PRNGKey], Outcome]
 
 
 class Check(NamedTuple):
-    """Accuracy on held-out images, under the worst of the attacks (none: clean).
+    """Accuracy on held-out images, under the worst of several attacks.
 
-    weight: in the score by which the best checkpoint is found. alarm: an attack of more
-    steps, or None: see `runs.evaluating.validation`.
+    Attributes:
+      name: that of the metric.
+      weight: of this accuracy in the score by which the best checkpoint is chosen.
+      case: the network that is looked at.
+      attacks: those of which the worst counts; the images are clean if there are none.
+      alarm: an attack of more steps, or None: see `runs.evaluating.validation`.
     """
 
     name: str
     weight: float
     case: Case
-    attacks: tuple[Callable, ...] = ()
-    alarm: Callable | None = None
+    attacks: tuple[Attack, ...] = ()
+    alarm: Attack | None = None
 
 
 class Facts(NamedTuple):
-    """What of a run a method may make demands on.
+    """What a method may demand of the rest of a run.
 
-    rows: images of a batch that one device has at once, in one part of the accumulation.
-    statistics: whether the network has batch norm. separate: whether its statistics are
-    kept for each view and domain. scanned: whether its blocks are one stack of parameters.
-    patterns: of the adapters. start: a `builders.Start`, None where training starts afresh.
+    Attributes:
+      rows: the number of images of a batch that one device has at once, in one part of
+        the accumulation.
+      statistics: whether the network has batch norm.
+      separate: whether its statistics are kept for each view and domain.
+      scanned: whether its blocks are one stack of parameters.
+      patterns: those of the adapters' paths.
+      start: a `builders.Start`, or None where training starts afresh.
     """
 
     rows: int
@@ -48,40 +64,46 @@ class Facts(NamedTuple):
 
 @runtime_checkable
 class Method(Protocol):
-    """A training method. Classes that inherit from it write `domains` and `loss`, and what
-    is not as here.
+    """A training method.
+
+    Classes that inherit from it write `domains` and `loss`, and replace those of the
+    others that are not the same for them.
 
     Attributes:
-      widths: of the networks that are trained, as factors, the full one last.
-      numbers: the flags of `evaluate` whose numbers choose among the networks, like
-        ("lambda",); () where mixtures of the domains do.
+      widths: those of the networks that are trained, as factors, with the full one last.
+      numbers: the flags of `evaluate` whose numbers choose among the networks, such as
+        ("lambda",); it is empty where mixtures of the domains choose.
     """
 
     widths: tuple[float, ...] = (1.0,)
     numbers: tuple[str, ...] = ()
 
     def domains(self) -> tuple[str, ...]:
-        """Names of the domains, in the order of the adapters' rows; those of one width
-        stand together, in the order of `widths`."""
-        ...
+        """The names of the domains, in the order of the adapters' rows.
 
-    def loss(self, networks: Mapping[float, Any], axis: str | None = None) -> Callable:
-        """loss(variables, batch, key) -> (float32 [], (new statistics, metrics)).
-
-        networks: {width: Network}. axis: name of the mapped axis over devices, if any.
+        Those of one width stand together, in the order of `widths`.
         """
         ...
 
-    def attacks(self) -> tuple[Callable, ...]:
-        """Those that training makes images by."""
+    def loss(self, networks: Mapping[float, Network], axis: str | None = None) -> Loss:
+        """Makes loss(variables, batch, key) -> (loss, (new statistics, metrics)).
+
+        Args:
+          networks: the network of each width.
+          axis: the name of the mapped axis over devices, None outside such a map.
+        """
+        ...
+
+    def attacks(self) -> tuple[TrainingAttack, ...]:
+        """The attacks by which training makes images."""
         return ()
 
-    def running_errors(self) -> dict:
-        """{view: float32 [attacks]}: the first running errors of attacks to draw."""
+    def running_errors(self) -> dict[str, Any]:
+        """For each view that draws its attack, the errors [attacks] that it starts with."""
         return {}
 
     def checks(self) -> list[Check]:
-        """What is looked at on held-out images: each domain alone, under all attacks."""
+        """What validation looks at. Here, it is each domain alone under all attacks."""
         names, attacks = self.domains(), tuple(map(radius.full, self.attacks()))
         modes = [soups.one_hot(len(names), k) for k in range(len(names))]
         return [
@@ -90,27 +112,33 @@ class Method(Protocol):
         ]
 
     def describe(self) -> list[str]:
-        """What is trained, in lines for the log."""
+        """Says what is trained, in lines for the log."""
         return [f"{type(self).__name__}: {', '.join(self.domains())}"]
 
     def need(self, facts: Facts) -> None:
         """Raises UsageError where the method and the rest of the run do not go together."""
 
     def cases(self, weights: Sequence[float]) -> list[Case]:
-        """The networks of the final table: lines between the first domain and the others.
+        """The networks of the final table.
 
-        weights: of the first domain. Raises ValueError as `soups.check` does.
+        Here, they are on the lines between the first domain and each other domain.
+
+        Args:
+          weights: those of the first domain.
+
+        Raises:
+          ValueError: a weight is that of no soup, see `soups.check`.
         """
         names = self.domains()
         mixtures = dict.fromkeys(soups.lines(len(names), weights))
         return [mixture_case(names, mixture) for mixture in mixtures]
 
     def cases_at(self, numbers: Mapping[str, Sequence[float]]) -> list[Case]:
-        """The networks at {flag: numbers}; all values of a flag where it is left out."""
+        """The networks at the numbers of each flag; one that is left out has all values."""
         raise UsageError("this network is not conditioned on numbers: choose a mixture")
 
     def read_cases(self, choice: Choice, usual: Sequence[Case]) -> list[Case]:
-        """The networks that are chosen; `usual` where none is."""
+        """The networks that are chosen, or `usual` where none is."""
         numbers = {"lambda": choice.lambda_, "width": choice.width}
         numbers = {flag: values for flag, values in numbers.items() if values}
         if not self.numbers and numbers:
@@ -143,7 +171,14 @@ def need_apart(method: Method, facts: Facts) -> None:
 
 
 def need_rows(method: Method, facts: Facts, enough: bool, needed: str) -> None:
-    """Raises UsageError where a device has not enough rows; needed: what would be."""
+    """Raises UsageError unless there are enough rows for each device.
+
+    Args:
+      method: the method that needs them.
+      facts: how many rows there are.
+      enough: whether these are enough.
+      needed: what is needed, to be said in the message.
+    """
     if not enough:
         raise UsageError(
             f"config.batch_size gives {facts.rows} images to each device and part; "

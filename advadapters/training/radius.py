@@ -10,11 +10,14 @@ cosine or in cycles (Liu et al.) are not here.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from advadapters.attacks import STEP_SIZES
+from advadapters.shapes import Images
 from advadapters.training import tricks
+
+Attack = Callable[..., Images]  # of (logits_fn, images, labels, key), all settings given
 
 
 class Growing(NamedTuple):
@@ -31,12 +34,15 @@ class Growing(NamedTuple):
     epoch: float
 
 
-def full(attack: Any) -> Any:
+TrainingAttack = Attack | Growing
+
+
+def full(attack: TrainingAttack) -> Any:
     """The attack at its full radius, as held-out images see it, whatever the step."""
     return attack.attack if isinstance(attack, Growing) else attack
 
 
-def at(attack: Any, batch: Mapping[str, Any]) -> Any:
+def at(attack: TrainingAttack, batch: Mapping[str, Any]) -> Attack:
     """The attack at the step that a batch is of: "step" int [B], the same in all rows.
 
     At step s of a warm-up of W steps, radius and step size are min(s / W, 1) times the full
@@ -55,7 +61,7 @@ def at(attack: Any, batch: Mapping[str, Any]) -> Any:
     return functools.partial(attack, **scaled)
 
 
-def describe(attacks: Sequence[Any]) -> str:
+def describe(attacks: Sequence[TrainingAttack]) -> str:
     """ ", radius grows from 0 to 0.1 over the first 5 epochs", for attacks that grow."""
     phrases = []
     for growing in attacks:

@@ -1,47 +1,77 @@
 """The training step: one jitted program, the same for every method and mesh."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, PartitionSpec
 
 from advadapters import meshes, rng
+from advadapters.networks import Variables
+from advadapters.shapes import Array, Num, PRNGKey, PyTree, Shaped
 from advadapters.training import optim, states
+from advadapters.training.method import Batch, Loss, Metrics, Outcome
+
+# (variables, batch, key) -> gradients of the trained branches, new statistics, metrics
+Gradients = Callable[[Variables, Batch, PRNGKey], tuple[Any, Any, Metrics]]
 
 
-def make_step(loss, augment, tx, *, ema_decay, accumulate, mesh, places=None):
-    """jit: (state, batch of uint8 [B, ...], seed) -> (state, metrics); donates the state.
+def make_step(
+    loss: Loss,
+    augment: Callable[[Batch, PRNGKey], Batch],
+    tx: optax.GradientTransformation,
+    *,
+    ema_decay: float,
+    accumulate: int,
+    mesh: Mesh,
+    places: states.State | None = None,
+) -> Any:
+    """Makes the jitted step (state, batch, seed) -> (state, metrics).
 
-    loss: (variables, batch, key) -> (float32 [], (new stats, metrics)); it runs on each
-    device's rows alone, the mesh's axis "data" being bound there.
+    The state's buffers are donated. The batch holds uint8 images [B, H, W, C]. The seed is
+    uint32 [], an argument so that what is compiled for one seed serves all. All randomness
+    comes from the seed and state.step, so a resumed run goes on as if it had not stopped.
 
-    All randomness comes from (seed, state.step), so that a resumed run goes on as
-    if it had not stopped. seed: uint32 [], an argument so that what is compiled for one
-    serves all. With accumulate > 1 the batch is worked off in that many
-    parts one after the other, and the mean gradient makes one update. In the loss's
-    batch, "step" int32 [B] holds state.step in every row.
+    Three metrics are added to those of the loss. Two are global L2 norms over the trained
+    parameters, those of all domains' adapters included: "gradient_norm" is that of the
+    mean gradient before any clipping, and "weight_norm" that of the parameters at which
+    the gradient was taken. The third is "nonfinite", the number of updates in a row that
+    were skipped.
 
-    To the loss's metrics it adds two global L2 norms over the trained parameters, those
-    of all domains' adapters included: gradient_norm, of the mean gradient before any
-    clipping, and weight_norm, of the parameters that the gradient was taken at; and
-    nonfinite, how many updates in a row were skipped.
-
-    places: a NamedSharding for each leaf of the state; None replicates it. What is split
-    over the devices is gathered once a step, before anything looks at it, and so the loss
-    and its attacks see whole parameters and send nothing; the optimizer and the averages
-    work on what each device keeps.
+    Args:
+      loss: what a method makes, see `Method.loss`. It runs on each device's rows alone,
+        where the mesh's axis "data" is bound. In its batch, "step" int32 [B] holds
+        state.step in every row.
+      augment: (batch, key) -> batch with float images in [0, 1].
+      tx: the optimizer, which counts updates that are not finite, see `optim.make`.
+      ema_decay: that of the averages, see `states.average`.
+      accumulate: the number of parts in which a batch is worked off, one after the other.
+        The mean gradient of all makes one update.
+      mesh: the devices.
+      places: a NamedSharding for each leaf of the state; None replicates it. What is split
+        over the devices is gathered once a step, before anything looks at it. So the loss
+        and its attacks see whole parameters and send nothing, while the optimizer and the
+        averages work on what each device keeps.
     """
     everywhere, rows = meshes.replicated(mesh), meshes.batched(mesh)
-    kept = everywhere if places is None else places
-    own = everywhere if places is None else states.trained(places.variables)
-    gradients = over_devices(accumulated(differentiated(loss), accumulate), mesh, own)
+    if places is None:
+        state_places = gradient_places = everywhere
+    else:
+        state_places, gradient_places = places, states.trained(places.variables)
+    gradients = over_devices(
+        accumulated(differentiated(loss), accumulate), mesh, gradient_places
+    )
 
-    def step(state, batch, seed):
+    def step(
+        state: states.State, batch: Batch, seed: Num[Array, ""]
+    ) -> tuple[states.State, Metrics]:
         key = rng.fold(jax.random.key(seed), "train", state.step)
         with jax.named_scope("augment"):
             batch = augment(batch, rng.fold(key, "augment"))
-        batch["step"] = jnp.full_like(batch["index"], state.step)
-        batch = meshes.keep_batched(mesh, batch)
+        numbers = jnp.full_like(batch["index"], state.step)
+        batch = meshes.keep_batched(mesh, {**batch, "step": numbers})
         with jax.named_scope("loss"):
             slopes, stats, metrics = gradients(
                 state.variables, batch, rng.fold(key, "loss")
@@ -49,7 +79,9 @@ def make_step(loss, augment, tx, *, ema_decay, accumulate, mesh, places=None):
         with jax.named_scope("update"):
             return update(state, slopes, stats, metrics)
 
-    def update(state, slopes, stats, metrics):
+    def update(
+        state: states.State, slopes: PyTree, stats: PyTree, metrics: Metrics
+    ) -> tuple[states.State, Metrics]:
         trained = states.trained(state.variables)
         updates, optimizer = tx.update(slopes, state.optimizer, trained)
         variables = optax.apply_updates(trained, updates)
@@ -71,53 +103,64 @@ def make_step(loss, augment, tx, *, ema_decay, accumulate, mesh, places=None):
 
     return jax.jit(
         step,
-        in_shardings=(kept, rows, everywhere),
-        out_shardings=(kept, everywhere),
+        in_shardings=(state_places, rows, everywhere),
+        out_shardings=(state_places, everywhere),
         donate_argnums=0,
     )
 
 
-def over_devices(gradients, mesh, places):
-    """Runs on every device's own rows, then averages once over the devices.
+def over_devices(gradients: Gradients, mesh: Mesh, places: PyTree) -> Gradients:
+    """The same function, run on every device's own rows and averaged over the devices.
 
-    places: of the gradients, one NamedSharding for each or for all; where they are split
-    each device receives the mean of its own part only (a reduce-scatter).
+    The average is taken once, after all else. The rows are split by hand, because under
+    `vmap` over views a convolution merges the axes of views and images into one, of which
+    the compiler could split only a part.
 
-    Data parallelism by hand: under `vmap` over views a convolution merges the axes of
-    views and images into one, of which the compiler could split only a part.
+    Args:
+      gradients: (variables, batch, key) -> gradients, statistics and metrics.
+      mesh: the devices.
+      places: those of the gradients, one NamedSharding for each leaf or for all. Where a
+        gradient is split, each device receives the mean of its own part only (a
+        reduce-scatter).
     """
     specs = jax.tree.map(lambda place: place.spec, places)
 
-    def mean(spec, slopes):
+    def average(spec: PartitionSpec, slopes: PyTree) -> PyTree:
         if "data" not in spec:
             return jax.lax.pmean(slopes, "data")
         axis = spec.index("data")
         total = jax.lax.psum_scatter(slopes, "data", scatter_dimension=axis, tiled=True)
         return total / mesh.size
 
-    def local(variables, batch, key):
+    def run_locally(
+        variables: Variables, batch: Batch, key: PRNGKey
+    ) -> tuple[Any, Any, Metrics]:
         slopes, stats, metrics = gradients(variables, batch, key)
-        slopes = jax.tree.map(mean, specs, slopes)
+        slopes = jax.tree.map(average, specs, slopes)
         return slopes, *jax.lax.pmean((stats, metrics), "data")
 
     return jax.shard_map(
-        local,
+        run_locally,
         mesh=mesh,
-        in_specs=(P(), P("data"), P()),
-        out_specs=(specs, P(), P()),
+        in_specs=(PartitionSpec(), PartitionSpec("data"), PartitionSpec()),
+        out_specs=(specs, PartitionSpec(), PartitionSpec()),
         check_vma=False,
     )
 
 
-def differentiated(loss):
+def differentiated(loss: Loss) -> Gradients:
     """(variables, batch, key) -> (gradients of the trained branches, stats, metrics)."""
 
-    def split_loss(trained, variables, batch, key):
-        return loss(variables | trained, batch, key)
+    def split_loss(
+        trained: states.Tree, variables: Variables, batch: Batch, key: PRNGKey
+    ) -> Outcome:
+        return loss({**variables, **trained}, batch, key)
 
     gradient = jax.grad(split_loss, has_aux=True)
 
-    def gradients(variables, batch, key):
+    def gradients(
+        variables: Variables, batch: Batch, key: PRNGKey
+    ) -> tuple[Any, Any, Metrics]:
         slopes, (stats, metrics) = gradient(
             states.trained(variables), variables, batch, key
         )
@@ -126,23 +169,26 @@ def differentiated(loss):
     return gradients
 
 
-def accumulated(gradients, parts):
-    """The same over `parts` of a batch: mean gradients and metrics, the last stats.
+def accumulated(gradients: Gradients, parts: int) -> Gradients:
+    """The same function, run on `parts` of a batch one after the other.
 
-    Part p holds rows p, p + parts, ... Statistics run from part to part, but for the
-    running errors, whose means are taken: all parts draw by those before the batch.
+    Part p holds rows p, p + parts, ... Gradients and metrics are means over the parts.
+    Statistics run from part to part, except the running errors: all parts draw by those
+    before the batch, and the mean of what they become is taken.
     """
 
-    def add_up(variables, batch, key):
-        split = jax.tree.map(
-            lambda rows: jnp.moveaxis(rows.reshape(-1, parts, *rows.shape[1:]), 1, 0),
-            batch,
-        )
+    def split_rows(rows: Shaped[Array, "B ..."]) -> Shaped[Array, "parts b ..."]:
+        return jnp.moveaxis(rows.reshape(-1, parts, *rows.shape[1:]), 1, 0)
 
-        def add(carry, rows):
+    def add_up(
+        variables: Variables, batch: Batch, key: PRNGKey
+    ) -> tuple[Any, Any, Metrics]:
+        split = jax.tree.map(split_rows, batch)
+
+        def add(carry: tuple[PyTree, Any], rows: Batch) -> tuple[tuple[PyTree, Any], None]:
             total, stats = carry
             stats = stats | {"errors": variables["stats"]["errors"]}
-            slopes, stats, metrics = gradients(variables | {"stats": stats}, rows, key)
+            slopes, stats, metrics = gradients({**variables, "stats": stats}, rows, key)
             part = (slopes, metrics, stats["errors"])
             return (jax.tree.map(jnp.add, total, part), stats), None
 

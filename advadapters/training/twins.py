@@ -1,62 +1,85 @@
 """TWINS (Liu et al. 2023): fine-tuning a robust network with two wings.
 
-The wings share convolutions and dense layers. The frozen wing normalises with the
-statistics of pretraining, always; the adaptive one with those of the batch. Scale and
-offset are each wing's own, and both are trained. In terms of `trees`: the norms are
-adapters of two domains. The adaptive wing is what is deployed.
+The wings share convolutions and dense layers. The frozen wing always normalises with the
+statistics of pretraining, the adaptive one with those of the batch. Each wing has its own
+scale and offset, and both are trained. In terms of `trees`, the norms are adapters of two
+domains. The adaptive wing is what is deployed.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from advadapters import losses, rng
-from advadapters import networks as nets
 from advadapters.errors import UsageError
+from advadapters.networks import Knob, Network, Plain, Variables, mixture_case
+from advadapters.shapes import Images, Logits, PRNGKey, Scalar
 from advadapters.training import radius, states
-from advadapters.training.method import Check, Method, need_apart, need_rows
-from advadapters.training.oat import accuracy, written
+from advadapters.training.method import (
+    Batch,
+    Check,
+    Facts,
+    Loss,
+    Method,
+    Metrics,
+    Outcome,
+    need_apart,
+    need_rows,
+)
+from advadapters.training.oat import accuracy, write_statistics
+from advadapters.training.radius import TrainingAttack
+from advadapters.training.states import Tree
 
 DOMAINS = ("frozen", "adaptive")
 FROZEN, ADAPTIVE = 0, 1
 
+# The trained branches -> the total loss, and (each wing's loss, each wing's logits of
+# attacked images, the statistics after both).
+Objective = Callable[[Tree], tuple[Scalar, tuple[Any, Any, Tree]]]
+
 
 @dataclasses.dataclass(frozen=True)
 class TWINS(Method):
-    """The method's values.
+    """TWINS-AT, or TWINS-TRADES where beta is above 0.
 
-    weight: of the frozen wing's loss (lambda in the paper). attack: sees the adaptive wing
-      in evaluation mode.
-    beta: 0 trains on attacked images alone (TWINS-AT); above 0, on clean images, and by
-      beta on the KL divergence of attacked from clean predictions (TWINS-TRADES).
-    keep_norms: the frozen wing's scale and offset stay as they were too. Without batch
-      norm, where the wings differ in nothing else, this is our analogue of TWINS.
-    gradient_norms: log each wing's gradient norm, for one more pass.
+    Attributes:
+      weight: that of the frozen wing's loss (lambda in the paper).
+      attack: sees the adaptive wing in evaluation mode.
+      beta: with 0, attacked images alone are trained on (TWINS-AT). Above 0, clean images
+        are, and beta times the KL divergence of attacked from clean predictions is added
+        (TWINS-TRADES).
+      keep_norms: whether the frozen wing's scale and offset stay as they were, too. Without
+        batch norm, where the wings differ in nothing else, this is our analogue of TWINS.
+      gradient_norms: whether each wing's gradient norm is logged, for one more pass.
     """
 
     weight: float
-    attack: Callable
+    attack: TrainingAttack
     beta: float = 0.0
     keep_norms: bool = False
     gradient_norms: bool = False
 
-    def domains(self):
-        """Names of the domains, in order."""
+    def domains(self) -> tuple[str, ...]:
+        """The names of the domains, in order."""
         return DOMAINS
 
-    def loss(self, networks, axis=None):
-        """The method's loss(variables, batch, key), see `twins_loss`."""
+    def loss(self, networks: Mapping[float, Network], axis: str | None = None) -> Loss:
+        """Makes loss(variables, batch, key), see `twins_loss`."""
         return twins_loss(networks[1.0], self, axis)
 
-    def attacks(self):
+    def attacks(self) -> tuple[TrainingAttack, ...]:
         """The one attack."""
         return (self.attack,)
 
-    def need(self, facts):
-        """Halves of the rows, something to freeze, and a network to start from."""
+    def need(self, facts: Facts) -> None:
+        """Raises UsageError unless the run fits.
+
+        TWINS needs rows in two halves, something to freeze, and a network to start from.
+        """
         half = "an even number, half for each wing"
         need_rows(self, facts, facts.rows % 2 == 0, half)
         need_apart(self, facts)
@@ -72,16 +95,16 @@ class TWINS(Method):
                 "config.start.weights"
             )
 
-    def checks(self):
-        """The adaptive wing, clean and attacked; the attacked one counts."""
-        case = nets.mixture_case(DOMAINS, (0.0, 1.0))
+    def checks(self) -> list[Check]:
+        """The adaptive wing on clean and on attacked images, of which the latter count."""
+        case = mixture_case(DOMAINS, (0.0, 1.0))
         return [
             Check("clean", 0.0, case),
             Check("attacked", 1.0, case, (radius.full(self.attack),)),
         ]
 
-    def describe(self):
-        """What is trained, in words."""
+    def describe(self) -> list[str]:
+        """Says what is trained, in lines for the log."""
         kind = f"TWINS-TRADES, beta {self.beta:g}" if self.beta else "TWINS-AT"
         return [
             f"{kind}: frozen wing with weight {self.weight:g} on one half of the batch, "
@@ -90,55 +113,62 @@ class TWINS(Method):
         ]
 
 
-def twins_loss(network, method, axis=None):
-    """loss(variables, batch, key) -> (float32 [], (stats, metrics)) of TWINS-AT or -TRADES.
+def twins_loss(network: Network, method: TWINS, axis: str | None = None) -> Loss:
+    """Makes loss(variables, batch, key) -> (loss, (statistics, metrics)) of TWINS.
 
-    Rows 0, 2, ... go through the frozen wing, the others through the adaptive one (the
-    published code halves the batch; this way it does not matter on how many devices it
-    is). As there, the KL divergence is divided by the whole batch, so it counts half, and
+    Rows 0, 2, ... go through the frozen wing and the others through the adaptive one. (The
+    published code halves the batch. This way, it does not matter on how many devices it
+    is.) As there, the KL divergence is divided by the whole batch, so it counts half, and
     the attack climbs cross-entropy in TWINS-TRADES too.
+
+    Args:
+      network: that of both wings.
+      method: the values of the method.
+      axis: the name of the mapped axis over devices, None outside such a map.
     """
 
-    def loss(variables, batch, key):
+    def loss(variables: Variables, batch: Batch, key: PRNGKey) -> Outcome:
         attacked = attack(network, method, variables, batch, key)
-        parts = [{name: rows[wing::2] for name, rows in batch.items()} for wing in (0, 1)]
+        halves = [{name: rows[wing::2] for name, rows in batch.items()} for wing in (0, 1)]
 
-        def objective(trained):
-            tree, stats, found = variables | trained, variables["stats"], []
+        def objective(trained: Tree) -> tuple[Scalar, tuple[list, list, Tree]]:
+            tree, wing_losses, wing_logits = {**variables, **trained}, [], []
             for wing in (FROZEN, ADAPTIVE):
-                one, stats, logits = wing_loss(
-                    network, method, tree, stats, wing, attacked[wing::2], parts[wing], key
-                )
-                found.append((one, logits))
-            (frozen, one), (adaptive, two) = found
-            return method.weight * frozen + adaptive, (frozen, adaptive, one, two, stats)
+                half = halves[wing] | {"attacked": attacked[wing::2]}
+                value, stats, logits = wing_loss(network, method, tree, wing, half, key)
+                tree = tree | {"stats": stats}
+                wing_losses.append(value)
+                wing_logits.append(logits)
+            total = method.weight * wing_losses[FROZEN] + wing_losses[ADAPTIVE]
+            return total, (wing_losses, wing_logits, tree["stats"])
 
         trained = states.trained(variables)
-        total, (frozen, adaptive, one, two, stats) = objective(trained)
-        metrics = {
-            "loss": total,
-            "loss/frozen": frozen,
-            "loss/adaptive": adaptive,
-            "accuracy/frozen": accuracy(one, parts[FROZEN]["labels"]),
-            "accuracy/adaptive": accuracy(two, parts[ADAPTIVE]["labels"]),
-        }
+        total, (wing_losses, wing_logits, stats) = objective(trained)
+        metrics = {"loss": total}
+        for wing, name in enumerate(DOMAINS):
+            metrics[f"loss/{name}"] = wing_losses[wing]
+            labels = halves[wing]["labels"]
+            metrics[f"accuracy/{name}"] = accuracy(wing_logits[wing], labels)
         if method.gradient_norms:
-            metrics |= wing_norms(objective, trained, axis)
+            metrics |= _wing_norms(objective, trained, axis)
         return total, (stats, metrics)
 
     return loss
 
 
-def plain_of(network, method, variables, wing):
-    """The network of a wing."""
+def plain_of(network: Network, method: TWINS, variables: Variables, wing: int) -> Plain:
+    """The network of a wing, as an ordinary one."""
     if wing == FROZEN and method.keep_norms:
-        variables = variables | {"adapters": jax.lax.stop_gradient(variables["adapters"])}
-    return network.at(variables, nets.Knob(jax.nn.one_hot(wing, len(DOMAINS))))
+        adapters = jax.lax.stop_gradient(variables["adapters"])
+        variables = {**variables, "adapters": adapters}
+    return network.at(variables, Knob(jax.nn.one_hot(wing, len(DOMAINS))))
 
 
 @jax.named_scope("attack")
-def attack(network, method, variables, batch, key):
-    """Images [B, H, W, C] attacked through the adaptive wing."""
+def attack(
+    network: Network, method: TWINS, variables: Variables, batch: Batch, key: PRNGKey
+) -> Images:
+    """The batch's images [B, H, W, C], attacked through the adaptive wing."""
     plain = jax.lax.stop_gradient(plain_of(network, method, variables, ADAPTIVE))
     keys = rng.by_index(rng.fold(key, "attack", "start"), batch["index"])
     return radius.at(method.attack, batch)(
@@ -146,37 +176,52 @@ def attack(network, method, variables, batch, key):
     )
 
 
-def wing_loss(network, method, variables, stats, wing, attacked, batch, key):
-    """(loss [], statistics after it, logits of the attacked images) of one wing.
+def wing_loss(
+    network: Network,
+    method: TWINS,
+    variables: Variables,
+    wing: int,
+    half: Batch,
+    key: PRNGKey,
+) -> tuple[Scalar, Tree, Logits]:
+    """(the loss, the statistics after it, logits of the attacked images) of one wing.
 
     The attacked pass comes before the clean one, as in the published code, so the clean
     images move the running statistics last.
+
+    Args:
+      network: that of both wings.
+      method: the values of the method.
+      variables: with the statistics before this wing's passes.
+      wing: FROZEN or ADAPTIVE.
+      half: the wing's half of the batch, with its "attacked" images.
+      key: of this step.
     """
 
-    def forward(images, stats, name):
-        plain = plain_of(network, method, variables | {"stats": stats}, wing)
+    def forward(images: Images, stats: Tree, name: str) -> tuple[Logits, Tree]:
+        plain = plain_of(network, method, {**variables, "stats": stats}, wing)
         if wing == FROZEN:
             return network.apply(plain, images), stats
         draws = rng.fold(key, "forward", name)
-        logits, seen = network.train(plain, images, draws, batch["index"], False)
-        return logits, written(stats, wing, seen)
+        logits, updates = network.train(plain, images, draws, half["index"], False)
+        return logits, write_statistics(stats, wing, updates)
 
-    labels = batch["labels"]
-    logits, stats = forward(attacked, stats, "attacked")
+    labels = half["labels"]
+    logits, stats = forward(half["attacked"], variables["stats"], "attacked")
     if not method.beta:
         return jnp.mean(losses.cross_entropy(logits, labels)), stats, logits
-    clean, stats = forward(batch["images"], stats, "clean")
+    clean, stats = forward(half["images"], stats, "clean")
     divergence = losses.PAIRED["kl"](logits, clean, labels)
     clean = jnp.mean(losses.cross_entropy(clean, labels))
     return clean + method.beta * jnp.mean(divergence) / 2, stats, logits
 
 
-def wing_norms(objective, trained, axis):
+def _wing_norms(objective: Objective, trained: Tree, axis: str | None) -> Metrics:
     """{"gradient_norm/WING": []} of each wing's loss by itself."""
-    found = {}
+    norms = {}
     for wing, name in enumerate(DOMAINS):
-        slopes = jax.grad(lambda tree, wing=wing: objective(tree)[1][wing])(trained)
+        slopes = jax.grad(lambda tree, wing=wing: objective(tree)[1][0][wing])(trained)
         if axis is not None:
             slopes = jax.lax.pmean(slopes, axis)
-        found[f"gradient_norm/{name}"] = optax.tree.norm(slopes)
-    return found
+        norms[f"gradient_norm/{name}"] = optax.tree.norm(slopes)
+    return norms

@@ -116,10 +116,10 @@ def test_cudnn_is_what_is_compiled_for_gpus(mesh, monkeypatch, prompts, mask):
 
 
 def test_which_is_taken():
-    trained = functools.partial(attention.trained, head=64)
-    evaluated, half = attention.evaluated, jnp.bfloat16
+    trained = functools.partial(attention.choose_for_training, head=64)
+    evaluated, half = attention.choose_for_evaluation, jnp.bfloat16
     assert trained("auto", "cuda", half) == trained("cudnn", "cuda", half) == "cudnn"
-    assert attention.trained("auto", "cuda", half, head=20) == "ours"
+    assert attention.choose_for_training("auto", "cuda", half, head=20) == "ours"
     for platform in ("cpu", "tpu", "rocm", "old cuda", "none of them"):
         assert trained("auto", platform, half) == "ours"
         assert evaluated("auto", platform, half) == "ours"
@@ -144,5 +144,5 @@ def test_which_is_taken():
 )
 def test_cudnn_where_it_cannot_work(platform, dtype, head, message):
     with pytest.raises(UsageError, match="config.model.attention='cudnn' needs") as error:
-        attention.trained("cudnn", platform, dtype, head)
+        attention.choose_for_training("cudnn", platform, dtype, head)
     assert message in str(error.value)

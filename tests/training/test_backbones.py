@@ -213,7 +213,7 @@ def test_several_views_of_one_domain_move_its_statistics_by_their_mean():
     stats = {"shared": {"a": jnp.zeros(1)}, "adapters": {"b": jnp.zeros((2, 1))}}
     mixtures = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     seen = {"a": jnp.array([[1.0], [2.0], [6.0]]), "b": jnp.array([[1.0], [2.0], [6.0]])}
-    found = views.running(stats, mixtures, seen)
+    found = views.move_statistics(stats, mixtures, seen)
     np.testing.assert_allclose(found["shared"]["a"], [3.0])
     np.testing.assert_allclose(found["adapters"]["b"], [[1.5], [6.0]])
 

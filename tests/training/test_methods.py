@@ -175,7 +175,7 @@ def test_weight_perturbation_of_adapters_goes_by_domain():
             tree["shared"]["bias"]
         ), None
 
-    found = views.perturbed(objective, tree, 0.1, None)
+    found = views.perturb(objective, tree, 0.1, None)
     for k in (0, 1):
         move = 0.1 * np.linalg.norm(weight[k]) * slope[k] / np.linalg.norm(slope[k])
         np.testing.assert_allclose(
@@ -288,7 +288,8 @@ def test_a_random_target_is_uniform_over_the_other_classes():
     labels = jnp.arange(3000) % 5
     keys = rng.by_index(jax.random.key(0), jnp.arange(3000))
     logits_fn = functools.partial(jnp.zeros, (3000, 5))
-    goal, sign = choose_goal(lambda x: logits_fn(), labels, labels, keys, "random")
+    images = jnp.zeros((3000, 1, 1, 1))
+    goal, sign = choose_goal(lambda x: logits_fn(), images, labels, keys, "random")
     assert sign == -1 and not (goal == labels).any()
     shares = np.bincount((goal - labels) % 5, minlength=5)[1:] / 3000
     # Four other classes; the standard deviation of a share is 0.008.
