@@ -48,13 +48,13 @@ class Classifier:
       logits_fn: pure function of float images, for attacks and under `jax.jit`.
     """
 
-    def __init__(self, evaluate, plain, about):
+    def __init__(self, evaluate, plain, about, opened):
         self.shape, self.classes = tuple(about["image"]), tuple(about["classes"])
         self.name = about["name"]
         self.params = plain.get("params", {})
         self.batch_stats = plain.get("batch_stats", {})
         self.logits_fn = jax.tree_util.Partial(evaluate, plain)
-        self._about = about  # the metadata of an exported file
+        self._about, self._opened = about, opened  # what files tell of it
         self._jitted = jax.jit(lambda logits_fn, images: logits_fn(images))
 
     def __repr__(self):
@@ -85,6 +85,18 @@ class Classifier:
         """
         evaluate, (plain,) = self.logits_fn.func, self.logits_fn.args
         exporting.write_network(Exportable(evaluate, None, plain), path, self._about)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes the network as a new folder that timm and transformers load.
+
+        It holds model.safetensors with the names of timm's VisionTransformer, LoRAs
+        merged; config.json; and README.md, a model card that says how to load it and what
+        was measured. With a name that ends with .npz it is one file of arrays with
+        big_vision's names, which timm reads too. Raises UsageError for a network that
+        timm's cannot be.
+        """
+        (plain,) = self.logits_fn.args
+        exporting.save(plain, self._about, self._opened, folder)
 
     def _logits(self, images):
         # A last part of another size would be compiled anew.
@@ -231,7 +243,7 @@ class Run(NamedTuple):
         network = self.opened.run.networks[case.network]
         plain = jax.jit(network.at)(self.variables, case.knob)
         about = exporting.describe(self.opened, self.step, case)
-        return Classifier(network.evaluate, plain, about)
+        return Classifier(network.evaluate, plain, about, self.opened)
 
 
 def as_bytes(images):

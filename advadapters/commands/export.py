@@ -1,22 +1,27 @@
 """usage: advadapters export --workdir=DIR --output=FILE.stablehlo [--mixture=...]
 
-Writes the network of a trained run to one file that needs neither this program's models
-nor the run: a StableHLO program with its gradient, for CPUs, GPUs and TPUs and batches of
-any size, the parameters, and what the network is. Without a flag that chooses one network,
-the mixture stays an input: weights of the domains for all images, or for each.
+Writes the network of a trained run for other programs:
+
+  --to=stablehlo  one file that JAX alone runs, on CPUs, GPUs and TPUs, with gradients, for
+                  batches of any size. Unless a flag chooses one network, the mixture stays
+                  an input: weights of the domains for all images, or for each.
+                  `advadapters.load_exported` reads it with jax, numpy and flatbuffers.
+  --to=timm       a new folder that timm and transformers load: model.safetensors with
+                  timm's names, LoRAs merged; config.json; and README.md, a model card. Of
+                  one vision transformer, chosen by --mixture. With --output=FILE.npz it is
+                  one file of arrays with big_vision's names, which timm reads too.
 
 {flags}
 
-`advadapters.load_exported(FILE)` reads it with jax, numpy and flatbuffers alone. No image
-of the run is read or written.
+No image of the run is read or written.
 """
 
 import dataclasses
-import os
 from typing import Annotated, Any
 
 from advadapters.errors import UsageError
 from advadapters.flags import Shown, Step, Workdir
+from advadapters.schema import OneOf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +29,8 @@ class Flags:
     """The flags of this verb."""
 
     workdir: Workdir
-    output: Annotated[str, Shown("FILE.stablehlo"), "the new file"]
+    output: Annotated[str, Shown("FILE.stablehlo"), "the new file, or the new folder"]
+    to: Annotated[str, OneOf(("stablehlo", "timm")), "what is written"] = "stablehlo"
     mixture: Annotated[str, Shown("clean=0.3,linf=0.7"), "one mode or soup alone"] = ""
     lambda_: Annotated[
         float | None,
@@ -43,13 +49,14 @@ def main(flags: Flags) -> int:
         raise UsageError("give either --mixture=... or --lambda=...")
     from advadapters.runs import exporting, opening
 
-    exporting.check_path(flags.output)
+    if flags.to == "stablehlo":
+        exporting.check_path(flags.output)
     opened = opening.open_trained(flags.workdir, images=False)
     case = read_case(opened.run, flags)
     variables, step = opening.restore_variables(opened, flags.step)
-    exporting.write(opened, variables, step, flags.output, case)
-    size = os.path.getsize(os.path.expanduser(flags.output))
-    print(f"step {step} of {opened.folder} -> {flags.output}, {size:,} bytes")
+    write = exporting.write if flags.to == "stablehlo" else exporting.write_folder
+    write(opened, variables, step, flags.output, case)
+    print(f"step {step} of {opened.folder} -> {flags.output}")
     return 0
 
 

@@ -40,7 +40,7 @@ def card(
         _introduction(about),
         "## Use",
         usage.strip(),
-        about["preprocessing"],
+        _preparation(about, config["data"]),
         "## Training",
         _radii(about["eps"]),
         _data(config, record),
@@ -48,8 +48,7 @@ def card(
         _results(about, rows),
         "## Source",
         f"Step {source['step']} of the run `{source['run']}`, written by "
-        f"{source['program']} with jax {source['jax']}. With this config in a file, "
-        "`advadapters train` repeats the run:",
+        f"{source['program']} with jax {source['jax']}. The whole config of the run:",
         "```json\n" + json.dumps(config, sort_keys=True) + "\n```",
     ]
     return "\n\n".join(parts) + "\n"
@@ -74,10 +73,20 @@ def _introduction(about: Mapping[str, Any]) -> str:
         else ""
     )
     return (
-        f"A {model['name']} ({model['size']}) that sorts images of "
-        f"{rows}x{columns}x{channels} into {len(classes)} classes: {names}. {trade}It was "
-        "trained to resist adversarial attacks of the radii below, and nothing is known of "
-        "larger ones."
+        f"A network of the kind `{model['name']}` and the size {model['size']}, which "
+        f"sorts images of {rows}x{columns}x{channels} into {len(classes)} classes: "
+        f"{names}. "
+        f"{trade}Its robustness is known under the attacks of the results below and under "
+        "no others."
+    )
+
+
+def _preparation(about: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """How evaluation made images of the network's size."""
+    rows, columns, _ = about["image"]
+    return (
+        f"Evaluation resized images by `{data['interpolation']}` and took "
+        f"{data['crop_ratio']:g} of the middle, {rows}x{columns} pixels."
     )
 
 
@@ -119,15 +128,26 @@ def _results(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
         )
     counts = sorted({row["n"] for row in shown})
     images = " or ".join(f"{count:,}" for count in counts)
+    again = f"`advadapters evaluate --workdir={about['source']['run']}{_flags(told)}`"
     return (
         f"On {images} images, in percent, with 95% intervals over the images. Each network "
-        f"is attacked through itself.\n\n{tables.markdown(list(map(Row.of_plain, shown)))}"
+        f"is attacked through itself. {again} measures them again.\n\n"
+        f"{tables.markdown(list(map(Row.of_plain, shown)))}"
     )
+
+
+def _flags(told: Mapping[str, Any]) -> str:
+    """What chooses the network among those of its run."""
+    if "lambda" in told:
+        return "".join(f" --{k}={told[k]:g}" for k in ("lambda", "width") if k in told)
+    weights = {name: weight for name, weight in told.get("mixture", {}).items() if weight}
+    mixture = ",".join(f"{name}={weight:.10g}" for name, weight in weights.items())
+    return f' --mixture="{mixture}"' if mixture else ""
 
 
 def _same(row: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
     """Whether a row is of the network that was exported, up to the rounding of weights."""
-    first, second = ({**one["mixture"]} for one in (row, told))
+    first, second = (one.get("mixture", {}) for one in (row, told))
     others = ("lambda", "width", "statistics")
     ensembles = {row["kind"], told["kind"]} & {"ensemble"}
     return (

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 import advadapters
 from advadapters import hosts, meshes, networks, trees
 from advadapters.errors import UsageError
-from advadapters.exports import writing
+from advadapters.exports import tensors, timm_files, writing
+from advadapters.runs import cards, workdir
 from advadapters.runs.opening import OpenRun
 
 SUFFIX = ".stablehlo"
@@ -127,3 +129,69 @@ def radii(
         ]
         for domain in domains
     }
+
+
+def write_folder(
+    opened: OpenRun,
+    variables: Mapping[str, Any],
+    step: int,
+    folder: str | os.PathLike,
+    case: networks.Case | None = None,
+) -> None:
+    """Writes one network of a run as `save` does; arguments as of `write`.
+
+    Raises UsageError without a case for a run of several domains.
+    """
+    if case is None and len(opened.run.domains) > 1:
+        raise UsageError(
+            f"timm's network is one of several here: choose it by --mixture, weights of "
+            f"{', '.join(opened.run.domains)}"
+        )
+    case = case or networks.mixture_case(opened.run.domains, (1.0,))
+    plain = jax.jit(opened.run.networks[case.network].at)(variables, case.knob)
+    save(plain, describe(opened, step, case), opened, folder)
+
+
+def save(
+    plain: Mapping[str, Any],
+    about: Mapping[str, Any],
+    opened: OpenRun,
+    folder: str | os.PathLike,
+) -> None:
+    """Writes one network as a new folder that timm and transformers load.
+
+    plain: {"params", "batch_stats"}. about: what `describe` says of it. In the folder are
+    model.safetensors with timm's names, config.json, and README.md, the model card. If its
+    name ends with .npz, it is a single file of arrays with big_vision's names. Raises
+    UsageError for a network that timm's cannot be, and for a folder that is not empty.
+    """
+    target = epath.Path(os.path.abspath(os.path.expanduser(folder)))
+    if target.is_dir() and any(target.iterdir()):
+        raise UsageError(f"{target} is not empty: name a new folder")
+    plain = jax.tree.map(meshes.gather, plain)
+    if target.name.endswith(".npz"):
+        named: dict[str, Any] = timm_files.big_vision_arrays(plain, about)
+        workdir.write_whole(target, lambda file: np.savez(file, **named))
+        return
+    arrays = timm_files.arrays_of(plain, about)
+    config = timm_files.config_of(about, opened.config["data"])
+    data = tensors.pack(arrays, {"format": "pt"})
+    record, rows = workdir.read_data(opened.folder), workdir.read_results(opened.folder)
+    usage = timm_files.usage(about, target.name)
+    told = [row.plain() for row in rows or ()]
+    text = cards.card(about, opened.config, record, told, usage)
+    if not hosts.first():
+        return
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        written = target / "model.safetensors"
+        workdir.write_whole(written, lambda file: file.write(data))
+        workdir.write_json(target / "config.json", config)
+        workdir.write_text(target / "README.md", text)
+        back = tensors.unpack(written.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot write {target}: {error}") from None
+    if back.keys() != arrays.keys() or any(
+        not np.array_equal(back[name], array) for name, array in arrays.items()
+    ):
+        raise UsageError(f"{written} does not hold what was written: is the disk full?")

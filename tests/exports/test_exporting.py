@@ -1,6 +1,8 @@
 """Runs and their soups as files, from Python and from the command line."""
 
 import functools
+import json
+import pathlib
 import re
 
 import jax
@@ -11,6 +13,9 @@ pytest.importorskip("flatbuffers")
 
 import advadapters as aa
 from advadapters.__main__ import main
+from advadapters.evaluation import tables
+from advadapters.evaluation.rows import Row
+from advadapters.exports import tensors
 from advadapters.runs import opening
 
 SMALL = {
@@ -75,11 +80,23 @@ def test_the_verb_writes_what_python_writes(run, tmp_path, capsys):
     flags = ["export", f"--workdir={run.path}"]
     assert main([*flags, f"--output={soup}", "--mixture=clean=0.3,linf=0.7"]) == 0
     assert main([*flags, f"--output={whole}"]) == 0
-    assert f"-> {whole}, {whole.stat().st_size:,} bytes" in capsys.readouterr().out
+    assert f"step {run.step} of {run.path} -> {whole}" in capsys.readouterr().out
     run.export(python)
     assert python.read_bytes() == whole.read_bytes()
     run.soup(clean=0.3, linf=0.7).export(python)
     assert python.read_bytes() == soup.read_bytes()
+
+
+def test_the_verb_writes_the_folder_that_python_writes(run, tmp_path, capsys):
+    flags = ["export", f"--workdir={run.path}", "--to=timm"]
+    output = f"--output={tmp_path / 'soup'}"
+    assert main([*flags, output, "--mixture=clean=0.3,linf=0.7"]) == 0
+    (tmp_path / "again").mkdir()
+    run.soup(clean=0.3, linf=0.7).save(tmp_path / "again" / "soup")
+    for file in (tmp_path / "soup").iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / "soup" / file.name).read_bytes()
+    assert main([*flags, f"--output={tmp_path / 'none'}"]) == 2
+    assert "choose it by --mixture, weights of clean, linf" in capsys.readouterr().err
 
 
 BAD = {
@@ -115,3 +132,56 @@ def test_a_run_that_goes_by_lambda_is_exported_at_one(tmp_path):
     network = aa.load_exported(output)
     assert network.name == "lambda 0.2"
     close(network(IMAGES), run.at(0.2)(IMAGES))
+
+
+def test_a_soup_is_saved_as_a_folder_with_its_card(run, tmp_path):
+    """results.json has the soup's rows, and no others are in the card."""
+    soup, folder = run.soup(clean=0.3, linf=0.7), tmp_path / "soup"
+    soups = [{"clean": 0.3, "linf": 0.7}, {"clean": 1}]
+    rows = run.evaluate(IMAGES, np.arange(6) % 5, soups=soups, attacks={})
+    results = pathlib.Path(run.path) / "results.json"
+    results.write_text(json.dumps(rows))
+    soup.save(folder)
+    assert {file.name for file in folder.iterdir()} == {
+        "model.safetensors", "config.json", "README.md",
+    }  # fmt: skip
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\npipeline_tag: image-classification\n")
+    assert f"| 0.3 clean + 0.7 linf | {tables.percent(Row.of_plain(rows[0]))} |" in card
+    assert '--workdir=run --mixture="clean=0.3,linf=0.7"` measures' in card
+    assert "clean mode" not in card and "| linf | pgd, linf 0.12 |" in card
+    assert "cat, dog, eel" in card and f"Step {run.step} of the run `run`" in card
+    config = json.loads((folder / "config.json").read_text())
+    assert config["label_names"] == ["cat", "dog", "eel", "fox", "gnu"]
+    arrays = tensors.unpack((folder / "model.safetensors").read_bytes())
+    kernel = soup.params["head"]["kernel"]
+    np.testing.assert_array_equal(arrays["head.weight"], kernel.T)
+    with pytest.raises(aa.UsageError, match="not empty: name a new folder"):
+        soup.save(folder)
+
+
+def test_timm_and_transformers_load_the_folder(run, tmp_path):
+    timm = pytest.importorskip("timm")
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    soup, folder = run.soup(clean=0.3, linf=0.7), tmp_path / "soup"
+    soup.save(folder)
+    pixels = (np.float32(IMAGES) / 255 - 0.5) / 0.5
+    images = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+    networks = [
+        timm.create_model(f"local-dir:{folder}", pretrained=True),
+        transformers.AutoModelForImageClassification.from_pretrained(folder),
+    ]
+    for network in networks:
+        with torch.no_grad():
+            out = network.eval()(images)
+        logits = getattr(out, "logits", out).numpy()
+        np.testing.assert_allclose(logits, soup(IMAGES), rtol=0, atol=1e-4)
+    assert networks[1].config.id2label[2] == "eel"
+
+
+def test_files_of_arrays_are_for_heads_that_have_names_there(run, tmp_path):
+    with pytest.raises(aa.UsageError, match="no norm after the mean of the tokens"):
+        run.mode("linf").save(tmp_path / "soup.npz")
+    assert not list(tmp_path.iterdir())
