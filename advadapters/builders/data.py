@@ -3,19 +3,23 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
+
+from advadapters.configs import Section
 from advadapters.data import imaging, pipeline, randaugment, sources, splits
-from advadapters.data.augment import make_augment
+from advadapters.data.augment import Batch, make_augment
 from advadapters.data.randaugment import make_randaugment
 from advadapters.errors import UsageError
+from advadapters.shapes import Bytes, PRNGKey, PRNGKeys
 
 
 class Data(NamedTuple):
     """Splits and how their images are prepared."""
 
     source: splits.Source  # whole, before images were held out
-    train: Any
-    validation: Any
-    test: Any
+    train: splits.Split
+    validation: splits.Split
+    test: splits.Split
     image_size: int
     channels: int
     crop: str
@@ -23,36 +27,43 @@ class Data(NamedTuple):
     interpolation: str
     threads: int
     workers: int
-    augment: Callable
+    augment: Callable[[Batch, PRNGKey], Batch]
 
 
-def read_data(c, classes, mesh, source=None):
-    """config.data -> Data, for batches over a mesh; classes: 0 if they do not matter.
+def read_data(
+    c: Section, classes: int, mesh: Mesh, source: splits.Source | None = None
+) -> Data:
+    """Reads config.data and opens the source that it names.
 
-    source: to be taken instead of opening what the config names.
+    Args:
+      c: the section.
+      classes: of the model; 0 if any number will do.
+      mesh: the devices that batches are split over.
+      source: taken instead of the one that the section names, which is not opened then.
+
+    Raises:
+      UsageError: the source cannot be read or does not fit the model.
     """
     channels = c.take("channels", int, low=1)
-    spec, options = (
-        c.take("source", str),
-        dict(
-            skip_corrupt=c.take("skip_corrupt", bool),
-            data_dir=c.take("data_dir", str),
-            test_split=c.take("test_split", str),
-        ),
+    spec = c.take("source", str)
+    options: dict[str, Any] = dict(
+        skip_corrupt=c.take("skip_corrupt", bool),
+        data_dir=c.take("data_dir", str),
+        test_split=c.take("test_split", str),
     )
-    chosen = c.take("classes", tuple, of=int)
+    subset = c.take("classes", tuple, of=int)
     if source is None:
-        source = splits.only(sources.load(spec, channels=channels, **options), chosen)
+        source = splits.only(sources.load(spec, channels=channels, **options), subset)
         splits.check(source, classes, channels)
     fraction = c.take("validation", float, low=0.0, high=0.5)
     train, validation = splits.hold_out(source.train, fraction)
     tests = {"test": source.test, "validation": validation}
-    judged = tests[c.choice("judged_on", tests)]
+    evaluated = tests[c.choice("judged_on", tests)]
     return Data(
         source=source,
         train=splits.few(train, c.take("train_images", int, low=0)),
         validation=validation,
-        test=splits.few(judged, c.take("test_images", int, low=0)),
+        test=splits.few(evaluated, c.take("test_images", int, low=0)),
         image_size=c.take("image_size", int, low=1),
         channels=channels,
         crop=c.choice("crop", pipeline.TRAIN_CROPS),
@@ -68,16 +79,18 @@ def read_data(c, classes, mesh, source=None):
             cutmix_alpha=c.take("cutmix", float, low=0.0),
             mix_probability=c.take("mix_probability", float, low=0.0, high=1.0),
             label_smoothing=c.take("label_smoothing", float, low=0.0, high=1.0),
-            randaugment=read_randaugment(c.section("randaugment"), channels, mesh),
-            erasing=read_erasing(c.section("random_erasing"), channels),
+            randaugment=_read_randaugment(c.section("randaugment"), channels, mesh),
+            erasing=_read_erasing(c.section("random_erasing"), channels),
         ),
     )
 
 
-def read_randaugment(c, channels, mesh):
-    """config.data.randaugment -> see `make_randaugment`."""
+def _read_randaugment(
+    c: Section, channels: int, mesh: Mesh
+) -> Callable[[PRNGKeys, Bytes], Bytes] | None:
+    """Reads config.data.randaugment, see `make_randaugment`."""
     with c:
-        fill = read_colour(c, "fill", channels)
+        fill = _read_colour(c, "fill", channels)
         return make_randaugment(
             mesh,
             layers=c.take("layers", int, low=0),
@@ -87,16 +100,16 @@ def read_randaugment(c, channels, mesh):
         )
 
 
-def read_erasing(c, channels):
-    """config.data.random_erasing -> see `augment.make_augment`."""
+def _read_erasing(c: Section, channels: int) -> dict[str, Any] | None:
+    """Reads config.data.random_erasing as `augment.make_augment` takes it."""
     with c:
         probability = c.take("probability", float, low=0.0, high=1.0)
-        found = {key: read_colour(c, key, channels) for key in ("mean", "std")}
-    return dict(probability=probability, **found) if probability else None
+        colours = {key: _read_colour(c, key, channels) for key in ("mean", "std")}
+    return dict(probability=probability, **colours) if probability else None
 
 
-def read_colour(c, key, channels):
-    """A tuple of one value for all channels or one for each, from 0 to 1."""
+def _read_colour(c: Section, key: str, channels: int) -> tuple[float, ...]:
+    """Reads one value for all channels or one for each, from 0 to 1."""
     values = c.take(key, tuple, of=float)
     if len(values) not in (1, channels) or not all(0 <= value <= 1 for value in values):
         raise UsageError(
@@ -106,16 +119,23 @@ def read_colour(c, key, channels):
     return values
 
 
-def need_divisible(name, size, accumulate, mesh):
-    """Raises UsageError if a batch does not split over devices (and parts)."""
+def need_divisible(name: str, size: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises UsageError if a batch cannot be split evenly.
+
+    Args:
+      name: the key of the config that holds the size.
+      size: images of the batch.
+      accumulate: parts that each device goes through one after the other.
+      mesh: the devices.
+    """
     if size % (mesh.size * accumulate):
         raise UsageError(
             f"{name}={size} is not divisible by {mesh.size} devices"
             + (f" x {accumulate} accumulated parts" if accumulate > 1 else "")
-            + f"; the nearest that is: {nearest(size, mesh.size * accumulate)}"
+            + f"; the nearest that is: {_nearest(size, mesh.size * accumulate)}"
         )
 
 
-def nearest(size, factor):
-    """The multiple of `factor` nearest to `size`, at least one."""
+def _nearest(size: int, factor: int) -> int:
+    """The multiple of `factor`, 0 excepted, that is nearest to `size`."""
     return max(1, round(size / factor)) * factor

@@ -1,12 +1,13 @@
 """config.loss, and the section of that name, -> a training method."""
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
-from advadapters.builders.views import read_tricks, read_views
+from advadapters.builders.views import Attack, read_tricks, read_views
 from advadapters.configs import Section
 from advadapters.errors import UsageError, pick
+from advadapters.models.film import Film
 from advadapters.networks import Network
 from advadapters.training.method import Method
 from advadapters.training.oat import OAT, need_known
@@ -15,29 +16,30 @@ from advadapters.training.views import Views
 
 
 class Parts(NamedTuple):
-    """What of a config a method may be made of, beside its own section.
+    """What a method may be made of beside the section of its own name.
 
-    attacks: {name: attack} of config.attacks. domains: as config.domains names them, () for
-    a method that names its own. network: of the full width. film: how it is conditioned on
-    lambda, or None. separate: whether batch statistics are kept for each view and domain.
-    perturbation: size of those of weights. epoch: steps in one.
+    attacks: {name: attack} of config.attacks. domains: the names in config.domains, () for
+    a method that names its domains itself. network: the one of the full width. film: how it
+    is conditioned on lambda, None where it is not. separate: whether batch statistics are
+    kept for each view and domain. perturbation: the size of perturbations of the weights, 0
+    for none. epoch: the steps of one epoch.
     """
 
-    attacks: Mapping[str, Callable]
+    attacks: Mapping[str, Attack]
     domains: tuple[str, ...]
     network: Network
-    film: Any
+    film: Film | None
     separate: bool
     perturbation: float
     epoch: float
 
-    def attack(self, c):
+    def attack(self, c: Section) -> Attack:
         """The attack that the key `attack` of a section names."""
         return pick(self.attacks, c.take("attack", str), f"{c.name}.attack")
 
 
-def read_listed(c, parts):
-    """config.views -> Views."""
+def _read_listed(c: Section, parts: Parts) -> Views:
+    """Reads config.views, a method that is a list of views."""
     if parts.film:
         raise UsageError("config.model.film conditions on lambda: set config.loss='oat'")
     read = functools.partial(read_tricks, network=parts.network, epoch=parts.epoch)
@@ -45,8 +47,8 @@ def read_listed(c, parts):
     return Views(parts.domains, views, not parts.separate, parts.perturbation)
 
 
-def read_oat(c, parts):
-    """config.oat -> OAT."""
+def _read_oat(c: Section, parts: Parts) -> OAT:
+    """Reads config.oat, once-for-all adversarial training."""
     lambdas, film = read_lambdas(c, "lambdas"), parts.film
     zeros = c.take("zeros", float, low=0.0, below=1.0)
     if 0.0 not in lambdas and zeros:
@@ -79,8 +81,8 @@ def read_oat(c, parts):
     )
 
 
-def read_lambdas(c, key):
-    """Different numbers in [0, 1], in order, at least one above 0."""
+def read_lambdas(c: Section, key: str) -> tuple[float, ...]:
+    """Reads numbers in [0, 1] that grow and of which at least one is above 0."""
     lambdas = c.take(key, tuple, of=float)
     wrong = [lam for lam in lambdas if not 0 <= lam <= 1]
     if wrong or list(lambdas) != sorted(set(lambdas)) or not any(lambdas):
@@ -90,8 +92,8 @@ def read_lambdas(c, key):
     return lambdas
 
 
-def read_twins(c, parts):
-    """config.twins -> TWINS."""
+def _read_twins(c: Section, parts: Parts) -> TWINS:
+    """Reads config.twins, training with a frozen and an adaptive wing."""
     if parts.film:
         raise UsageError("config.model.film conditions on lambda, which TWINS has not")
     return TWINS(
@@ -103,18 +105,28 @@ def read_twins(c, parts):
     )
 
 
-# {config.loss: reader}: (the section of that name, Parts) -> Method.
+# What config.loss may be, and the readers of the sections of these names.
 METHODS: dict[str, Callable[[Section, Parts], Method]] = {
-    "views": read_listed,
-    "oat": read_oat,
-    "twins": read_twins,
+    "views": _read_listed,
+    "oat": _read_oat,
+    "twins": _read_twins,
 }
 
 
-def read(kind, c, parts, *, views):
-    """The method of a row in METHODS from its section; views: the names in config.views."""
+def read(kind: str, c: Section, parts: Parts, *, views: Collection[str]) -> Method:
+    """Reads a training method.
+
+    Args:
+      kind: config.loss, a row in METHODS.
+      c: the section of the method.
+      parts: what else of the config it may be made of.
+      views: the names in config.views.
+
+    Raises:
+      UsageError: a setting is wrong, or the method has no use for parts that are given.
+    """
     if kind != "views":
-        need_none(kind, parts.domains, views)
+        _need_none(kind, parts.domains, views)
     with c:
         method = METHODS[kind](c, parts)
     if parts.perturbation and kind != "views":
@@ -123,8 +135,8 @@ def read(kind, c, parts, *, views):
     return method
 
 
-def need_none(kind, domains, views):
-    """Raises UsageError for domains and views, which only a list of views has."""
+def _need_none(kind: str, domains: tuple[str, ...], views: Collection[str]) -> None:
+    """Raises UsageError for domains or views, which only a list of views takes."""
     if domains:
         raise UsageError(f"config.loss={kind!r} names its domains itself: set domains=()")
     if views:

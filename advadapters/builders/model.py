@@ -1,33 +1,76 @@
 """config.model -> networks."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 
 from advadapters import schema, trees
 from advadapters.builders import methods
+from advadapters.builders.data import Data
+from advadapters.configs import Section
 from advadapters.errors import UsageError
 from advadapters.models import MODELS, added, attention, film, layers
-from advadapters.networks import make_network
+from advadapters.models.film import Film
+from advadapters.networks import Network, make_network
 from advadapters.precision import PRECISIONS
 from advadapters.training import states
 
-# How the fields are read that hold more than a word or a number.
-SPECIAL = {
-    "added": lambda c: read_added(c.sections("added")),
-    "film": lambda c: read_film(c.section("film")),
+# Readers of the fields of models that hold more than a word or a number.
+SPECIAL: dict[str, Callable[[Section], Any]] = {
+    "added": lambda c: _read_added(c.sections("added")),
+    "film": lambda c: _read_film(c.section("film")),
     "dtype": lambda c: layers.DTYPES[c.choice("dtype", layers.DTYPES)],
 }
 
 
-def read_exact(c):
-    """dtype and precision of config.evaluation, as keywords of `make_network`."""
+class Widths(NamedTuple):
+    """A model of which narrower ones can be made.
+
+    shape: [H, W, C] of an image. exact: further arguments of `networks.make_network`.
+    """
+
+    model: Any
+    shape: tuple[int, ...]
+    exact: dict[str, Any]
+
+    @property
+    def film(self) -> Film | None:
+        """How the model is conditioned on lambda, None where it is not."""
+        return getattr(self.model, "film", None)
+
+    def make(self, width: float = 1.0) -> Network:
+        """The network of a width, a factor; raises UsageError if it cannot be narrower."""
+        if width == 1:
+            return make_network(self.model, self.shape, **self.exact)
+        if not getattr(self.model, "scales", False):
+            raise UsageError("config.oat.widths below 1 need a convolutional network")
+        model = self.model.clone(size=self.model.size.scaled(width))
+        return make_network(model, self.shape, **self.exact, narrow=True)
+
+
+def read_exact(c: Section) -> dict[str, Any]:
+    """Reads dtype and precision of config.evaluation, as keywords of `make_network`."""
     exact = layers.DTYPES[c.choice("dtype", layers.DTYPES)]
     return dict(exact=exact, precision=c.choice("precision", PRECISIONS))
 
 
-def read_model(c, data, classes, exact, platform):
-    """config.model -> Widths; exact: see `read_exact`, platform: `meshes.platform`."""
+def read_model(
+    c: Section, data: Data, classes: int, exact: dict[str, Any], platform: str
+) -> Widths:
+    """Reads config.model.
+
+    Args:
+      c: the section, without the key `classes`.
+      data: the images that the model is to take.
+      classes: how many the model tells apart.
+      exact: how products are computed in evaluation, see `read_exact`.
+      platform: what programs are compiled for, see `meshes.platform`.
+
+    Raises:
+      UsageError: a setting is wrong, or does not fit the images or another setting.
+    """
     name = c.choice("name", MODELS)
     module = MODELS[name]
     fields = module.__dataclass_fields__
@@ -51,41 +94,19 @@ def read_model(c, data, classes, exact, platform):
     model = module(
         size=size,
         classes=classes,
-        mean=read_channels(c, "mean", data.channels),
-        std=read_channels(c, "std", data.channels),
+        mean=_read_channels(c, "mean", data.channels),
+        std=_read_channels(c, "std", data.channels),
         **settings,
     )
     shape = (data.image_size, data.image_size, data.channels)
     widths = Widths(model, shape, exact)
     if getattr(model, "added", ()):
-        check_targets(model, widths.make())
+        _check_targets(model, widths.make())
     return widths
 
 
-class Widths(NamedTuple):
-    """A model of which narrower ones can be made; see `networks.make_network`."""
-
-    model: Any
-    shape: tuple[int, ...]
-    exact: dict
-
-    @property
-    def film(self):
-        """How the model is conditioned on lambda, or None."""
-        return getattr(self.model, "film", None)
-
-    def make(self, width=1.0):
-        """The network of a width; raises UsageError if it cannot be made narrower."""
-        if width == 1:
-            return make_network(self.model, self.shape, **self.exact)
-        if not getattr(self.model, "scales", False):
-            raise UsageError("config.oat.widths below 1 need a convolutional network")
-        model = self.model.clone(size=self.model.size.scaled(width))
-        return make_network(model, self.shape, **self.exact, narrow=True)
-
-
-def read_film(c):
-    """config.model.film -> Film, or None if it is empty."""
+def _read_film(c: Section) -> Film | None:
+    """Reads config.model.film; None if the section is empty."""
     if not c.left:
         return None
     with c:
@@ -97,15 +118,15 @@ def read_film(c):
                 f"{c.name}.size={size} is less than the {len(lambdas)} lambdas, which "
                 "need a row each"
             )
-        return film.Film(lambdas, encoding, size, c.take("center", float))
+        return Film(lambdas, encoding, size, c.take("center", float))
 
 
-def read_added(sections):
-    """config.model.added -> (Added, ...)."""
-    found = []
+def _read_added(sections: Mapping[str, Section]) -> tuple[added.Added, ...]:
+    """Reads config.model.added, the modules that are added to layers."""
+    modules = []
     for name, c in sections.items():
         with c:
-            found.append(
+            modules.append(
                 added.Added(
                     name=name,
                     kind=c.choice("kind", added.KINDS),
@@ -114,28 +135,28 @@ def read_added(sections):
                     scale=c.take("scale", float),
                 )
             )
-    return tuple(found)
+    return tuple(modules)
 
 
-def check_targets(model, network):
+def _check_targets(model: nn.Module, network: Network) -> None:
     """Raises UsageError for a target of an added module that is no layer with a kernel."""
     params = jax.eval_shape(network.init, jax.random.key(0))["params"]
     kernels = [path for path in trees.flatten(params) if path.endswith("/kernel")]
     names = [path.removesuffix("/kernel") for path in kernels]
     whole = [name for name in names if name.endswith("/qkv")]
     names += [name.removesuffix("qkv") + part for name in whole for part in "qkv"]
-    for one in getattr(model, "added", ()):
+    for module in getattr(model, "added", ()):
         try:
-            trees.select(names, one.targets)
+            trees.select(names, module.targets)
         except trees.PatternError as error:
             raise UsageError(
-                f"config.model.added.{one.name}.targets are dense or convolutional "
+                f"config.model.added.{module.name}.targets are dense or convolutional "
                 f"layers; {str(error).replace('no parameter', 'none')}"
             ) from None
 
 
-def read_channels(c, key, channels):
-    """A tuple of one float per channel."""
+def _read_channels(c: Section, key: str, channels: int) -> tuple[float, ...]:
+    """Reads a float for each channel."""
     values = c.take(key, tuple, of=float)
     if len(values) != channels:
         raise UsageError(
@@ -146,10 +167,10 @@ def read_channels(c, key, channels):
     return values
 
 
-def check_patterns(network, chosen):
-    """Raises UsageError if one of the {key: patterns} matches no parameter."""
+def check_patterns(network: Network, selections: Mapping[str, Sequence[str]]) -> None:
+    """Raises UsageError if a pattern of {key of the config: patterns} matches nothing."""
     params = jax.eval_shape(network.init, jax.random.key(0))["params"]
-    for where, patterns in chosen.items():
+    for where, patterns in selections.items():
         try:
             trees.select(trees.flatten(params), patterns)
             if where == "config.adapters":

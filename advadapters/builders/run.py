@@ -1,11 +1,13 @@
 """A whole config -> a Run, and what a Run makes."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
 
 from advadapters import meshes, plugins
 from advadapters.builders.data import Data, need_divisible, read_data
@@ -13,13 +15,16 @@ from advadapters.builders.model import check_patterns
 from advadapters.builders.optimizer import read_drops, read_optimizer
 from advadapters.builders.use import (
     Evaluation,
+    Networks,
+    Seed,
     has_statistics,
     initial_variables,
     read_networks,
 )
 from advadapters.configs import Section
-from advadapters.data import pipeline
+from advadapters.data import pipeline, splits
 from advadapters.errors import UsageError, pick
+from advadapters.models.film import Film
 from advadapters.networks import Network
 from advadapters.training import states, step
 from advadapters.training.loop import Every
@@ -59,7 +64,7 @@ class Run(NamedTuple):
     separate: bool
     network: Network
     networks: dict
-    film: Any
+    film: Film | None
     data: Data
     method: Method
     evaluation: Evaluation
@@ -73,14 +78,21 @@ class Run(NamedTuple):
     max_nonfinite: int
     every: Every
     schedule: Callable
-    tx: Any
+    tx: optax.GradientTransformation
 
 
-def build(config, mesh, source=None):
-    """A Run from a config (a nested dict of plain values) for a mesh.
+def build(config: dict[str, Any], mesh: Mesh, source: splits.Source | None = None) -> Run:
+    """The Run of a config.
 
-    Opens the data, unless a Source is given to be taken instead; allocates nothing on the
-    devices, writes nothing. Raises UsageError for anything that cannot work.
+    It opens the data, but allocates nothing on the devices and writes nothing.
+
+    Args:
+      config: a nested dict of plain values.
+      mesh: the devices.
+      source: taken instead of the data that the config names, which are not opened then.
+
+    Raises:
+      UsageError: something in the config cannot work.
     """
     with Section("config", config) as c:
         plugins.load(c.take("plugins", tuple, of=str))
@@ -98,14 +110,16 @@ def build(config, mesh, source=None):
         with c.section("optimizer") as section:
             max_nonfinite = section.take("max_nonfinite", int, low=1)
             drops = read_drops(section, epochs, epoch)
-            schedule, tx, chosen = read_optimizer(section, batch_size, epoch, steps, drops)
+            schedule, tx, patterns = read_optimizer(
+                section, batch_size, epoch, steps, drops
+            )
         run = Run(
             **networks._asdict(),
             steps=steps,
             batch_size=batch_size,
             accumulate=accumulate,
             sharding=c.choice("sharding", meshes.SHARDINGS),
-            start=read_start(c.section("start"), config["model"], config["data"]),
+            start=_read_start(c.section("start"), config["model"], config["data"]),
             ema_decay=c.take("ema_decay", float, low=0.0, high=1.0),
             keep=c.take("keep_checkpoints", int, low=1),
             max_nonfinite=max_nonfinite,
@@ -118,13 +132,13 @@ def build(config, mesh, source=None):
             tx=tx,
         )
     fresh = {"config.start.fresh": run.start.fresh if run.start else ()}
-    check_patterns(run.network, chosen | fresh)
+    check_patterns(run.network, patterns | fresh)
     rows = batch_size // (mesh.size * accumulate)
-    check_run(run, rows, scanned=config["model"].get("scan", False))
+    _check_run(run, rows, scanned=config["model"].get("scan", False))
     return run
 
 
-def check_run(run, rows, scanned):
+def _check_run(run: Run, rows: int, scanned: bool) -> None:
     """Raises UsageError for parts that do not go together; rows, scanned: see `Facts`."""
     run.method.need(
         Facts(
@@ -154,8 +168,11 @@ def check_run(run, rows, scanned):
         )
 
 
-def read_start(c, model, data):
-    """config.start -> Start, or None to start afresh; model, data: of the config."""
+def _read_start(c: Section, model: dict[str, Any], data: dict[str, Any]) -> Start | None:
+    """Reads config.start; None where training starts afresh.
+
+    model, data: the sections of these names.
+    """
     with c:
         workdir, step = c.take("workdir", str), c.take("step", str)
         weights_file = c.take("weights", str)
@@ -184,7 +201,9 @@ def read_start(c, model, data):
     return start if workdir or weights_file else None
 
 
-def initial_state(run, plain=None, seed=None):
+def initial_state(
+    run: Run, plain: Mapping[str, Any] | None = None, seed: Seed | None = None
+) -> states.State:
     """The state before the first step (call it under jit to place it).
 
     plain, seed: see `initial_variables`.
@@ -192,7 +211,7 @@ def initial_state(run, plain=None, seed=None):
     return states.create(initial_variables(run, plain, seed), run.tx)
 
 
-def abstract_state(run, mesh):
+def abstract_state(run: Run, mesh: Mesh) -> states.State:
     """Shapes, types and places of the training state."""
     shapes = jax.eval_shape(functools.partial(initial_state, run))
     return jax.tree.map(
@@ -202,13 +221,13 @@ def abstract_state(run, mesh):
     )
 
 
-def abstract_images(run, count):
-    """Shape and type of images as the network sees them."""
+def abstract_images(run: Run | Networks, count: int) -> jax.ShapeDtypeStruct:
+    """Shape and type of this many images as the network sees them."""
     side = run.data.image_size
     return jax.ShapeDtypeStruct((count, side, side, run.data.channels), jnp.float32)
 
 
-def abstract_batch(run, mesh):
+def abstract_batch(run: Run, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and places of a global batch of `train_batches`."""
     images, rows = abstract_images(run, run.batch_size), meshes.batched(mesh)
     number = jax.ShapeDtypeStruct((run.batch_size,), jnp.int32, sharding=rows)
@@ -216,7 +235,7 @@ def abstract_batch(run, mesh):
     return {"images": images, "labels": number, "index": number}
 
 
-def train_step(run, mesh):
+def train_step(run: Run, mesh: Mesh) -> jax.stages.Wrapped:
     """The jitted training step of a run, whatever its seed; see `step.make_step`."""
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run, mesh))
     return step.make_step(
@@ -230,8 +249,8 @@ def train_step(run, mesh):
     )
 
 
-def train_batches(run, start):
-    """Batches from step `start` to the end, this process's rows."""
+def train_batches(run: Run, start: int) -> Iterator[pipeline.Batch]:
+    """This process's rows of the batches from step `start` to the last one."""
     return pipeline.train_batches(
         run.data.train,
         size=run.data.image_size,
@@ -247,8 +266,10 @@ def train_batches(run, start):
     )
 
 
-def eval_batches(run, split, whole=False):
-    """Batches of one pass over a split, this process's rows; all rows if `whole`."""
+def eval_batches(
+    run: Run | Networks, split: splits.Split, whole: bool = False
+) -> Iterator[pipeline.Batch]:
+    """Batches of one pass over a split: this process's rows, or all rows if `whole`."""
     return pipeline.eval_batches(
         split,
         size=run.data.image_size,

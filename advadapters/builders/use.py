@@ -1,21 +1,26 @@
 """What of a config its networks need: to be used, not to be trained."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from advadapters import adapters, meshes, plugins
 from advadapters.builders import methods
 from advadapters.builders.data import Data, need_divisible, read_data
-from advadapters.builders.model import check_patterns, read_exact, read_model
+from advadapters.builders.model import Widths, check_patterns, read_exact, read_model
 from advadapters.builders.views import need_trained, read_attacks, read_growing
 from advadapters.configs import Section
-from advadapters.data import identity
+from advadapters.data import identity, splits
 from advadapters.errors import UsageError
 from advadapters.evaluation import suites
+from advadapters.models.film import Film
 from advadapters.networks import ENSEMBLE, Network, ensemble
+from advadapters.shapes import Array, Int
 from advadapters.training import states
 from advadapters.training.method import Method
 
@@ -51,18 +56,27 @@ class Networks(NamedTuple):
     separate: bool  # batch statistics of each view and domain, not pooled
     network: Network
     networks: dict  # {width: Network}, the one above at 1, and ENSEMBLE of several modes
-    film: Any  # how the network is conditioned on lambda, or None
+    film: Film | None  # how the network is conditioned on lambda
     data: Data
     method: Method
     evaluation: Evaluation
 
 
-def build_network(config, mesh, source=None):
-    """The Networks of a config that a run was trained with, for a mesh.
+def build_network(
+    config: dict[str, Any], mesh: Mesh, source: splits.Source | None = None
+) -> Networks:
+    """The Networks of a config that a run was trained with.
 
-    Opens no data (source: what is known of them, see `identity.absent`), makes no
-    optimizer, and leaves keys that are about training alone unread. Raises UsageError for
-    what no network can be made of.
+    It opens no data, makes no optimizer, and does not read the keys that are about training
+    alone.
+
+    Args:
+      config: a nested dict of plain values.
+      mesh: the devices.
+      source: what is known of the data, see `identity.absent`.
+
+    Raises:
+      UsageError: no network can be made of the config.
     """
     # How many images are looked at once changes no result, so here it fits any devices.
     evaluated = config.get("evaluation")
@@ -79,21 +93,36 @@ def build_network(config, mesh, source=None):
     return read_networks(c, model, classes, data, mesh, epochs, epoch=1.0)
 
 
-def read_networks(c, model, classes, data, mesh, epochs, epoch):
-    """The Networks of a config; model: its section, of which `classes` are taken already.
+def read_networks(
+    c: Section,
+    model: Section,
+    classes: int,
+    data: Data,
+    mesh: Mesh,
+    epochs: float,
+    epoch: float,
+) -> Networks:
+    """Reads the Networks of a config.
 
-    epochs: of the training; epoch: steps in one.
+    Args:
+      c: the config, from which the sections below were taken.
+      model: config.model, without the key `classes`.
+      classes: what that key holds.
+      data: of the section config.data.
+      mesh: the devices.
+      epochs: of the training.
+      epoch: the steps of one epoch.
     """
     evaluated = c.section("evaluation")
     with model:
         exact = read_exact(evaluated)
         widths = read_model(model, data, classes, exact, meshes.platform(mesh))
     network = widths.make()
-    patterns, trained = read_patterns(c, network)
-    separate = read_statistics(c, network)
-    method = read_method(c, widths, network, separate, epochs, epoch)
+    patterns, trained = _read_patterns(c, network)
+    separate = _read_statistics(c, network)
+    method = _read_method(c, widths, network, separate, epochs, epoch)
     with evaluated:
-        evaluation = read_evaluation(evaluated, method, mesh, exact, widths.shape)
+        evaluation = _read_evaluation(evaluated, method, mesh, exact, widths.shape)
     return Networks(
         seed=c.take("seed", int, low=0, high=2**32 - 1),
         domains=method.domains(),
@@ -101,7 +130,7 @@ def read_networks(c, model, classes, data, mesh, epochs, epoch):
         trained=trained,
         separate=separate,
         network=network,
-        networks=make_networks(widths, network, method),
+        networks=_make_networks(widths, network, method),
         film=widths.film,
         data=data,
         method=method,
@@ -109,8 +138,8 @@ def read_networks(c, model, classes, data, mesh, epochs, epoch):
     )
 
 
-def read_patterns(c, network):
-    """(config.adapters, config.trained), patterns of the network's parameters."""
+def _read_patterns(c: Section, network: Network) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Reads config.adapters and config.trained, patterns of the network's parameters."""
     patterns = adapters.patterns(c.take("adapters", tuple, of=str))
     trained = c.take("trained", tuple, of=str)
     check_patterns(network, {"config.adapters": patterns, "config.trained": trained})
@@ -122,10 +151,18 @@ def read_patterns(c, network):
     return patterns, trained
 
 
-def read_method(c, widths, network, separate, epochs, epoch):
-    """config.loss and what belongs to it -> a training method.
+def _read_method(
+    c: Section,
+    widths: Widths,
+    network: Network,
+    separate: bool,
+    epochs: float,
+    epoch: float,
+) -> Method:
+    """Reads config.loss and the sections that belong to it.
 
-    separate: whether batch statistics are. epochs: of the training; epoch: steps in one.
+    separate: whether batch statistics are kept for each view and domain. epochs: of the
+    training. epoch: the steps of one epoch.
     """
     kind = c.choice("loss", methods.METHODS)
     domains = c.take("domains", tuple, of=str)
@@ -142,18 +179,24 @@ def read_method(c, widths, network, separate, epochs, epoch):
     return method
 
 
-def make_networks(widths, network, method):
+def _make_networks(
+    widths: Widths, network: Network, method: Method
+) -> dict[float | str, Network]:
     """{width: Network} for all widths of the method, and the ensemble of its modes.
 
     network: the one of the full width.
     """
-    made = {width: widths.make(width) for width in method.widths[:-1]} | {1.0: network}
-    several = len(method.domains()) > 1 and len(made) == 1
-    return made | ({ENSEMBLE: ensemble(made[1.0])} if several else {})
+    networks: dict[float | str, Network] = {
+        width: widths.make(width) for width in method.widths[:-1]
+    }
+    networks[1.0] = network
+    if len(method.domains()) > 1 and len(networks) == 1:
+        networks[ENSEMBLE] = ensemble(network)
+    return networks
 
 
-def read_statistics(c, network):
-    """config.statistics -> whether they are separate."""
+def _read_statistics(c: Section, network: Network) -> bool:
+    """Reads config.statistics: whether they are kept for each view and domain."""
     separate = c.choice("statistics", STATISTICS) == "separate"
     if separate and not has_statistics(network):
         raise UsageError(
@@ -163,15 +206,17 @@ def read_statistics(c, network):
     return separate
 
 
-def has_statistics(network):
-    """Whether a network has batch norm, whose statistics run."""
+def has_statistics(network: Network) -> bool:
+    """Whether a network has batch norm, which keeps running statistics."""
     return bool(jax.eval_shape(network.init, jax.random.key(0))["batch_stats"])
 
 
-def read_evaluation(c, method, mesh, exact, shape):
-    """What is left of config.evaluation -> Evaluation.
+def _read_evaluation(
+    c: Section, method: Method, mesh: Mesh, exact: dict[str, Any], shape: tuple[int, ...]
+) -> Evaluation:
+    """Reads what `read_exact` left of config.evaluation.
 
-    exact: what `read_exact` took of it. shape: [H, W, C] of an image.
+    exact: what it took. shape: [H, W, C] of an image.
     """
     batch_size = c.take("batch_size", int, low=1)
     need_divisible("config.evaluation.batch_size", batch_size, 1, mesh)
@@ -198,15 +243,23 @@ def read_evaluation(c, method, mesh, exact, shape):
     )
 
 
-def initial_variables(run, plain=None, seed=None):
-    """The variables before the first step, of a Run or Networks, see `states.branches`.
+Seed = int | np.integer | Int[Array, ""]
 
-    plain: {"params", "batch_stats"} to start from; drawn from the seed if None. seed: the
-    run's if None; an argument so that what is compiled for one serves all.
+
+def initial_variables(
+    run: Any, plain: Mapping[str, Any] | None = None, seed: Seed | None = None
+) -> dict[str, Any]:
+    """The variables before the first step, see `states.branches`.
+
+    Args:
+      run: a Run or Networks.
+      plain: {"params", "batch_stats"} to start from; drawn from the seed if None.
+      seed: the run's if None. It is an argument so that a program that is compiled for one
+        seed serves all.
     """
     if plain is None:
-        seed = run.seed if seed is None else seed
-        plain = run.network.init(jax.random.fold_in(jax.random.key(seed), 0))
+        number = run.seed if seed is None else seed
+        plain = run.network.init(jax.random.fold_in(jax.random.key(number), 0))
     return states.branches(
         plain,
         run.patterns,
@@ -217,9 +270,10 @@ def initial_variables(run, plain=None, seed=None):
     )
 
 
-def abstract_variables(run, mesh):
-    """Shapes, types and places of the variables of a Run or Networks that are evaluated,
-    whole on every device.
+def abstract_variables(run: Any, mesh: Mesh) -> dict[str, Any]:
+    """Shapes, types and places of the variables that are evaluated.
+
+    Every device has a copy of them. run: a Run or Networks.
     """
     shapes = jax.eval_shape(functools.partial(initial_variables, run))
     place = meshes.replicated(mesh)

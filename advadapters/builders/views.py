@@ -2,33 +2,47 @@
 
 import functools
 import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from advadapters import losses, schema, soups
 from advadapters.attacks import ATTACKS, checks, contract
 from advadapters.configs import Section
 from advadapters.errors import UsageError, pick
+from advadapters.networks import Network
 from advadapters.training import radius, views
 
 MODES = ("eval", "train")
 
 AGAINST = ("labels", "predictions")
 
+# The settings of an attack are bound to it. In training its radius may grow.
+Attack = functools.partial | radius.Growing
+Losses = tuple[tuple[str, float], ...]  # (a loss, its factor)
 
-def read_attacks(sections, shape, read=None):
-    """{name: settings} -> {name: Attack} of images of this shape [H, W, C].
 
-    read: (section, attack) -> the attack with what training alone makes of it; by default
-    it attacks in evaluation, as it is.
+def read_attacks(
+    sections: Mapping[str, Section],
+    shape: tuple[int, ...],
+    read: Callable[[Section, functools.partial], Attack] | None = None,
+) -> dict[str, Attack]:
+    """Reads attacks, each from the section of its name.
+
+    Args:
+      sections: {name: section} of the attacks.
+      shape: [H, W, C] of the images.
+      read: reads the settings that concern training alone, and gives the attack with
+        them; by default the attack is one of evaluation, which has no such settings.
     """
-    found, read = {}, read or read_fixed
+    attacks, read = {}, read or _read_fixed
     for name, c in sections.items():
         with c:
-            found[name] = read(c, read_attack(c, shape))
-    return found
+            attacks[name] = read(c, _read_attack(c, shape))
+    return attacks
 
 
-def read_fixed(c, attack):
-    """An attack of evaluation: its radius never grows, though 0.0 epochs may be said."""
+def _read_fixed(c: Section, attack: functools.partial) -> Attack:
+    """The attack of evaluation as it is; eps_warmup may only be 0.0, as no radius grows."""
     if "eps_warmup" in c.left and (warmup := c.take("eps_warmup", float, low=0.0)):
         raise UsageError(
             f"{c.name}.eps_warmup={warmup:g}: radii grow in training alone, so set it in "
@@ -37,10 +51,12 @@ def read_fixed(c, attack):
     return attack
 
 
-def read_growing(c, attack, epochs, epoch):
-    """An attack of training, whose radius may grow over its first epochs.
+def read_growing(
+    c: Section, attack: functools.partial, epochs: float, epoch: float
+) -> Attack:
+    """The attack of training, whose radius may grow over the first epochs.
 
-    epochs: of the whole training; epoch: steps in one.
+    epochs: of the whole training. epoch: the steps of one epoch.
     """
     c.left.setdefault("eps_warmup", 0.0)
     warmup = c.take("eps_warmup", float, low=0.0)
@@ -52,10 +68,12 @@ def read_growing(c, attack, epochs, epoch):
     return radius.Growing(attack, warmup, epoch) if warmup else attack
 
 
-def need_trained(attacks, trained):
-    """Raises UsageError for an attack of config.attacks that is to grow for nothing.
+def need_trained(attacks: Mapping[str, Attack], trained: Iterable[Any]) -> None:
+    """Raises UsageError for a growing radius of an attack that nothing is trained under.
 
-    trained: the attacks that training makes images by.
+    Args:
+      attacks: {name: attack} of config.attacks.
+      trained: the attacks that training makes images by.
     """
     for name, attack in attacks.items():
         if isinstance(attack, radius.Growing) and not any(a is attack for a in trained):
@@ -65,8 +83,8 @@ def need_trained(attacks, trained):
             )
 
 
-def read_attack(c, shape):
-    """One attack with its settings."""
+def _read_attack(c: Section, shape: tuple[int, ...]) -> functools.partial:
+    """Reads an attack on images [H, W, C], with its settings."""
     function = pick(ATTACKS, c.take("name", str), f"{c.name}.name")
     norm = c.choice("norm", contract.norms(function))
     eps = c.take("eps", float, above=0, high=checks.largest(norm, shape))
@@ -75,10 +93,22 @@ def read_attack(c, shape):
     return functools.partial(function, norm=norm, eps=eps, **settings)
 
 
-def read_views(sections, domains, attacks, read):
-    """{name: settings} -> [View]; every domain must be in some view.
+def read_views(
+    sections: Mapping[str, Section],
+    domains: tuple[str, ...],
+    attacks: Mapping[str, Attack],
+    read: Callable[[Section, tuple[Any, ...]], dict[str, Any]],
+) -> list[views.View]:
+    """Reads views, each from the section of its name.
 
-    read: (section, attacks of a view) -> the fields of View about its tricks.
+    Args:
+      sections: {name: section} of the views.
+      domains: the names of the domains.
+      attacks: {name: attack} of config.attacks.
+      read: reads the fields of View that are about tricks of the view's attacks.
+
+    Raises:
+      UsageError: a setting is wrong, or a domain is in no view that is trained.
     """
     if not domains or len(set(domains)) != len(domains):
         raise UsageError(f"config.domains must be different names, got {domains}")
@@ -88,26 +118,34 @@ def read_views(sections, domains, attacks, read):
         raise UsageError(f"config.domains: {error}") from None
     if not sections:
         raise UsageError("config.views is empty: training needs at least one view")
-    seen = []
+    listed = []
     for name, c in sections.items():
         with c:
-            view = read_view(name, c, domains, attacks, list(sections))
-            seen.append(view._replace(**read(c, view.attacks)))
-    if not any(view.weight for view in seen):
+            view = _read_view(name, c, domains, attacks, list(sections))
+            listed.append(view._replace(**read(c, view.attacks)))
+    if not any(view.weight for view in listed):
         raise UsageError("config.views: every weight is 0, so nothing is trained")
     unused = [
-        d for k, d in enumerate(domains) if not any(v.mixture[k] and v.weight for v in seen)
+        domain
+        for k, domain in enumerate(domains)
+        if not any(view.mixture[k] and view.weight for view in listed)
     ]
     if unused:
         raise UsageError(
             f"config.domains has {len(domains)} domains, but no view trains {unused}: "
             "drop them from config.domains or add a view with such a mixture"
         )
-    return seen
+    return listed
 
 
-def read_view(name, c, domains, attacks, names):
-    """One view; names: those of all views."""
+def _read_view(
+    name: str,
+    c: Section,
+    domains: tuple[str, ...],
+    attacks: Mapping[str, Attack],
+    names: Sequence[str],
+) -> views.View:
+    """Reads the view of a name without its tricks; names: those of all views."""
     mixture = c.take("mixture", dict)
     weights = {d: Section(c.name + ".mixture", mixture).take(d, float) for d in mixture}
     try:
@@ -116,14 +154,14 @@ def read_view(name, c, domains, attacks, names):
         raise UsageError(f"{c.name}.mixture={mixture}: {error}") from None
     drawn = [part for part in c.take("attack", str).split(",") if part]
     alarm = c.take("alarm", str)
-    terms = read_losses(c)
+    terms = _read_losses(c)
     against = c.choice("attack_against", AGAINST)
     if len(set(drawn)) != len(drawn):
         raise UsageError(f"{c.name}.attack names one twice: {','.join(drawn)}")
     chosen = tuple(pick(attacks, part, f"{c.name}.attack") for part in drawn)
     if against == "predictions":
         for part, attack in zip(drawn, chosen, strict=True):
-            check_start(f"{c.name}.attack {part!r}", radius.full(attack))
+            _check_start(f"{c.name}.attack {part!r}", radius.full(attack))
     if not drawn and (alarm or against != "labels"):
         raise UsageError(
             f"{c.name} has no attack, but attack_against={against!r} and alarm={alarm!r}: "
@@ -137,16 +175,16 @@ def read_view(name, c, domains, attacks, names):
         train_mode=c.choice("attack_mode", MODES) == "train",
         against=against,
         losses=terms,
-        reference=read_reference(c, terms, name, names),
+        reference=_read_reference(c, terms, name, names),
         alarm=radius.full(pick(attacks, alarm, f"{c.name}.alarm")) if alarm else None,
     )
 
 
-def check_start(name, attack):
-    """Refuses an attack on predictions that starts where they were made.
+def _check_start(name: str, attack: functools.partial) -> None:
+    """Raises UsageError for an attack on predictions that starts at the clean images.
 
-    There the cross-entropy with the network's own probabilities is at its least, and its
-    gradient zero: the attack would not move.
+    The cross-entropy with the network's probabilities there is at its minimum, where its
+    gradient is zero, so the attack would not move.
     """
     settings = inspect.signature(attack.func).parameters
     chosen = {n: p.default for n, p in settings.items()} | attack.keywords
@@ -164,10 +202,16 @@ def check_start(name, attack):
         )
 
 
-def read_tricks(c, attacks, network, epoch):
-    """attack_tricks and attack_warmup of a view, as fields of View.
+def read_tricks(
+    c: Section, attacks: Sequence[Attack], network: Network, epoch: float
+) -> dict[str, Any]:
+    """Reads attack_tricks and attack_warmup of a view, as fields of View.
 
-    epoch: steps in one.
+    Args:
+      c: the section of the view.
+      attacks: of the view.
+      network: that is trained.
+      epoch: the steps of one epoch.
     """
     chosen = c.take("attack_tricks", tuple, of=str)
     warmup = c.take("attack_warmup", float, low=0.0)
@@ -184,8 +228,8 @@ def read_tricks(c, attacks, network, epoch):
             f"{c.name} has attack_tricks={chosen!r} and attack_warmup={warmup:g} epochs: "
             "tricks are on during the warm-up, so set both, or () and 0.0"
         )
-    attacks = [radius.full(attack).func for attack in attacks]
-    able = ["vary" in inspect.signature(attack).parameters for attack in attacks]
+    functions = [radius.full(attack).func for attack in attacks]
+    able = ["vary" in inspect.signature(function).parameters for function in functions]
     if chosen and not (able and all(able)):
         raise UsageError(
             f"{c.name}.attack_tricks={chosen!r} change the steps of pgd, and "
@@ -195,8 +239,8 @@ def read_tricks(c, attacks, network, epoch):
     return dict(tricks=chosen, warmup=warmup * epoch)
 
 
-def read_losses(c):
-    """((loss, factor), ...) of a view."""
+def _read_losses(c: Section) -> Losses:
+    """Reads the losses of a view and their factors."""
     section = c.section("losses")
     known = losses.TRAINING | losses.PAIRED
     for name in section.left:
@@ -209,8 +253,13 @@ def read_losses(c):
     return terms
 
 
-def read_reference(c, terms, name, names):
-    """The number of the view that paired losses compare with, or None."""
+def _read_reference(
+    c: Section, terms: Losses, name: str, names: Sequence[str]
+) -> int | None:
+    """The number of the view that paired losses compare with, None where none is paired.
+
+    terms: the losses of the view `name`; names: those of all views.
+    """
     reference = c.take("reference", str)
     paired = [term for term, _ in terms if term in losses.PAIRED]
     others = [other for other in names if other != name]
