@@ -259,9 +259,13 @@ def initial_variables(
     """
     if plain is None:
         number = run.seed if seed is None else seed
-        plain = run.network.init(jax.random.fold_in(jax.random.key(number), 0))
+        start: Mapping[str, Any] = run.network.init(
+            jax.random.fold_in(jax.random.key(number), 0)
+        )
+    else:
+        start = plain
     return states.branches(
-        plain,
+        start,
         run.patterns,
         len(run.domains),
         run.separate,
