@@ -9,7 +9,7 @@ from typing import SupportsFloat
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, Integer, Key, Num, PyTree, Shaped, UInt8
 
 AnyArray = jax.Array | np.ndarray
 
@@ -46,6 +46,7 @@ __all__ = [
     "HostImages",
     "Images",
     "Int",
+    "Integer",
     "Key",
     "Labels",
     "Logits",

@@ -20,7 +20,7 @@ from advadapters.errors import UsageError
 from advadapters.evaluation import suites
 from advadapters.models.film import Film
 from advadapters.networks import ENSEMBLE, Network, ensemble
-from advadapters.shapes import Array, Int
+from advadapters.shapes import Array, Integer
 from advadapters.training import states
 from advadapters.training.method import Method
 
@@ -243,7 +243,7 @@ def _read_evaluation(
     )
 
 
-Seed = int | np.integer | Int[Array, ""]
+Seed = int | np.integer | Integer[Array, ""]
 
 
 def initial_variables(
