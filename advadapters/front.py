@@ -21,7 +21,7 @@ import numpy as np
 from advadapters import attacks as suites
 from advadapters import configs, defaults, losses, networks, soups
 from advadapters.attacks import checks
-from advadapters.builders.views import read_attacks
+from advadapters.builders.views import read_fixed
 from advadapters.data.splits import ArraySplit
 from advadapters.errors import UsageError
 from advadapters.evaluation import tables
@@ -209,7 +209,7 @@ class Run(NamedTuple):
                 name: configs.Section(f"attacks.{name}", dict(settings))
                 for name, settings in attacks.items()
             }
-            found = read_attacks(sections, images.shape[1:])
+            found = read_fixed(sections, images.shape[1:])
         split = ArraySplit(images, labels)
         results = evaluating.evaluate(opened, self.variables, split, cases, found)
         rows = evaluating.rows(

@@ -13,7 +13,7 @@ from advadapters import adapters, meshes, plugins
 from advadapters.builders import methods
 from advadapters.builders.data import Data, need_divisible, read_data
 from advadapters.builders.model import Widths, check_patterns, read_exact, read_model
-from advadapters.builders.views import need_trained, read_attacks, read_growing
+from advadapters.builders.views import need_trained, read_attacks, read_fixed, read_growing
 from advadapters.configs import Section
 from advadapters.data import identity, splits
 from advadapters.errors import UsageError
@@ -239,7 +239,7 @@ def _read_evaluation(
         exact=exact["precision"] == "highest" and exact["exact"] == jnp.float32,
         cases=cases,
         at_once=at_once,
-        suites=read_attacks(sections, shape),
+        suites=read_fixed(sections, shape),
     )
 
 

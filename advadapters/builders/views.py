@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from advadapters import losses, schema, soups
 from advadapters.attacks import ATTACKS, checks, contract
@@ -18,30 +18,38 @@ AGAINST = ("labels", "predictions")
 
 # The settings of an attack are bound to it. In training its radius may grow.
 Attack = functools.partial | radius.Growing
+A = TypeVar("A", functools.partial, Attack)
 Losses = tuple[tuple[str, float], ...]  # (a loss, its factor)
+
+
+def read_fixed(
+    sections: Mapping[str, Section], shape: tuple[int, ...]
+) -> dict[str, functools.partial]:
+    """The attacks of evaluation, whose radii do not grow: see `read_attacks`."""
+    return read_attacks(sections, shape, _read_fixed)
 
 
 def read_attacks(
     sections: Mapping[str, Section],
     shape: tuple[int, ...],
-    read: Callable[[Section, functools.partial], Attack] | None = None,
-) -> dict[str, Attack]:
+    read: Callable[[Section, functools.partial], A],
+) -> dict[str, A]:
     """Reads attacks, each from the section of its name.
 
     Args:
       sections: {name: section} of the attacks.
       shape: [H, W, C] of the images.
-      read: reads the settings that concern training alone, and gives the attack with
-        them; by default the attack is one of evaluation, which has no such settings.
+      read: reads the settings that concern training or evaluation alone, and gives the
+        attack with them.
     """
-    attacks, read = {}, read or _read_fixed
+    attacks = {}
     for name, c in sections.items():
         with c:
             attacks[name] = read(c, _read_attack(c, shape))
     return attacks
 
 
-def _read_fixed(c: Section, attack: functools.partial) -> Attack:
+def _read_fixed(c: Section, attack: functools.partial) -> functools.partial:
     """The attack of evaluation as it is; eps_warmup may only be 0.0, as no radius grows."""
     if "eps_warmup" in c.left and (warmup := c.take("eps_warmup", float, low=0.0)):
         raise UsageError(
