@@ -212,10 +212,10 @@ def packaged() -> dict[str, pathlib.Path]:
 
 
 def with_file(argument: str) -> str:
-    """--config=digits:nominal with the packaged file of that name, if it is no path."""
+    """--config=digits:nominal with the packaged file of that name, unless it is a file."""
     flag, equals, value = argument.partition("=")
     name, colon, rest = value.partition(":")
-    if flag.lstrip("-") != "config" or pathlib.Path(name).exists():
+    if flag.lstrip("-") != "config" or pathlib.Path(name).is_file():
         return argument
     path = packaged().get(name)
     return f"{flag}={path}{colon}{rest}" if path else argument

@@ -245,6 +245,12 @@ def test_configs_come_by_name_with_values_changed():
     assert config["domains"] == ("clean",)
 
 
+def test_a_folder_with_the_name_of_a_config_does_not_hide_it(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert aa.config("digits:nominal")["domains"] == ("clean",)
+
+
 def test_training_from_python(tmp_path):
     flags = {"model.size": "8x1x16x1", "evaluation.suites": "{}", "model.patch": 4}
     config = aa.config("digits:nominal", epochs=0.1, **flags)

@@ -174,7 +174,8 @@ def described(found: Any, fates: dict[str, str], name: str) -> str:
     if keys["name"] == "vit":
         wanted = ("heads", "pool", "gelu", "norm_eps", *wanted)
     known = {*found.model, *found.data}
-    unknown = [key for key in wanted if key not in known]
+    guesses = {"heads": "heads (taken to have 64 channels each)"}  # `settings.keys_of`
+    unknown = [guesses.get(key, key) for key in wanted if key not in known]
     if unknown:
         lines.append(f"not said by the file: {', '.join(unknown)}")
     return "\n".join(lines)

@@ -56,7 +56,7 @@ def main(flags: Flags) -> int:
     variables, step = opening.restore_variables(opened, flags.step)
     write = exporting.write if flags.to == "stablehlo" else exporting.write_folder
     write(opened, variables, step, flags.output, case)
-    print(f"step {step} of {opened.folder} -> {flags.output}")
+    print(f"step {step} of {flags.workdir} -> {flags.output}")
     return 0
 
 

@@ -75,7 +75,7 @@ def big_vision_arrays(plain: Mapping[str, Any], about: Mapping[str, Any]) -> Fla
     if pool == "tokens":
         raise UsageError(
             "the networks of big_vision's files have no norm after the mean of the tokens "
-            "(config.model.pool='tokens'): export to timm"
+            "(config.model.pool='tokens'): name a folder instead of a file .npz"
         )
     arrays = arrays_of(plain, about, vits.FLAX.name)
     return {f"params/{name}": array for name, array in arrays.items()}

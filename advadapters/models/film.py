@@ -118,7 +118,7 @@ def filmed(
 
 
 def condition_of(
-    film: Film | None, lam: float | Num[AnyArray, "..."] | None, batch: int
+    film: Film | None, lam: float | Num[AnyArray, "..."] | None, batch: Any
 ) -> Condition | None:
     """What a network sees of lambda, None for a network without FiLM.
 
@@ -127,7 +127,7 @@ def condition_of(
     Args:
       film: how the network is conditioned.
       lam: lambda, [] or [B].
-      batch: the number B of images.
+      batch: the number B of images, a symbol where batches of any size are exported.
 
     Raises:
       ValueError: a network with FiLM gets no lambda.

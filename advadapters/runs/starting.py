@@ -146,6 +146,7 @@ def from_file(start):
     wanted = [*hidden(start.model), *IMAGES]
     unknown = [key for key in wanted if key not in (*there, *found.data, *NEVER_TOLD)]
     if unknown:
+        unknown = ["heads" if key == "size" else key for key in unknown]
         lines.append(f"  not said by the file: {', '.join(unknown)}")
     if found.ignored:
         more = f" and {len(found.ignored) - 3} more" if found.ignored[3:] else ""
