@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters import attacks as suites
 from advadapters import configs, defaults, losses, networks, soups
-from advadapters.attacks import checks
+from advadapters.attacks import checks, suites
 from advadapters.builders.views import read_fixed
 from advadapters.data.splits import ArraySplit
 from advadapters.errors import UsageError

@@ -6,11 +6,13 @@ Parameters live in two branches:
     {"shared":   nested dict, one copy,
      "adapters": nested dict, every leaf with a leading axis [K], K = domains}
 
-`mix(adapters, w)` contracts that axis, and `merge(shared, mixed)` is then the
-parameter tree of an ordinary network. One-hot weights select a mode, any other
-weights are a soup, and `jax.vmap` over stacked weights runs many at once. Running
-statistics of batch norm are two such branches under "stats", which no gradient trains.
-An optional branch "frozen" holds parameters that are not trained either.
+`plain(variables, w)` is the ordinary network of a mixture: `blend` contracts that axis,
+and `merge` puts the result beside the shared parameters. One-hot weights select a mode,
+any other weights are a soup, and `jax.vmap` over stacked weights runs many at once.
+`mix` contracts every leaf by itself; `blend` does the same but for LoRAs, of which it mixes
+the products of both factors. Running statistics of batch norm are two such branches under
+"stats", which no gradient trains. An optional branch "frozen" holds parameters that are
+not trained either.
 
 Trees that are split and merged are nested dicts with string keys; a path joins the keys
 with "/". The functions that stack and mix take any pytree: lists, tuples, FrozenDicts,
@@ -232,6 +234,9 @@ def mix(adapters: PyTree, weights: MixtureLike) -> Any:
     the parameters to a lower precision: a one-hot mixture is its row exactly. A mixture
     of equal rows, such as 0.3 a + 0.7 a, is a up to the last bits of float32 only: a form
     that is exact for them would not be linear in the weights.
+
+    The two factors of a LoRA are mixed like any other leaves, which does not mix what they
+    add to the network. Adapters that may hold LoRAs go through `blend`, or `plain`.
 
     Args:
       adapters: any pytree whose leaves have a leading axis [K].

@@ -2,10 +2,10 @@
 
     adversarial = pgd(logits_fn, images, labels, key, norm="linf", eps=8 / 255, steps=10)
 
-The result lies in the ball and in [0, 1], but that of `pyramid` and of `n_fgsm` in a larger
-ball; they say how large it is. It is a pure function of the arguments, costs one
-trace and carries no gradient. A new attack is such a function and a row in ATTACKS; most
-are `ascend` with parts of their own:
+The result lies in the ball and in [0, 1]. Only those of `pyramid` and of `n_fgsm` lie in a
+larger ball, whose size their docstrings give. An attack is a pure function of its
+arguments, costs one trace and carries no gradient. A new attack is such a function and a
+row in ATTACKS; most are `ascend` with parts of their own:
 
     points = ascend(objective, images, move=move, project=project, steps=10).points
 

@@ -18,6 +18,7 @@ beyond them, and writes to DIR:
   events.out.*    the same for TensorBoard
   results.json    accuracy of every mixture, with counts and 95% intervals
   results.md      the same as a table
+  results.npz     what each network says of each test image
   tradeoff.png    robust against clean accuracy
   adapters.npz    where something is frozen: what was trained, kilobytes, to be used by
                   `advadapters evaluate --adapters` on any run with the same backbone

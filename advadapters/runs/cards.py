@@ -85,8 +85,8 @@ def _preparation(about: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     """How evaluation made images of the network's size."""
     rows, columns, _ = about["image"]
     return (
-        f"Evaluation resized images by `{data['interpolation']}` and took "
-        f"{data['crop_ratio']:g} of the middle, {rows}x{columns} pixels."
+        f"Evaluation resized images by `{data['interpolation']}` and kept {rows}x{columns} "
+        f"pixels in the middle, with {data['crop_ratio']:g} of the shorter side."
     )
 
 

@@ -13,7 +13,7 @@ from advadapters import hosts, meshes, networks, trees
 from advadapters.errors import UsageError
 from advadapters.exports import tensors, timm_files, writing
 from advadapters.runs import cards, workdir
-from advadapters.runs.opening import OpenRun
+from advadapters.runs.open_run import OpenRun
 
 SUFFIX = ".stablehlo"
 
@@ -91,8 +91,9 @@ def describe(
         "eps": radii(config, opened.run.domains),
         "preprocessing": (
             f"{colours} images [B, H, W, C] of {size}, float32 in [0, 1] or uint8. "
-            f"Evaluation resizes by {data.interpolation!r} and crops {data.crop_ratio:g} "
-            f"of the middle. Normalisation, mean {mean} and std {std}, is inside."
+            f"Evaluation resizes by {data.interpolation!r} and keeps a square in the "
+            f"middle, with {data.crop_ratio:g} of the shorter side. Normalisation, mean "
+            f"{mean} and std {std}, is inside."
         ),
         "source": {
             "program": f"advadapters {advadapters.__version__}",

@@ -1,7 +1,8 @@
 """Adversarial model soups: which mixtures there are, and how to choose one.
 
-A mixture is a tuple of weights [K] that sum to 1 (`check`); `trees.mix` applies it. Only
-numpy, jax and jaxtyping are needed, so that soups run in a bare notebook.
+A mixture is a tuple of weights [K] that sum to 1 (`check`). `trees.plain` makes the network
+of it, and `trees.mix` applies it to any pytree. Only numpy, jax and jaxtyping are needed,
+so that soups run in a bare notebook.
 """
 
 from advadapters.soups.ingredients import mix_by_path, mix_files, stack, write_leaves

@@ -1,8 +1,8 @@
 """Weights of other programs: read from their files, written by their names.
 
-`formats` opens files, `rules` turns names and layouts into ours and back by the tables in
-`vits` and `resnets`, `settings` says what else is known of the network, and `fitting` fits
-its leaves to another size or form.
+`formats` opens files (`onnx_files` those of ONNX), `rules` turns names and layouts into
+ours and back by the tables in `vits` and `resnets`, `settings` says what else is known of
+the network, and `fitting` fits its leaves to another size or form.
 """
 
 import json
