@@ -1,11 +1,12 @@
 """Adapters that add parameters beside a layer: LoRA, LNLoRA, bottleneck, scale and shift.
 
-A model has a tuple of `Added`; every dense or convolutional layer whose path a target
-matches gets the module, named LAYER_NAME: blocks_0/mlp/fc1_lora/{a,b}. All of them
-leave the network as it was at the start. Which parameters are trained and which belong
-to a domain is said by path patterns, as for every other parameter.
+A model has a tuple of `Added`. Every dense or convolutional layer whose path a target
+matches gets the module, whose name is LAYER_NAME: blocks_0/mlp/fc1_lora/{a,b}. At the start
+none of them changes what the network computes. Path patterns say which parameters are
+trained and which belong to a domain, as for every other parameter.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,6 +15,11 @@ import jax.numpy as jnp
 
 from advadapters import trees
 from advadapters.errors import UsageError
+from advadapters.shapes import AnyArray, Float, PRNGKey
+
+Inputs = Float[AnyArray, "*inner D"]  # of a layer: tokens, rows or images with channels
+Outputs = Float[AnyArray, "*outer F"]
+Leaves = Mapping[str, Float[AnyArray, "..."]]  # the parameters of a module, by name
 
 LAYER_NORM_EPS = 1e-6
 
@@ -24,9 +30,12 @@ a_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 class Added(NamedTuple):
     """One kind of module on some layers.
 
-    name: the end of its modules' names, "_NAME". kind: a row of KINDS. targets: patterns
-    over the paths of layers; qkv can be named whole or as q, k and v. rank: of LoRA, or
-    width of a bottleneck. scale: factor s of what is added (unused by scale and shift).
+    Attributes:
+      name: the end of its modules' names, "_NAME".
+      kind: a row of KINDS.
+      targets: patterns of the paths of layers. qkv can be named whole, or as q, k and v.
+      rank: the rank of a LoRA, or the width of a bottleneck.
+      scale: the factor s of what is added, which scale and shift do not use.
     """
 
     name: str
@@ -37,11 +46,18 @@ class Added(NamedTuple):
 
 
 class LoRA(nn.Module):
-    """y + s * sum_m (x A_m) B_m (Hu et al. 2021); x [..., D], y [..., F].
+    """y + s * sum_m (x A_m) B_m (Hu et al. 2021), where x is [..., D] and y [..., F].
 
-    norm: LNLoRA (Yuan et al. 2024), which sees LN_m(x) with a scale and bias of its own.
-    Leaves: a [M, D, r], b [M, r, F], scale and bias [M, D]. M is 1 but for a mixture of
-    several domains' LoRAs, where each keeps its own, see `trees.blend`.
+    The leaves are a [M, D, r] and b [M, r, F], and with `norm` scale and bias [M, D]. M is
+    1 except in a mixture of several domains' LoRAs, where each keeps its own, see
+    `trees.blend`.
+
+    Attributes:
+      rank: the number r of columns of A.
+      scale: the factor s.
+      norm: whether it is an LNLoRA (Yuan et al. 2024), which takes LN_m(x) in place of x.
+        Its layer norm has a scale and a bias of its own.
+      dtype: the type of the products.
     """
 
     rank: int
@@ -50,73 +66,103 @@ class LoRA(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, y, kernel=(), stride=1):
-        """kernel, stride: of a convolution that y came from; A_m is then one too."""
+    def __call__(
+        self, x: Inputs, y: Outputs, kernel: tuple[int, ...] = (), stride: int = 1
+    ) -> Outputs:
+        """Adds to y, which a layer made of x.
+
+        kernel, stride: those of the layer if it is a convolution, which makes A_m one too.
+        """
         sides, features = (*kernel, x.shape[-1]), y.shape[-1]
-        leaves = self.leaves(sides, features)
+        leaves = self._leaves(sides, features)
         for m in range(leaves["b"].shape[0]):
-            own = {name: leaf[m] for name, leaf in leaves.items()}
-            inner = self.down(x, own, kernel, stride) @ own["b"].astype(self.dtype)
+            component = {name: leaf[m] for name, leaf in leaves.items()}
+            inner = self._down(x, component, kernel, stride)
+            inner = inner @ component["b"].astype(self.dtype)
             y = y + self.scale * inner.astype(y.dtype)
         return y
 
-    def down(self, x, own, kernel, stride):
-        """x A_m or LN_m(x) A_m, [..., r]."""
+    def _down(
+        self, x: Inputs, component: Leaves, kernel: tuple[int, ...], stride: int
+    ) -> Float[AnyArray, "*outer {self.rank}"]:
+        """x A_m or LN_m(x) A_m."""
         if self.norm and not kernel:
-            return normalised_product(x, own, self.dtype)
-        inner = normalised(x, own["scale"], own["bias"]) if self.norm else x
-        inner, a = inner.astype(self.dtype), own["a"].astype(self.dtype)
-        return convolved(inner, a, kernel, stride) if kernel else inner @ a
+            return _layer_norm_product(x, component, self.dtype)
+        inner = x
+        if self.norm:
+            inner = _layer_norm(x, component["scale"], component["bias"])
+        inner, a = inner.astype(self.dtype), component["a"].astype(self.dtype)
+        return _convolve(inner, a, kernel, stride) if kernel else inner @ a
 
-    def leaves(self, sides, features):
-        """The parameters; only those that are drawn here have to have one component."""
+    def _leaves(self, sides: tuple[int, ...], features: int) -> Leaves:
+        """The parameters. Those that are drawn here have one component."""
         width = sides[-1]
         shapes = {"a": (*sides, self.rank), "b": (self.rank, features)}
-        draw = {"a": a_init, "b": nn.initializers.zeros}
+        initializers: dict[str, Callable[..., jax.Array]] = {
+            "a": a_init,
+            "b": nn.initializers.zeros,
+        }
         if self.norm:
             shapes |= {"scale": (width,), "bias": (width,)}
-            draw |= {"scale": nn.initializers.ones, "bias": nn.initializers.zeros}
+            initializers |= {"scale": nn.initializers.ones, "bias": nn.initializers.zeros}
+        # `self.param` would refuse the parameters of a mixture, which have M components.
         if not self.is_initializing():
             return {name: self.get_variable("params", name) for name in shapes}
 
-        def one(key, shape, name):
-            return draw[name](key, shape, jnp.float32)[None]
+        def draw(
+            key: PRNGKey, shape: tuple[int, ...], name: str
+        ) -> Float[AnyArray, "1 ..."]:
+            return initializers[name](key, shape, jnp.float32)[None]
 
-        return {name: self.param(name, one, shapes[name], name) for name in shapes}
+        return {name: self.param(name, draw, shapes[name], name) for name in shapes}
 
 
-def normalised(x, scale, bias):
+def _layer_norm(
+    x: Inputs, scale: Float[AnyArray, " D"], bias: Float[AnyArray, " D"]
+) -> Inputs:
     """Layer norm over the last axis, in float32."""
-    centred, inverse = standardised(x)
+    centred, inverse = _standardize(x)
     return centred * inverse * scale + bias
 
 
-def standardised(x):
-    """(x - mean, 1 / deviation [..., 1]) over the last axis, in float32."""
+def _standardize(x: Inputs) -> tuple[Inputs, Float[AnyArray, "*inner 1"]]:
+    """(x - mean, 1 / deviation) over the last axis, in float32."""
     x = x.astype(jnp.float32)
     centred = x - jnp.mean(x, -1, keepdims=True)
     variance = jnp.mean(centred**2, -1, keepdims=True)
     return centred, jax.lax.rsqrt(variance + LAYER_NORM_EPS)
 
 
-def normalised_product(x, own, dtype):
-    """LN(x) A as (x - mean) (scale A) / deviation + bias A.
+def _layer_norm_product(
+    x: Inputs, component: Leaves, dtype: Any
+) -> Float[AnyArray, "*inner r"]:
+    """LN(x) A, computed as (x - mean) (scale A) / deviation + bias A.
 
-    The same without LN(x), which the backward pass would keep for each of six layers in a
-    block: on ViT-B/16 with batches of 64, the compiled step needs 21.0 GB instead of 34.2.
-    `jax.checkpoint` changes nothing there on CPUs, where XLA merges what is computed again.
+    In this form LN(x) is never made, which the backward pass would keep for each of six
+    layers in a block. On ViT-B/16 with batches of 64 the compiled step then needs 21.0 GB
+    instead of 34.2. `jax.checkpoint` changes nothing there on CPUs, where XLA merges what
+    is computed again.
     """
-    centred, inverse = standardised(x)
-    scaled = (own["scale"][:, None] * own["a"]).astype(dtype)
-    product = (centred.astype(dtype) @ scaled).astype(jnp.float32) * inverse
-    return (product + own["bias"] @ own["a"]).astype(dtype)
+    centred, inverse = _standardize(x)
+    kernel = (component["scale"][:, None] * component["a"]).astype(dtype)
+    product = (centred.astype(dtype) @ kernel).astype(jnp.float32) * inverse
+    return (product + component["bias"] @ component["a"]).astype(dtype)
 
 
-def convolved(x, a, kernel, stride):
-    """x [B, H, W, C] with a [k, k, C, r], padded as `layers.conv` does."""
+def _convolve(
+    x: Float[AnyArray, "B _ _ C"],
+    a: Float[AnyArray, "height width C r"],
+    kernel: Sequence[int],
+    stride: int,
+) -> Float[AnyArray, "B _ _ r"]:
+    """x convolved with a, padded as `layers.conv` does."""
     padding = [(side // 2, side // 2) for side in kernel]
     return jax.lax.conv_general_dilated(
-        x, a, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        jnp.asarray(x),
+        jnp.asarray(a),
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
@@ -128,7 +174,9 @@ class Bottleneck(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, y, kernel=(), stride=1):
+    def __call__(
+        self, x: Inputs, y: Outputs, kernel: tuple[int, ...] = (), stride: int = 1
+    ) -> Outputs:
         hidden = nn.gelu(nn.Dense(self.rank, dtype=self.dtype, name="down")(y))
         zeros = nn.initializers.zeros
         up = nn.Dense(y.shape[-1], dtype=self.dtype, kernel_init=zeros, name="up")
@@ -143,7 +191,9 @@ class ScaleShift(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, y, kernel=(), stride=1):
+    def __call__(
+        self, x: Inputs, y: Outputs, kernel: tuple[int, ...] = (), stride: int = 1
+    ) -> Outputs:
         gamma = self.param("gamma", nn.initializers.ones, y.shape[-1:])
         beta = self.param("beta", nn.initializers.zeros, y.shape[-1:])
         return y * gamma.astype(y.dtype) + beta.astype(y.dtype)
@@ -157,47 +207,70 @@ KINDS = {
 }
 
 
-def add(added, path, x, y, *, dtype, parts=(), kernel=(), stride=1):
-    """y with what is added to the layer at `path` (a tuple of names) that made y of x.
+def add(
+    added: Sequence[Added],
+    path: Sequence[str],
+    x: Inputs,
+    y: Outputs,
+    *,
+    dtype: Any,
+    parts: Sequence[str] = (),
+    kernel: tuple[int, ...] = (),
+    stride: int = 1,
+) -> Outputs:
+    """y with what is added to the layer that made y of x.
 
-    parts: names of equal column blocks of y that can be targets too. To be called inside
-    the `nn.compact` of the layer's parent. Raises UsageError for a rank that is not below
-    both sides of the kernel.
+    It is called inside the `nn.compact` of the layer's parent.
+
+    Args:
+      added: what the model adds, of which this layer may be no target.
+      path: the names that lead to the layer.
+      x, y: what goes into the layer and what comes out of it.
+      dtype: the type of the products.
+      parts: the names of equal column blocks of y, which can be targets too.
+      kernel, stride: those of a convolution.
+
+    Raises:
+      UsageError: a rank is not below both sides of the kernel.
     """
     *folder, name = path
 
-    def module(one, part, block):
-        if one.kind in ("lora", "lnlora"):
-            check_rank(one, x.shape[-1], block.shape[-1], "/".join((*folder, part)))
-        fields = dict(rank=one.rank, scale=one.scale, dtype=dtype)
-        made = KINDS[one.kind](**fields, name=f"{part}_{one.name}")
-        return made(x, block, kernel, stride)
+    def apply(
+        adapter: Added, part: str, block: Float[AnyArray, "*outer _"]
+    ) -> Float[AnyArray, "*outer _"]:
+        if adapter.kind in ("lora", "lnlora"):
+            layer = "/".join((*folder, part))
+            _check_rank(adapter, x.shape[-1], block.shape[-1], layer)
+        fields = dict(rank=adapter.rank, scale=adapter.scale, dtype=dtype)
+        module = KINDS[adapter.kind](**fields, name=f"{part}_{adapter.name}")
+        return module(x, block, kernel, stride)
 
-    for one in added:
-        if matched(one, (*folder, name)):
-            y = module(one, name, y)
+    for adapter in added:
+        if _is_target(adapter, (*folder, name)):
+            y = apply(adapter, name, y)
         blocks = jnp.split(y, len(parts), axis=-1) if parts else []
-        chosen = [matched(one, (*folder, part)) for part in parts]
-        if any(chosen):
+        targets = [_is_target(adapter, (*folder, part)) for part in parts]
+        if any(targets):
             y = jnp.concatenate(
                 [
-                    module(one, part, block) if hit else block
-                    for part, block, hit in zip(parts, blocks, chosen, strict=True)
+                    apply(adapter, part, block) if is_target else block
+                    for part, block, is_target in zip(parts, blocks, targets, strict=True)
                 ],
                 axis=-1,
             )
     return y
 
 
-def matched(one, path):
+def _is_target(adapter: Added, path: Sequence[str]) -> bool:
     """Whether a target matches the layer."""
-    return any(trees.matches(target, "/".join(path)) for target in one.targets)
+    return any(trees.matches(target, "/".join(path)) for target in adapter.targets)
 
 
-def check_rank(one, width, features, path):
+def _check_rank(adapter: Added, width: int, features: int, path: str) -> None:
     """Raises UsageError unless the rank is below both sides of the kernel."""
-    if one.rank >= min(width, features):
+    if adapter.rank >= min(width, features):
         raise UsageError(
-            f"config.model.added.{one.name}.rank={one.rank} is not below the kernel of "
-            f"{path}, which is {width} x {features}: give a smaller rank or other targets"
+            f"config.model.added.{adapter.name}.rank={adapter.rank} is not below the "
+            f"kernel of {path}, which is {width} x {features}: give a smaller rank or "
+            "other targets"
         )

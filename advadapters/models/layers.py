@@ -1,11 +1,12 @@
 """What the backbones share: norms, convolutions, activations, randomness per example.
 
-Every convolutional network has the layout of one `Layers` and the block names of
-`stages`: stem, stage1_block1/{norm1,conv1,...}, norm, head.
+Every convolutional network has the layers of one `Layers` and the block names of `stages`:
+stem, stage1_block1/{norm1,conv1,...}, norm, head.
 """
 
 import functools
 import math
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
@@ -17,21 +18,32 @@ import advadapters.convolutions  # noqa: F401, installs its rule
 from advadapters import rng, schema
 from advadapters.errors import UsageError, pick
 from advadapters.models.added import Added, add
-from advadapters.models.film import Film, condition_of, filmed
+from advadapters.models.film import Condition, Film, condition_of, filmed
+from advadapters.shapes import (
+    AnyArray,
+    Features,
+    Float,
+    Images,
+    Logits,
+    Num,
+    Number,
+    PRNGKey,
+    Shaped,
+)
 
 
-def gelu(x):
+def gelu(x: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
     """x times the normal distribution's probability below x (Hendrycks and Gimpel 2016).
 
-    In float32, as bfloat16 has no digits left of 1 + erf(x) below zero. `jax.nn.gelu`
-    takes erfc for its last bits there, at two to three times the cost.
+    It is computed in float32, as bfloat16 has no digits left of 1 + erf(x) below zero.
+    `jax.nn.gelu` takes erfc for its last bits there, at two to three times the cost.
     """
     exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (exact * (0.5 * (1 + jax.lax.erf(exact * math.sqrt(0.5))))).astype(x.dtype)
 
 
-# Names of what pretrained transformers have; "tanh" is `flax.linen.gelu`'s default, "quick"
-# is OpenAI's CLIP's.
+# By the names that pretrained transformers give them. "tanh" is the default of
+# `flax.linen.gelu`, and OpenAI's CLIP has "quick".
 GELUS = {
     "erf": gelu,
     "tanh": functools.partial(jax.nn.gelu, approximate=True),
@@ -60,13 +72,17 @@ conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Layers(NamedTuple):
-    """The layers of one convolutional network; to be called inside `nn.compact`.
+    """The layers of one convolutional network, to be called inside `nn.compact`.
 
-    kind: in NORMS. activation: in ACTIVATIONS. stats_axes: names of the mapped axes over
-    which batch statistics are averaged. dtype: of the convolutions and of what the
-    norms give. train: whether batch norms use, and update by, the batch's statistics.
-    added: modules beside the convolutions, see `added`. path: of the module that the
-    layers are in. film, condition: what lambda does to the norms' results, see `film`.
+    Attributes:
+      kind: which norm, in NORMS.
+      activation: in ACTIVATIONS.
+      stats_axes: the names of the mapped axes over which batch statistics are averaged.
+      dtype: the type of the convolutions and of what the norms give.
+      train: whether batch norms use the batch's statistics and update the running ones.
+      added: the modules beside the convolutions, see `added`.
+      path: that of the module that the layers are in.
+      film, condition: what lambda does to the results of the norms, see `film`.
     """
 
     kind: str
@@ -77,18 +93,25 @@ class Layers(NamedTuple):
     added: tuple[Added, ...] = ()
     path: tuple[str, ...] = ()
     film: Film | None = None
-    condition: Any = None
+    condition: Condition | None = None
 
-    def within(self, module):
+    def within(self, module: nn.Module) -> "Layers":
         """The same for the layers of a module inside."""
         return self._replace(path=module.path)
 
-    def conditioned(self, film, lam, batch):
-        """The same with the condition [B, E] that lambda makes, if there is a film."""
+    def conditioned(
+        self, film: Film | None, lam: float | Num[AnyArray, "..."] | None, batch: int
+    ) -> "Layers":
+        """The same with the condition that lambda makes, see `film.condition_of`."""
         return self._replace(film=film, condition=condition_of(film, lam, batch))
 
-    def norm(self, x, name, conditioned=True):
-        """x [B, H, W, C] normalised, see `norm`, and then through FiLM if there is any."""
+    def norm(
+        self, x: Float[AnyArray, "B H W C"], name: str, conditioned: bool = True
+    ) -> Float[AnyArray, "B H W C"]:
+        """x normalised, see `norm`, and then through FiLM where there is one.
+
+        conditioned: whether FiLM is applied.
+        """
         make = norm(
             self.kind,
             x.shape[-1],
@@ -99,8 +122,10 @@ class Layers(NamedTuple):
         )
         return filmed(self.film, make(x), self.condition if conditioned else None, name)
 
-    def conv(self, x, channels, kernel, name, stride=1):
-        """x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), channels]."""
+    def conv(
+        self, x: Features, channels: int, kernel: int, name: str, stride: int = 1
+    ) -> Float[AnyArray, "B _ _ {channels}"]:
+        """x convolved, with a result [B, ceil(H / stride), ceil(W / stride), channels]."""
         y = conv(channels, kernel, stride, dtype=self.dtype, name=name)(x)
         return add(
             self.added,
@@ -112,27 +137,37 @@ class Layers(NamedTuple):
             stride=stride,
         )
 
-    def act(self, x):
+    def act(self, x: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
         """The activation of every entry."""
         return ACTIVATIONS[self.activation](x)
 
 
-def norm(kind, channels, *, train, stats_axes, dtype, name):
+def norm(
+    kind: str,
+    channels: int,
+    *,
+    train: bool,
+    stats_axes: Sequence[str],
+    dtype: Any,
+    name: str | None,
+) -> nn.BatchNorm | nn.GroupNorm:
     """A norm module with parameters scale and bias [channels].
 
-    Statistics are float32, the result has `dtype`.
+    Its statistics are float32, and its result has `dtype`. Each kind takes other ones:
 
-    "batch": of the batch and all positions in training, running ones otherwise (Ioffe
-      and Szegedy 2015). In training the mapped axes `stats_axes` must be bound, except
-      while initialising; the variance is the biased one, the running one too.
-    "group": of each image, in up to 32 groups of channels (Wu and He 2018). Where there
-      are few channels there are fewer groups, so that none has only one.
-    "layer": the same with one group: over all positions and channels of an image.
+    - "batch" has those of the batch and all positions in training, and running ones
+      otherwise (Ioffe and Szegedy 2015). In training the mapped axes `stats_axes` must be
+      bound, except while initialising. The variance is the biased one, and so is the
+      running one.
+    - "group" has those of each image in up to 32 groups of channels (Wu and He 2018). Where
+      there are few channels there are fewer groups, so that none has only one.
+    - "layer" has one such group, which is all positions and channels of an image.
 
     Raises UsageError for another kind.
     """
     if kind == "batch":
-        axes: Any = tuple(stats_axes) or None  # annotated as a string; several go too
+        # flax annotates the axes as one string, and takes several too.
+        axes: Any = tuple(stats_axes) or None
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=MOMENTUM,
@@ -141,11 +176,11 @@ def norm(kind, channels, *, train, stats_axes, dtype, name):
             axis_name=axes,
             name=name,
         )
-    groups = {"group": group_count(channels), "layer": 1}
+    groups = {"group": _group_count(channels), "layer": 1}
     return nn.GroupNorm(pick(groups, kind, "norm"), epsilon=EPS, dtype=dtype, name=name)
 
 
-def group_count(channels):
+def _group_count(channels: int) -> int:
     """The largest divisor of the channels up to 32 that leaves no group with only one.
 
     A group of one channel would normalise each channel of an image by itself.
@@ -154,7 +189,9 @@ def group_count(channels):
     return max(n for n in range(1, most + 1) if channels % n == 0)
 
 
-def conv(channels, kernel, stride=1, *, dtype, name):
+def conv(
+    channels: int, kernel: int, stride: int = 1, *, dtype: Any, name: str | None
+) -> nn.Conv:
     """A convolution module without bias, padded by kernel // 2 on all sides as in torch.
 
     "SAME" would pad strided convolutions on two sides only.
@@ -171,19 +208,22 @@ def conv(channels, kernel, stride=1, *, dtype, name):
     )
 
 
-def scaled(channels, factor):
-    """Channels of a network of another width. Raises UsageError unless whole."""
-    found = channels * factor
-    if found < 1 or found != int(found):
-        raise UsageError(f"width {factor:g} leaves {found:g} of {channels} channels")
-    return int(found)
+def scaled(channels: int, factor: float) -> int:
+    """The channels of a network of another width. Raises UsageError unless whole."""
+    product = channels * factor
+    if product < 1 or product != int(product):
+        raise UsageError(f"width {factor:g} leaves {product:g} of {channels} channels")
+    return int(product)
 
 
-def stages(width, depths):
-    """(name, channels, stride) of every block.
+def stages(width: int, depths: Sequence[int]) -> Iterator[tuple[str, int, int]]:
+    """The (name, channels, stride) of every block.
 
-    depths: blocks of each stage. From one stage to the next the width doubles and the
-    image's side is halved.
+    From one stage to the next the width doubles, and the image's side is halved.
+
+    Args:
+      width: the channels of the first stage.
+      depths: the number of blocks of each stage.
     """
     for stage, depth in enumerate(depths):
         for block in range(depth):
@@ -191,31 +231,37 @@ def stages(width, depths):
             yield f"stage{stage + 1}_block{block + 1}", width * 2**stage, stride
 
 
-def standardize(images, mean, std, side=0):
-    """Images [B, H, W, C] in [0, 1], less the mean [C], over the deviation [C].
+def standardize(
+    images: Images, mean: Sequence[float], std: Sequence[float], side: int = 0
+) -> Float[AnyArray, "B _ _ C"]:
+    """Images in [0, 1], less the mean [C], over the deviation [C].
 
     side: that of the square which they are then resized to, see `resize`; 0 for none.
     """
     return resize((images - jnp.array(mean)) / jnp.array(std), side)
 
 
-def resize(images, side):
-    """Images [B, H, W, C] -> [B, side, side, C] by nearest neighbours; as they are for 0.
+def resize(images: Num[AnyArray, "B _ _ C"], side: int) -> Num[AnyArray, "B _ _ C"]:
+    """Images resized to [B, side, side, C] by nearest neighbours, or as they are for 0.
 
-    Row i is row floor(i H / side), columns likewise: the corner convention of torch's
-    interpolate(mode="nearest"), where `jax.image.resize` takes the pixels' centres. The
-    published fine-tuning of ImageNet networks on CIFAR enlarges images in this way.
+    Row i is row floor(i H / side), and columns likewise. This is the corner convention of
+    torch's interpolate(mode="nearest"), where `jax.image.resize` takes the pixels' centres.
+    The published fine-tuning of ImageNet networks on CIFAR enlarges images in this way.
     (torch takes H / side in float32, which for about 2% of all pairs of sizes moves some
-    row by one; 28, 32, 64 or 96 to 224 are not among them.) Written as repeating and
-    skipping, without a gather, so that the gradient is a sum in a fixed order.
+    row by one; 28, 32, 64 or 96 to 224 are not among them.) Rows are repeated and skipped,
+    not gathered, so that the gradient is a sum in a fixed order.
     """
     for axis in (1, 2) if side else ():
-        images = nearest(images, axis, side)
+        images = _nearest(images, axis, side)
     return images
 
 
-def nearest(x, axis, size):
-    """`resize` along one axis: with g = gcd, each entry size / g times, every (n / g)th."""
+def _nearest(x: Num[AnyArray, "..."], axis: int, size: int) -> Num[AnyArray, "..."]:
+    """`resize` along one axis of n entries.
+
+    With g the greatest common divisor of n and size, each entry is repeated size / g times,
+    and every (n / g)th of the copies is taken.
+    """
     n = x.shape[axis]
     common = math.gcd(n, size)
     repeats, skip = size // common, n // common
@@ -225,15 +271,15 @@ def nearest(x, axis, size):
     return jax.lax.slice_in_dim(x, 0, n * repeats, skip, axis)
 
 
-def logits(x, classes, added):
-    """Features [B, H, W, C] of any type -> float32 [B, L]: mean over positions, "head"."""
+def logits(x: Features, classes: int, added: Sequence[Added]) -> Logits:
+    """The dense layer "head" of the features' mean over positions, in float32."""
     x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
     y = nn.Dense(classes, name="head")(x)
     return add(added, ("head",), x, y, dtype=jnp.float32)
 
 
-def sincos(grid, width):
-    """Fixed two-dimensional sine-cosine positions [h * w, D], as in MoCo v3 and MAE."""
+def sincos(grid: tuple[int, int], width: int) -> Float[np.ndarray, "N {width}"]:
+    """Fixed sine-cosine positions of a grid of patches, as in MoCo v3 and MAE."""
     if width % 4:
         raise UsageError(f"sincos positions need a width divisible by 4, got {width}")
     omega = 1 / 10000 ** (np.arange(width // 4) / (width // 4))
@@ -249,33 +295,46 @@ class LayerScale(nn.Module):
     first: float
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
         start = nn.initializers.constant(self.first)
         return x * self.param("gamma", start, x.shape[-1:]).astype(x.dtype)
 
 
-def drop(x, rate, key, index, shape):
-    """Zeroes entries of x [B, ...] with probability `rate`, scales up those that stay.
+def drop(
+    x: Float[AnyArray, "B ..."],
+    rate: Number,
+    key: PRNGKey,
+    index: Num[AnyArray, " B"],
+    shape: tuple[int, ...],
+) -> Float[AnyArray, "B ..."]:
+    """Zeroes entries with probability `rate`, and scales up those that stay.
 
-    Example b draws a mask of `shape` (that broadcasts against x[b]) from the key folded
-    with index[b]: however a batch is split, an example meets the same mask.
+    Example b draws a mask of `shape`, which broadcasts against x[b], from the key folded
+    with index[b]. However a batch is split, an example therefore gets the same mask.
     """
     keys = rng.by_index(key, index)
-    keep = jax.vmap(lambda one: jax.random.bernoulli(one, 1 - rate, shape))(keys)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
     return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0)
 
 
-def drop_gradient(x, keep, key, index):
-    """x [B, ...] as it is, but example b's gradient flows back with probability keep[b].
+def drop_gradient(
+    x: Float[AnyArray, "B ..."],
+    keep: Float[AnyArray, " B"],
+    key: PRNGKey,
+    index: Num[AnyArray, " B"],
+) -> Float[AnyArray, "B ..."]:
+    """x as it is, but the gradient of example b flows back with probability keep[b].
 
-    Else it is zero. The draw comes from the key folded with index[b]; whatever it is,
-    the values are the same bit for bit.
+    Otherwise it is zero. The draw comes from the key folded with index[b], and the values
+    are the same bit for bit whatever is drawn.
     """
     flows = jax.vmap(jax.random.bernoulli)(rng.by_index(key, index), keep)
     flows = flows.reshape(-1, *[1] * (x.ndim - 1))
     return jnp.where(flows, x, jax.lax.stop_gradient(x))
 
 
-def numbered(index, images):
-    """The numbers [B] of the examples, 0, 1, ... if there is no index."""
+def numbered(
+    index: Num[AnyArray, " B"] | None, images: Shaped[AnyArray, "B ..."]
+) -> Num[AnyArray, " B"]:
+    """The numbers of the examples, 0, 1, ... if there is no index."""
     return jnp.arange(images.shape[0]) if index is None else index
