@@ -8,12 +8,12 @@
     rows = run.evaluate(images, labels, soups=aa.line(11))
     print(aa.table(rows))
 
-Importing this costs nothing: names are looked up when they are used, so `aa.soups` and
-`aa.trees` need jax and numpy only.
+Importing this costs nothing, since names are looked up when they are used. `aa.soups` and
+`aa.trees` therefore need jax and numpy only.
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -69,7 +69,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in MODULES:
         return importlib.import_module(f"advadapters.{name}")
     for home, names in HOMES.items():
@@ -78,5 +78,5 @@ def __getattr__(name):
     raise AttributeError(f"module 'advadapters' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})

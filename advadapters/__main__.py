@@ -5,6 +5,7 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 from absl import logging
 
@@ -29,7 +30,7 @@ VERBS = {
 }
 
 
-def usage():
+def usage() -> str:
     """The text of --help."""
     verbs = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
     return (
@@ -42,10 +43,11 @@ def usage():
     )
 
 
-def keep_programs():
-    """Has jax, when it is imported, keep what it compiles in a folder for the next run.
+def keep_programs() -> None:
+    """Tells jax, before it is imported, to keep what it compiles for the next run.
 
-    JAX_COMPILATION_CACHE_DIR names another folder, or none if it is empty.
+    Programs go to a folder of the user's cache. JAX_COMPILATION_CACHE_DIR names another
+    folder, or none if it is empty.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -57,10 +59,15 @@ def keep_programs():
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
 
 
-def main(argv=None):
-    """Runs one verb; returns the exit code.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb.
 
-    0, 1 for a failed run, 2 for bad input, 143 for a run that SIGTERM stopped.
+    Args:
+      argv: the verb and its flags, those of the process by default.
+
+    Returns:
+      The exit code: 0, 2 for bad input, or 143 for a run that SIGTERM stopped. A run that
+      fails raises, and Python then makes it 1.
     """
     argv = sys.argv[1:] if argv is None else argv
     verb = argv[0] if argv else "--help"
@@ -73,7 +80,7 @@ def main(argv=None):
             file=sys.stderr,
         )
         return 2
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is asked for
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what we ask it for
     command = importlib.import_module(f"advadapters.commands.{verb}")
     if {"--help", "-h"} & set(argv[1:]):
         print(flags.describe(command.__doc__, flags.taken_by(command.main)))

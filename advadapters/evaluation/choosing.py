@@ -11,7 +11,7 @@ from advadapters.evaluation.studies import spread
 from advadapters.intervals import wilson
 from advadapters.markdown import markdown_table
 from advadapters.networks import ENSEMBLE, Identity
-from advadapters.shapes import Bool
+from advadapters.shapes import Bool, Int
 
 SelectionRow = Mapping[str, Any]  # a row of selection.json
 Column = tuple[str, int, Identity | None]  # way, labels, which ensemble
@@ -38,28 +38,36 @@ def rows(
     splits = [soups.split_images(right.shape[1], labels[-1]) for right in rights]
     pools = [pool for pool, _ in splits]
     single = soups.choose_for_all(rights, candidates, pools)
-    made = []
+    lines = []
     for suite, right, (pool, unseen) in zip(tables, rights, splits, strict=True):
 
-        def add(way, chosen, count, of, suite=suite, unseen=unseen):
-            alone = len(chosen.winner) == 1
-            network = networks[chosen.winner[0]].plain() if alone else {}
-            made.append(describe(suite, way, chosen, count, of, len(unseen)) | network)
+        def add(
+            way: str,
+            choice: Any,
+            count: int,
+            candidates: int,
+            suite: str = suite,
+            unseen: Int[np.ndarray, " N"] = unseen,
+        ) -> None:
+            alone = len(choice.winner) == 1
+            network = networks[choice.winner[0]].plain() if alone else {}
+            row = describe(suite, way, choice, count, candidates, len(unseen))
+            lines.append(row | network)
 
         others = other_axes(suite, tables)
-        judged = pool[None], unseen, others
+        images = pool[None], unseen, others
         if ingredients:
-            best = soups.choose(right, np.array(ingredients), *judged)
+            best = soups.choose(right, np.array(ingredients), *images)
             add("ingredient", best, labels[-1], len(ingredients))
-        best = soups.choose(right, np.array([single]), *judged)
+        best = soups.choose(right, np.array([single]), *images)
         add("single", best, labels[-1], len(candidates))
         for count in labels:
             subsets = soups.draws_of(pool, count, draws)
             best = soups.choose(right, candidates, subsets, unseen, others)
             add("specific", best, count, len(candidates))
         for n in ensembles:
-            add("ensemble", soups.choose(right, np.array([n]), *judged), 0, 1)
-    return made
+            add("ensemble", soups.choose(right, np.array([n]), *images), 0, 1)
+    return lines
 
 
 def other_axes(suite: str, tables: Mapping[str, Table]) -> list[Bool[np.ndarray, "S N"]]:
@@ -76,26 +84,26 @@ def other_axes(suite: str, tables: Mapping[str, Table]) -> list[Bool[np.ndarray,
 
 
 def describe(
-    suite: str, way: str, chosen: Any, labels: int, candidates: int, unseen: int
+    suite: str, way: str, choice: Any, labels: int, candidates: int, unseen: int
 ) -> dict[str, Any]:
     """One row; accuracies are means over the draws of labelled images.
 
     "value" is on unseen images, "whole" on all, those that chose included, as published.
     """
-    value = float(chosen.accuracy.mean())
+    value = float(choice.accuracy.mean())
     low, high = wilson(value * unseen, unseen)
     return {
         "suite": suite,
         "way": way,
         "labels": labels,
         "candidates": candidates,
-        "tied": float(chosen.tied.mean()),
-        "draws": len(chosen.winner),
+        "tied": float(choice.tied.mean()),
+        "draws": len(choice.winner),
         "value": value,
         "low": low,
         "high": high,
         "n": unseen,
-        "whole": float(chosen.whole.mean()),
+        "whole": float(choice.whole.mean()),
     }
 
 
@@ -108,7 +116,7 @@ def halving_rows(
     force's winner the search's is, on the images that both chose on.
     """
     candidates = [n for n, network in enumerate(networks) if network.kind != ENSEMBLE]
-    made = []
+    lines = []
     for suite, table in tables.items():
         pool, _ = soups.split_images(table.right.shape[1], labels)
         right = table.right[candidates][:, pool]
@@ -118,7 +126,7 @@ def halving_rows(
             labels,
         )
         accuracy = right.mean(axis=1)
-        made.append(
+        lines.append(
             {
                 "suite": suite,
                 "passes": search.passes,
@@ -126,7 +134,7 @@ def halving_rows(
                 "behind": float(accuracy.max() - accuracy[search.winner]),
             }
         )
-    return made
+    return lines
 
 
 def columns(rows: Sequence[SelectionRow]) -> dict[Column, str]:

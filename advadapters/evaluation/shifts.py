@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from advadapters.intervals import wilson
 from advadapters.markdown import markdown_table
 from advadapters.networks import Identity
 from advadapters.pixels import to_float
+from advadapters.shapes import Bytes
 
 # AlexNet's errors on the published ImageNet-C, means over the severities (Hendrycks and
 # Dietterich 2019), by which mCE divides.
@@ -48,14 +50,16 @@ def make_corrupt(
     number.
     """
 
-    def local(batch):
+    def corrupt_local(batch: dict[str, Any]) -> Bytes:
         images, keys = to_float(batch["images"]), rng.by_image(batch, "corruption")
         moved = corrupt(images, keys, name=name, severity=severity)
         return jnp.round(255 * moved).astype(batch["images"].dtype)
 
     rows = P("data")
     moved = jax.jit(
-        jax.shard_map(local, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+        jax.shard_map(
+            corrupt_local, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
+        )
     )
     return lambda batch: batch | {"images": moved(batch)}
 

@@ -1,27 +1,30 @@
-"""Vision transformers (Dosovitskiy et al. 2021), pre-norm, pure functions in linen.
+"""Vision transformers (Dosovitskiy et al. 2021) with norms before the branches.
 
-Modules know nothing of domains or attacks: adapters are leaves of this tree
-chosen by path. Paths: class_token, pos_embed, patch_embed/{kernel,bias},
-blocks_0/{norm1,attn/qkv,attn/proj,norm2,mlp/fc1,mlp/fc2}/..., norm/..., head/...
-(with `scan`, one blocks/... whose leaves have a leading axis [depth]). Where they are asked
-for: prompt, norm_pre/..., blocks_0/{layer_scale1,layer_scale2}/gamma.
+The modules know nothing of domains or attacks: adapters are leaves of their parameters,
+which are chosen by path. The paths are class_token, pos_embed, patch_embed/{kernel,bias},
+blocks_0/{norm1,attn/qkv,attn/proj,norm2,mlp/fc1,mlp/fc2}/..., norm/... and head/... With
+`scan` there is one blocks/... whose leaves have a leading axis [depth]. Where settings ask
+for them there are also prompt, norm_pre/... and blocks_0/{layer_scale1,layer_scale2}/gamma.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from advadapters import schema
 from advadapters.errors import UsageError
 from advadapters.models import attention as attentions
 from advadapters.models import layers
 from advadapters.models.added import Added, add
-from advadapters.models.film import Film, condition_of, filmed
+from advadapters.models.film import Condition, Film, condition_of
+from advadapters.models.transformer import PRODUCT, Block, Gate, Numbers, Tokens, dense
+from advadapters.shapes import AnyArray, Float, Images, Logits, Num
+
+Pooled = Float[AnyArray, "B P"]  # what the head reads of an image: D or 2 D numbers
 
 
 class Size(NamedTuple):
@@ -41,15 +44,16 @@ SIZES = {
     "H": Size(1280, 32, 5120, 16),
 }
 
-# What the head reads: the mean of the patch tokens, then normalised (fine-tuned MAE); the
-# class token after the norm; the mean of the normalised patch tokens (big_vision's "gap");
-# the class token and that mean, one after the other (DINOv2's linear head).
+# What the head reads. "tokens" is the mean of the patch tokens, which is then normalised,
+# as in fine-tuned MAEs. "class" is the class token after the norm. "normed_tokens" is the
+# mean of the normalised patch tokens, big_vision's "gap". "class_and_tokens" is the class
+# token and that mean, one after the other, as in DINOv2's linear head.
 POOLS = ("tokens", "class", "normed_tokens", "class_and_tokens")
 POSITIONS = ("learned", "sincos")
 # What the backward pass need not compute again of a block: everything, the results of
-# products with weights (not of queries with keys), nothing. By name, as under `vmap` over
-# views products with an adapter are batched like those of attention.
-PRODUCT = "product"
+# products with weights (but not of queries with keys), or nothing. Those results have a
+# name, since under `vmap` over views the products with an adapter are batched just as those
+# of attention are.
 REMAT = {
     "none": None,
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
@@ -57,13 +61,15 @@ REMAT = {
 }
 
 token_init = nn.initializers.normal(0.02)
-dense_init = nn.initializers.xavier_uniform()
 
 
-def read_size(text):
-    """ "B" or "64x4x256x4" (width x depth x MLP width x heads) -> Size.
+def read_size(text: str) -> Size:
+    """Reads "B", or "64x4x256x4", which is width, depth, width of the MLP and heads.
 
-    Raises UsageError.
+    Raises UsageError for other texts.
+
+    >>> models.vit.read_size("64x4x256x4")
+    Size(width=64, depth=4, mlp=256, heads=4)
     """
     if text in SIZES:
         return SIZES[text]
@@ -79,10 +85,19 @@ def read_size(text):
     return size
 
 
-def make_norm(kind, channels, *, eps, train, stats_axes, dtype, name):
-    """As `layers.norm`, but "layer" is over the width of each token alone.
+def make_norm(
+    kind: str,
+    channels: int,
+    *,
+    eps: float,
+    train: bool,
+    stats_axes: Sequence[str],
+    dtype: Any,
+    name: str | None,
+) -> nn.LayerNorm | nn.BatchNorm | nn.GroupNorm:
+    """A norm as of `layers.norm`, but "layer" is over the width of each token alone.
 
-    eps: is added to the variance by "layer"; the others have their own.
+    eps: what "layer" adds to the variance. The other kinds have a value of their own.
     """
     if kind == "layer":
         return nn.LayerNorm(epsilon=eps, dtype=dtype, name=name)
@@ -91,10 +106,10 @@ def make_norm(kind, channels, *, eps, train, stats_axes, dtype, name):
     )
 
 
-def patchify(images, patch):
-    """[B, H, W, C] -> [B, N, patch * patch * C], patches row by row.
+def patchify(images: Num[AnyArray, "B H W C"], patch: int) -> Num[AnyArray, "B N _"]:
+    """The patches of images, row by row, each with its patch * patch * C numbers.
 
-    A reshape, so that patch embedding is a plain matrix product: under `vmap` over
+    It is a reshape, so that embedding patches is a plain matrix product. Under `vmap` over
     domains a convolution would merge the axes [K, B] and shard badly.
     """
     batch, height, width, channels = images.shape
@@ -104,143 +119,49 @@ def patchify(images, patch):
     return tiles.reshape(batch, rows * columns, patch * patch * channels)
 
 
-def dense(module, added, x, features, name, dtype, parts=(), bias=True):
-    """A dense layer `name` of a module, with what is added to it.
-
-    Of rows, since for products over two axes the compiler for CPUs copies its operands.
-    """
-    rows = x.reshape(-1, x.shape[-1])
-    settings: dict[str, Any] = dict(kernel_init=dense_init, use_bias=bias)
-    y = nn.Dense(features, dtype=dtype, **settings, name=name)(rows)
-    y = y.reshape(*x.shape[:-1], features)
-    y = add(added, (*module.path, name), x, y, dtype=dtype, parts=parts)
-    return checkpoint_name(y, PRODUCT)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention; the columns of qkv are laid out (3, heads, D / heads).
-
-    attention: how it is computed, in `attention.CHOICES`; auto is ours. bias: whether
-      queries, keys and values have one.
-    """
-
-    heads: int
-    attention: str
-    dtype: Any
-    added: tuple[Added, ...] = ()
-    bias: bool = True
-
-    @nn.compact
-    def __call__(self, x):
-        batch, tokens, width = x.shape
-        make = functools.partial(dense, self, self.added, dtype=self.dtype)
-        qkv = make(x, 3 * width, "qkv", parts=("q", "k", "v"), bias=self.bias)
-        shape = (batch, tokens, self.heads, width // self.heads)
-        parts = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=2))
-        name = "ours" if self.attention == "auto" else self.attention
-        x = attentions.IMPLEMENTATIONS[name](*parts)
-        return make(x.reshape(batch, tokens, width), width, "proj")
-
-
-class Mlp(nn.Module):
-    """Two dense layers with a GELU between them, a row of `layers.GELUS`."""
-
-    hidden: int
-    dtype: Any
-    added: tuple[Added, ...] = ()
-    gelu: str = "erf"
-
-    @nn.compact
-    def __call__(self, x):
-        make = functools.partial(dense, self, self.added, dtype=self.dtype)
-        hidden = layers.GELUS[self.gelu](make(x, self.hidden, "fc1"))
-        return make(hidden, x.shape[-1], "fc2")
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)).
-
-    make_norm: (name=) -> a norm module. index: numbers [B] of the examples, from which
-    drop path draws; None for no drop path. gate: None, or (keep [B], numbers [B]) of the
-    gradients that flow back through each of the two branches, see `layers.drop_gradient`.
-    qkv_bias, gelu, layer_scale: as of `ViT`.
-    """
-
-    size: Size
-    attention: str
-    dtype: Any
-    make_norm: Callable
-    added: tuple[Added, ...] = ()
-    film: Film | None = None
-    qkv_bias: bool = True
-    gelu: str = "erf"
-    layer_scale: float = 0.0
-
-    @nn.compact
-    def __call__(self, x, drop_rate, index, gate=None, condition=None):
-        drop = functools.partial(self.drop, rate=drop_rate, index=index, gate=gate)
-        common: dict[str, Any] = dict(dtype=self.dtype, added=self.added)
-        heads, bias = self.size.heads, self.qkv_bias
-        attention = Attention(heads, self.attention, bias=bias, **common, name="attn")
-        norm = functools.partial(self.norm, condition=condition)
-        x = x + drop(self.scaled(attention(norm(x, "norm1")), "layer_scale1"))
-        mlp = Mlp(self.size.mlp, gelu=self.gelu, **common, name="mlp")
-        return x + drop(self.scaled(mlp(norm(x, "norm2")), "layer_scale2")), None
-
-    def scaled(self, branch, name):
-        """A branch through its LayerScale, if there is any."""
-        first = self.layer_scale
-        return layers.LayerScale(first, name=name)(branch) if first else branch
-
-    def norm(self, x, name, condition):
-        """Normalised, and through FiLM if there is a condition [B, E]."""
-        return filmed(self.film, self.make_norm(name=name)(x), condition, name)
-
-    def drop(self, branch, rate, index, gate):
-        """Drops a residual branch [B, N, D] for whole examples (Huang et al. 2016), or
-        its gradient alone (attention random dropping, Mo et al. 2022).
-        """
-        if gate is not None:
-            keep, numbers = gate
-            key = self.make_rng("gradient_drop")
-            branch = layers.drop_gradient(branch, keep, key, numbers)
-        if index is None:
-            return branch
-        return layers.drop(branch, rate, self.make_rng("drop_path"), index, (1, 1))
-
-
 class ViT(nn.Module):
-    """Images [B, H, W, C] float32 in [0, 1] -> logits [B, L] float32.
+    """A network from images [B, H, W, C] in [0, 1] to logits [B, L], both float32.
 
-    pool: in POOLS, what the head reads. With "tokens" and "normed_tokens" the class token
-      only conditions the network.
-    class_token: whether there is one. class_position: whether it has a learned position.
-    positions: "learned" [1, N + 1, D] including the class token's, or fixed "sincos".
-    attention: how it is computed, in `attention.CHOICES`. Configs replace auto by what
-      `attention.choose_for_training` knows to be best; here it is ours.
-    drop_path: rate of the last block, growing linearly from 0 at the first; in
-      training it needs the random stream "drop_path".
-    added: modules beside the dense layers, see `added`. prompts: learnt tokens that every
-      image gets (Jia et al. 2022), after the class token and without a position: the
-      registers of Darcet et al. 2024 too.
-    pre_norm: whether tokens are normalised before the blocks, as in CLIP.
-    norm_eps: what LayerNorm adds to the variance. gelu: in `layers.GELUS`.
-    layer_scale: first value of the factors of each branch's channels (see
-      `layers.LayerScale`), 0 for none. qkv_bias, patch_bias: whether queries, keys and
-      values, and patches, have biases.
-    head_std: deviation of the head's first weights.
-    norm: in layers.NORMS, see `make_norm`. stats_axes: names of the mapped axes over
-      which batch statistics are averaged.
-    resize: side in pixels that images are resized to inside, see `layers.resize`; 0 for
-      none.
-    remat: in REMAT, what the backward pass computes again of each block; scan: one
-      compiled block for all (faster to compile, far more live memory without remat).
-    index: int [B], numbers of the examples, from which drop path is drawn; 0, 1, ... by
-      default.
-    film, lam: how the network is conditioned on lambda ([] or [B]), see `film`: after the
-      norms of the blocks.
-    gradient_keep: float [B], with what probability gradients flow back through each
-      residual branch (drawn from the random stream "gradient_drop"); None for always.
+    Attributes:
+      size: its width, depth, width of the MLPs and heads.
+      classes: the number L of classes.
+      mean, std: those of the channels of images.
+      patch: the side of a patch in pixels.
+      pool: what the head reads, in POOLS. With "tokens" and "normed_tokens" the class token
+        is read by the other tokens only.
+      class_token: whether there is one.
+      class_position: whether the class token has a learned position.
+      positions: "learned" ones, [1, N + 1, D] with that of the class token, or fixed
+        "sincos".
+      attention: how it is computed, in `attention.CHOICES`. Configs replace auto by what
+        `attention.choose_for_training` knows to be best; here it means ours.
+      drop_path: its rate in the last block. From the first block on it grows linearly from
+        0. In training it needs the random stream "drop_path".
+      added: the modules beside the dense layers, see `added`.
+      prompts: the number of learnt tokens that every image gets (Jia et al. 2022), after
+        the class token and without a position. The registers of Darcet et al. 2024 are such
+        tokens too.
+      pre_norm: whether tokens are normalised before the blocks, as in CLIP.
+      norm: in `layers.NORMS`, see `make_norm`.
+      norm_eps: what LayerNorm adds to the variance.
+      stats_axes: the names of the mapped axes over which batch statistics are averaged.
+      gelu: in `layers.GELUS`.
+      layer_scale: the first value of the factors of each branch's channels, see
+        `layers.LayerScale`; 0 for no factors.
+      qkv_bias, patch_bias: whether queries, keys and values, and patches, have biases.
+      head_std: the deviation of the head's first weights.
+      resize: the side in pixels that images get inside, see `layers.resize`; 0 for none.
+      remat: what the backward pass computes again of each block, in REMAT.
+      scan: whether one compiled block serves for all, which is faster to compile and takes
+        far more memory without remat.
+      film: how the network is conditioned on lambda, after the norms of the blocks.
+      dtype: the type of the products.
+
+    A call takes `train`, whether batch norms use the statistics of the batch and drop path
+    drops; `index`, the numbers of the images, from which what is dropped is drawn (0, 1,
+    ... by default); `gradient_keep`, with what probability gradients flow back through each
+    residual branch, drawn from the random stream "gradient_drop" (None for always); and
+    `lam`, lambda [] or [B] if there is a film.
     """
 
     size: Size
@@ -288,11 +209,18 @@ class ViT(nn.Module):
     read_size = staticmethod(read_size)
 
     @nn.compact
-    def __call__(self, images, train=False, index=None, gradient_keep=None, lam=None):
+    def __call__(
+        self,
+        images: Images,
+        train: bool = False,
+        index: Numbers | None = None,
+        gradient_keep: Float[AnyArray, " B"] | None = None,
+        lam: float | Num[AnyArray, "..."] | None = None,
+    ) -> Logits:
         x = layers.standardize(images, self.mean, self.std, self.resize)
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(f"patch {self.patch} does not divide images of {x.shape[1:3]}")
-        x = self.embed(x.astype(self.dtype))  # [B, N + 1, D]
+        x = self._embed(x.astype(self.dtype))
         norm = functools.partial(
             make_norm,
             self.norm,
@@ -301,20 +229,22 @@ class ViT(nn.Module):
             train=train,
             stats_axes=self.stats_axes,
         )
-        drops, gates = train and self.drop_path > 0, gradient_keep is not None
-        gate = (gradient_keep, layers.numbered(index, images)) if gates else None
+        gate = None
+        if gradient_keep is not None:
+            gate = gradient_keep, layers.numbered(index, images)
+        drops = train and self.drop_path > 0
         index = layers.numbered(index, images) if drops else None
         condition = condition_of(self.film, lam, images.shape[0])
         norms = functools.partial(norm, dtype=self.dtype)
         x = norms(name="norm_pre")(x) if self.pre_norm else x
-        x = self.blocks(x, index, gate, condition, norms)
-        x = self.read(x, norm(dtype=jnp.float32, name="norm"))  # [B, D] or [B, 2 D]
+        x = self._blocks(x, index, gate, condition, norms)
+        x = self._pool(x, norm(dtype=jnp.float32, name="norm"))
         head_init = nn.initializers.normal(self.head_std)
         logits = nn.Dense(self.classes, kernel_init=head_init, name="head")(x)
         return add(self.added, ("head",), x, logits, dtype=jnp.float32)
 
-    def read(self, x, norm):
-        """What the head reads of the tokens [B, N, D]; norm: the last one."""
+    def _pool(self, x: Tokens, norm: nn.Module) -> Pooled:
+        """What the head reads of the tokens; norm: the last one."""
         first = self.class_token + self.prompts
         if self.pool == "tokens":
             return norm(jnp.mean(x[:, first:].astype(jnp.float32), axis=1))
@@ -327,15 +257,15 @@ class ViT(nn.Module):
         x = norm(x)
         return jnp.concatenate([x[:, 0], jnp.mean(x[:, first:], axis=1)], axis=-1)
 
-    def embed(self, images):
-        """Class token and prompt tokens, if any, and patch tokens with positions added."""
+    def _embed(self, images: Float[AnyArray, "B H W C"]) -> Tokens:
+        """The class token and prompts, if any, and the patches, with their positions."""
         width, first = self.size.width, int(self.class_token)
         grid = (images.shape[1] // self.patch, images.shape[2] // self.patch)
         make = functools.partial(dense, self, self.added, dtype=self.dtype)
         patches = patchify(images, self.patch)
-        x = make(patches, width, "patch_embed", bias=self.patch_bias)  # [B, N, D]
+        x = make(patches, width, "patch_embed", bias=self.patch_bias)
         if first:
-            x = jnp.concatenate([self.token("class_token", 1, x), x], axis=1)
+            x = jnp.concatenate([self._token("class_token", 1, x), x], axis=1)
         if self.positions == "learned":
             lacking = 0 if self.class_position else first
             rows = (1, x.shape[1] - lacking, width)
@@ -347,16 +277,23 @@ class ViT(nn.Module):
         x = x + positions.astype(self.dtype)
         if not self.prompts:
             return x
-        prompt = self.token("prompt", self.prompts, x)
+        prompt = self._token("prompt", self.prompts, x)
         return jnp.concatenate([x[:, :first], prompt, x[:, first:]], axis=1)
 
-    def token(self, name, count, x):
-        """Learnt tokens [B, count, D], the same for every image of x [B, N, D]."""
+    def _token(self, name: str, count: int, x: Tokens) -> Float[AnyArray, "B {count} D"]:
+        """Learnt tokens, the same for every image of x."""
         token = self.param(name, token_init, (1, count, x.shape[-1]))
         return jnp.broadcast_to(token, (x.shape[0], *token.shape[1:])).astype(self.dtype)
 
-    def blocks(self, x, index, gate, condition, norm):
-        """The transformer blocks, unrolled or scanned."""
+    def _blocks(
+        self,
+        x: Tokens,
+        index: Numbers | None,
+        gate: Gate | None,
+        condition: Condition | None,
+        norm: Callable[..., nn.Module],
+    ) -> Tokens:
+        """The tokens after the transformer blocks, unrolled or scanned."""
         depth = self.size.depth
         rates = jnp.linspace(0, self.drop_path, depth)
         block: Any = Block
@@ -364,7 +301,8 @@ class ViT(nn.Module):
         if policy:
             block = nn.remat(Block, prevent_cse=not self.scan, policy=policy)
         arguments: dict[str, Any] = dict(
-            size=self.size,
+            heads=self.size.heads,
+            hidden=self.size.mlp,
             attention=self.attention,
             dtype=self.dtype,
             make_norm=norm,
