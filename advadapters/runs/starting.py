@@ -3,7 +3,8 @@
 import collections
 import os
 import re
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,20 @@ import numpy as np
 from etils import epath
 
 from advadapters import checkpoints, networks, soups, trees, weights
+from advadapters.builders.run import Run, Start
 from advadapters.data import identity
 from advadapters.defaults import TRAINING_ONLY
 from advadapters.errors import UsageError
 from advadapters.models import MODELS
 from advadapters.runs import evaluating, workdir
+from advadapters.shapes import AnyArray, Shaped
 
-# Keys of config.model that names and shapes of parameters show; of the size, not the heads.
+Leaf = Shaped[AnyArray, "..."] | jax.ShapeDtypeStruct
+Flat = Mapping[str, Leaf]  # by path
+Fates = dict[str, str]  # by path: "loaded", "initialised" or "dropped", ...
+
+# Keys of config.model that the names and shapes of parameters show. Of the size they show
+# all but the number of heads.
 SHOWN = (
     "classes", "patch", "prompts", "scan", "size", "width", "class_token",
     "class_position", "pre_norm", "layer_scale", "qkv_bias", "patch_bias",
@@ -26,42 +34,50 @@ SHOWN = (
 # Settings of the images that files of weights may say.
 IMAGES = ("image_size", "crop_ratio", "interpolation")
 # Settings of ours that no other program's file says.
-NEVER_TOLD = ("positions", "resize", "norm", "added", "film")
+NEVER_SAID = ("positions", "resize", "norm", "added", "film")
 
 
 class First(NamedTuple):
-    """plain: {"params", "batch_stats"} on the host. told: what became of every leaf."""
+    """The first parameters of a run.
 
-    plain: dict | None
-    told: str
+    Attributes:
+      plain: {"params", "batch_stats"} on the host, None where all of them are initialised.
+      report: lines for the user that say what became of every leaf.
+    """
+
+    plain: dict[str, Any] | None
+    report: str
 
 
-def read(run):
-    """The First parameters that `run.start` says.
+def read(run: Run) -> First:
+    """The first parameters that `run.start` asks for.
 
     Every leaf of either network is loaded, resampled or folded (see `weights.fitting`),
-    initialised (those that `fresh` matches, from the run's seed) or dropped (those of the
-    other network that `dropped` or `fresh` matches). Raises UsageError for a leaf with
-    another fate, for a setting of the model that no leaf shows, is another there and is not
-    in `changed`, and if there is no such checkpoint or file.
+    initialised from the run's seed (those that `fresh` matches), or dropped (those of the
+    other network that `dropped` or `fresh` matches).
+
+    Raises:
+      UsageError: a leaf has none of these fates; the models differ in a setting that no
+        leaf shows and that is not in `changed`; or there is no such checkpoint or file.
     """
     start = run.start
-    there, lines = from_file(start) if start.weights else from_run(start)
-    here = initial(run, bool(start.fresh))
+    assert start is not None
+    there, lines = _from_file(start) if start.weights else from_run(start)
+    here = _initial(run, bool(start.fresh))
     there, here = ({b: trees.flatten(tree[b]) for b in tree} for tree in (there, here))
     whole, changes = there["params"], {}
     if start.model["name"] == "vit":
-        there["params"], changes = fitted(whole, here["params"], start)
+        there["params"], changes = _fit_vit(whole, here["params"], start)
     try:
         trees.select([path for leaves in there.values() for path in leaves], start.dropped)
     except trees.PatternError as error:
-        raise UsageError(f"config.start.dropped: {error} of {source(start)}") from None
+        raise UsageError(f"config.start.dropped: {error} of {_source(start)}") from None
     fates, plain = {}, {}
     for branch, leaves in here.items():
         plain[branch] = trees.unflatten(
-            fit(there[branch], leaves, start, fates.setdefault(branch, {}))
+            _fit(there[branch], leaves, start, fates.setdefault(branch, {}))
         )
-    head = f"first parameters: {describe(start)}"
+    head = f"first parameters: {_describe(start)}"
     for path, fate in changes.items():
         if fates["params"].get(path, "loaded") == "loaded":
             fates["params"][path] = fate
@@ -69,7 +85,7 @@ def read(run):
     return First(plain, "\n".join([head, *table(fates, there, here), *lines]))
 
 
-def initial(run, values):
+def _initial(run: Run, values: bool) -> dict[str, Any]:
     """{"params", "batch_stats"} as the seed draws them, or only their shapes and types."""
     key = jax.random.fold_in(jax.random.key(run.seed), 0)
     if not values:
@@ -77,11 +93,12 @@ def initial(run, values):
     return jax.jit(run.network.init, compiler_options=run_once())(key)
 
 
-def run_once():
-    """Compiler options of a program that runs once: on CPUs with less optimization.
+def run_once() -> dict[str, Any] | None:
+    """The compiler options of a program that runs once, which is optimized less on CPUs.
 
-    The same bits in half the time (seen: 4 s instead of 8), as long as products and sums
-    are still fused, which they are not at level 0. None where XLA was told a level.
+    It gives the same bits in half the time (4 s instead of 8 in one case), as long as
+    products and sums are still fused, which they are not at level 0. There are no options
+    where the environment gives XLA a level.
     """
     flag = "xla_backend_optimization_level"
     if jax.default_backend() != "cpu" or flag in os.environ.get("XLA_FLAGS", ""):
@@ -89,17 +106,18 @@ def run_once():
     return {flag: 1}
 
 
-def source(start):
+def _source(start: Start) -> str:
     """The run or the file that the parameters come from."""
     return start.weights or start.workdir
 
 
-def need_same_classes(run):
+def need_same_classes(run: Run) -> None:
     """Raises UsageError where a run's head is taken over and its classes have other names.
 
-    Says so where they cannot be compared. Files of weights have no names.
+    Prints a line where they cannot be compared. Files of weights have no names.
     """
     start = run.start
+    assert start is not None
     params = jax.eval_shape(run.network.init, jax.random.key(0))["params"]
     head = [path for path in trees.flatten(params) if path.startswith("head/")]
     if not start.workdir or all(
@@ -124,50 +142,55 @@ def need_same_classes(run):
         print(line)
 
 
-def describe(start):
+def _describe(start: Start) -> str:
     """Where the first parameters come from, in a few words."""
     return start.weights or f"{start.workdir}, checkpoint {start.step}"
 
 
-def from_file(start):
-    """({"params", "batch_stats"} of the file of weights, further lines to tell)."""
-    found = weights.read(epath.Path(start.weights).expanduser())
-    there = {key: value for key, value in found.model.items() if key not in SHOWN}
+def _from_file(start: Start) -> tuple[dict[str, Any], list[str]]:
+    """({"params", "batch_stats"} of the file of weights, further lines for the user)."""
+    file = weights.read(epath.Path(start.weights).expanduser())
+    there = {key: value for key, value in file.model.items() if key not in SHOWN}
     if heads := there.pop("heads", 0):
         there["size"] = {"heads": heads}
-    elif isinstance(found.model.get("size"), str):
-        there["size"] = found.model["size"]
-    lines = other_settings(start, there)
+    elif isinstance(file.model.get("size"), str):
+        there["size"] = file.model["size"]
+    lines = _other_settings(start, there)
     lines += [
-        f"  images: {key} is {told(start.data[key])}, there {told(value)}"
-        for key, value in found.data.items()
-        if not same(start.data[key], value)
+        f"  images: {key} is {_written(start.data[key])}, there {_written(value)}"
+        for key, value in file.data.items()
+        if not _is_same(start.data[key], value)
     ]
-    wanted = [*hidden(start.model), *IMAGES]
-    unknown = [key for key in wanted if key not in (*there, *found.data, *NEVER_TOLD)]
+    keys = [*_hidden(start.model), *IMAGES]
+    unknown = [key for key in keys if key not in (*there, *file.data, *NEVER_SAID)]
     if unknown:
         unknown = ["heads" if key == "size" else key for key in unknown]
         lines.append(f"  not said by the file: {', '.join(unknown)}")
-    if found.ignored:
-        more = f" and {len(found.ignored) - 3} more" if found.ignored[3:] else ""
-        lines.append(f"  no part of the network: {', '.join(found.ignored[:3])}{more}")
-    return {b: trees.unflatten(leaves) for b, leaves in found.leaves.items()}, lines
+    if file.ignored:
+        more = f" and {len(file.ignored) - 3} more" if file.ignored[3:] else ""
+        lines.append(f"  no part of the network: {', '.join(file.ignored[:3])}{more}")
+    return {b: trees.unflatten(leaves) for b, leaves in file.leaves.items()}, lines
 
 
-def fitted(there, here, start):
-    """`weights.fitting.Fitted`: the leaves of a ViT, for one with leaves like `here`."""
+def _fit_vit(there: Flat, here: Flat, start: Start) -> weights.fitting.Fitted:
+    """The leaves of a ViT, for one with leaves like `here`."""
     arrays = {path: np.asarray(leaf) for path, leaf in there.items()}
     shapes = {path: tuple(leaf.shape) for path, leaf in here.items()}
     channels = len(start.model["mean"])
     return weights.fitting.fit_vit(arrays, shapes, channels, start.resample)
 
 
-def from_run(start):
-    """({"params", "batch_stats"}, lines): a run's averaged parameters, mixed."""
+def from_run(start: Start) -> tuple[dict[str, Any], list[str]]:
+    """A run's averaged parameters, mixed, and further lines for the user.
+
+    Returns:
+      {"params", "batch_stats"}, and a line for each setting of the model that is `changed`
+      and each warning.
+    """
     folder = epath.Path(start.workdir).expanduser().absolute()
     config = workdir.read_config(folder)
-    case = case_of(start, config)
-    lines = other_settings(start, config["model"])
+    case = _case_of(start, config)
+    lines = _other_settings(start, config["model"])
     with checkpoints.Checkpoints(
         folder / "checkpoints", best=bool(config.get("validate_every")), read_only=True
     ) as saved:
@@ -180,7 +203,7 @@ def from_run(start):
     return trees.plain(variables, case.knob.mixture), lines
 
 
-def case_of(start, config):
+def _case_of(start: Start, config: Mapping[str, Any]) -> networks.Case:
     """The network of the other run that its mixture names."""
     domains = config.get("domains", ())
     if not domains:
@@ -197,34 +220,36 @@ def case_of(start, config):
         ) from None
 
 
-def other_settings(start, there):
-    """A line for each setting of the model that is another there, of those `changed`.
+def _other_settings(start: Start, there: Mapping[str, Any]) -> list[str]:
+    """A line for each setting of the model that is `changed`, where it is another there.
 
-    there: the other model's settings. Raises UsageError for one that is not among them.
+    there: the other model's settings. Raises UsageError where one that is not `changed` is
+    another.
     """
-    own, lines, refused = workdir.leaves(hidden(start.model)), [], {}
-    for key, value in workdir.leaves(hidden(there)).items():
-        if key not in own or same(own[key], value):
+    settings, lines, refused = workdir.leaves(_hidden(start.model)), [], {}
+    for key, value in workdir.leaves(_hidden(there)).items():
+        if key not in settings or _is_same(settings[key], value):
             continue
         if key.partition(".")[0] in start.changed:
-            lines.append(f"  changed: {key} is {told(own[key])}, there {told(value)}")
+            here, other = _written(settings[key]), _written(value)
+            lines.append(f"  changed: {key} is {here}, there {other}")
         else:
             refused[key] = value
     if refused:
-        there = ", ".join(f"{key} {told(value)}" for key, value in refused.items())
-        here = "; ".join(
-            f"config.model.{key}={told(value)}, which is {told(own[key])}"
+        others = ", ".join(f"{key} {_written(value)}" for key, value in refused.items())
+        flags = "; ".join(
+            f"config.model.{key}={_written(value)}, which is {_written(settings[key])}"
             for key, value in refused.items()
         )
         names = ", ".join(repr(key.partition(".")[0]) for key in refused)
         raise UsageError(
-            f"{source(start)} was trained with {there}: set {here}, or name {names} in "
+            f"{_source(start)} was trained with {others}: set {flags}, or name {names} in "
             "config.start.changed"
         )
     return lines
 
 
-def hidden(model):
+def _hidden(model: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of config.model that no leaf shows, with the heads of a transformer."""
     kept = {k: v for k, v in model.items() if k not in (*TRAINING_ONLY, *SHOWN)}
     size = model.get("size")
@@ -233,45 +258,45 @@ def hidden(model):
     return kept | ({"size": size} if isinstance(size, dict) else {})
 
 
-def same(own, value):
-    """Whether two settings are equal, floats up to what files of float32 keep."""
+def _is_same(first: Any, second: Any) -> bool:
+    """Whether two settings are equal, floats as far as files of float32 keep them."""
     try:
-        slack = 1e-4 if np.ndim(own) else 0.0
-        alike = np.allclose(own, value, rtol=1e-4, atol=slack)
-        return np.shape(own) == np.shape(value) and alike
+        slack = 1e-4 if np.ndim(first) else 0.0
+        close = np.allclose(first, second, rtol=1e-4, atol=slack)
+        return np.shape(first) == np.shape(second) and close
     except TypeError:
-        return own == value
+        return first == second
 
 
-def told(value):
-    """A setting as it is written; the floats of files with four digits."""
+def _written(value: Any) -> Any:
+    """A setting as messages have it, with four digits of the floats in tuples."""
     if isinstance(value, tuple):
         return tuple(round(v, 4) if isinstance(v, float) else v for v in value)
     return value
 
 
-def matches(patterns, path):
+def _matches_any(patterns: Sequence[str], path: str) -> bool:
     """Whether one of the patterns matches a path."""
     return any(trees.matches(pattern, path) for pattern in patterns)
 
 
-def fit(there, here, start, fates):
-    """The leaves of `there` that `here` has, {path: leaf}, the rest initialised.
+def _fit(there: Flat, here: Flat, start: Start, fates: Fates) -> dict[str, Leaf]:
+    """The leaves of `there` that `here` has, and the rest as `here` has them.
 
-    Fills fates {path: "loaded", "initialised" or "dropped"}.
+    It adds the fate of every leaf to `fates`.
     """
-    found, differ = {}, []
+    leaves, differ = {}, []
     for path, leaf in here.items():
-        if matches(start.fresh, path):
-            found[path], fates[path] = leaf, "initialised"
+        if _matches_any(start.fresh, path):
+            leaves[path], fates[path] = leaf, "initialised"
             continue
-        known = path in there and not matches(start.dropped, path)
+        known = path in there and not _matches_any(start.dropped, path)
         shape = np.shape(there[path]) if known else ()
         if not known or shape != leaf.shape:
             shape = list(shape) if known else "missing"
             differ.append(f"{path} is {list(leaf.shape)} here and {shape} there")
             continue
-        found[path], fates[path] = jnp.asarray(there[path]), "loaded"
+        leaves[path], fates[path] = jnp.asarray(there[path]), "loaded"
     if differ:
         more = f"; and {len(differ) - 3} more" if differ[3:] else ""
         raise UsageError(
@@ -280,21 +305,30 @@ def fit(there, here, start, fates):
         )
     left = [path for path in there if path not in here]
     for path in left:
-        if not matches((*start.dropped, *start.fresh), path):
+        if not _matches_any((*start.dropped, *start.fresh), path):
             more = f" and {len(left) - 1} more leaves" if left[1:] else ""
             raise UsageError(
-                f"{source(start)} has {path}{more}, which this network does not have: use "
+                f"{_source(start)} has {path}{more}, which this network does not have: use "
                 "the same config.model, or list in config.start.dropped what is left behind"
             )
         fates[path] = "dropped"
-    return found
+    return leaves
 
 
-def table(fates, there, here):
-    """A line per fate: leaves, numbers, and the leaves of each part of the network."""
+def table(
+    fates: Mapping[str, Fates],
+    there: Mapping[str, Mapping[str, Any]],
+    here: Mapping[str, Mapping[str, Any]],
+) -> list[str]:
+    """A line for each fate, with its leaves, their numbers, and where they are.
+
+    Args:
+      fates: the fate of each leaf, by branch and path.
+      there, here: the leaves of either network, by branch and path.
+    """
     lines = []
     for fate in ("loaded", "resampled", "folded", "initialised", "dropped"):
-        paths = [(b, p) for b in fates for p, one in fates[b].items() if one == fate]
+        paths = [(b, p) for b in fates for p, other in fates[b].items() if other == fate]
         parts = collections.Counter(
             re.sub(r"\d+", "*", path.partition("/")[0]) for _, path in paths
         )

@@ -69,8 +69,8 @@ def first_state(opened: OpenRun) -> Any:
     run = opened.run
     places = jax.tree.map(lambda leaf: leaf.sharding, opening.abstract_state(opened))
     first = starting.read(run) if run.start else starting.First(None, "")
-    if first.told:
-        print(first.told)
+    if first.report:
+        print(first.report)
     make = functools.partial(builders.initial_state, run)
     jitted = jax.jit(make, out_shardings=places, compiler_options=starting.run_once())
     return jitted(first.plain, np.uint32(run.seed))
