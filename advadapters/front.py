@@ -6,20 +6,20 @@
     soup = run.soup(clean=0.3, linf=0.7)
     soup.predict(images)
 
-Everything here is exported from `advadapters` itself. Opening a run needs neither its
+Everything here is exported from `advadapters` itself. Opening a run needs neither the
 images nor the machine that it was trained on.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters import configs, defaults, losses, networks, soups
-from advadapters.attacks import checks, suites
+from advadapters import attacks, configs, defaults, losses, networks, soups
+from advadapters.attacks import checks
 from advadapters.builders.views import read_fixed
 from advadapters.data.splits import ArraySplit
 from advadapters.errors import UsageError
@@ -28,51 +28,68 @@ from advadapters.evaluation.rows import Row
 from advadapters.exports.writing import Exportable
 from advadapters.pixels import to_float
 from advadapters.runs import evaluating, exporting, opening, training
+from advadapters.runs.open_run import OpenRun
+from advadapters.shapes import Float, HostImages, Int, Logits, LogitsFn
 
 BATCH = 256  # images that a Classifier looks at in one call of its program
 
+# What people give: arrays, or nested lists of numbers. They are checked by hand, since a
+# wrong kind or size should raise a UsageError that says what would be right.
+ImagesLike = Any
+LabelsLike = Any
+
 
 class Classifier:
-    """One ordinary network: images in, logits out.
+    """One ordinary network, which makes logits of images.
 
     Images are [B, H, W, C], uint8 or floats in [0, 1], of the size that the network was
-    trained for; with one channel [B, H, W] will do. Normalisation is inside.
+    trained for. With one channel they may also be [B, H, W]. The network normalises them.
 
     Attributes:
-      params: the parameters, nested dicts of arrays as flax takes them.
-      batch_stats: running statistics of batch norm; {} where there are none.
-      classes: names of the classes, or their numbers as text.
+      params: the parameters, in nested dicts of arrays as flax takes them.
+      batch_stats: the running statistics of batch norm, {} where there are none.
+      classes: the names of the classes, or their numbers as text.
       shape: (H, W, C) of an image.
       name: what tables call this network, such as "0.3 clean + 0.7 linf".
-      logits_fn: pure function of float images, for attacks and under `jax.jit`.
+      logits_fn: a pure function of float images, for attacks and for `jax.jit`.
     """
 
-    def __init__(self, evaluate, plain, about, opened):
+    def __init__(
+        self,
+        evaluate: Callable[[networks.Plain, Any], Logits],
+        plain: networks.Plain,
+        about: Mapping[str, Any],
+        opened: OpenRun,
+    ) -> None:
+        # `about` is what `exporting.describe` says of the network, `opened` is its run.
         self.shape, self.classes = tuple(about["image"]), tuple(about["classes"])
         self.name = about["name"]
         self.params = plain.get("params", {})
         self.batch_stats = plain.get("batch_stats", {})
         self.logits_fn = jax.tree_util.Partial(evaluate, plain)
-        self._about, self._opened = about, opened  # what files tell of it
+        self._about, self._opened = about, opened
         self._jitted = jax.jit(lambda logits_fn, images: logits_fn(images))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         side, classes = "x".join(map(str, self.shape)), len(self.classes)
         return f"Classifier({self.name!r}, images {side}, {classes} classes)"
 
-    def __call__(self, images) -> jax.Array:
-        """Logits float32 [B, L]. Raises UsageError for images of another kind or size."""
+    def __call__(self, images: ImagesLike) -> Float[jax.Array, "B L"]:
+        """The logits. Raises UsageError for images of another kind or size."""
         images = self._read(images)
         return jnp.concatenate(
             [self._logits(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
         )
 
-    def predict(self, images) -> np.ndarray:
-        """The number of the likeliest class of each image, int [B]."""
+    def predict(self, images: ImagesLike) -> Int[np.ndarray, " B"]:
+        """The number of the likeliest class of each image."""
         return np.asarray(jnp.argmax(self(images), axis=-1))
 
-    def accuracy(self, images, labels) -> float:
-        """The share of images whose label wins; labels are whole numbers [B]."""
+    def accuracy(self, images: ImagesLike, labels: LabelsLike) -> float:
+        """The share of the images whose label has the largest logit.
+
+        labels: whole numbers [B].
+        """
         images, labels = checks.inputs(self._read(images), labels)
         checks.check_classes(labels, len(self.classes))
         return float(np.mean(~losses.misclassified(self(images), labels)))
@@ -80,7 +97,7 @@ class Classifier:
     def export(self, path: str | os.PathLike) -> None:
         """Writes the network to one file that needs no more than JAX to run.
 
-        path: of a file .stablehlo, which `load_exported` reads on CPUs, GPUs and TPUs.
+        path: that of a file .stablehlo, which `load_exported` reads on CPUs, GPUs and TPUs.
         """
         evaluate, (plain,) = self.logits_fn.func, self.logits_fn.args
         exporting.write_network(Exportable(evaluate, None, plain), path, self._about)
@@ -97,13 +114,14 @@ class Classifier:
         (plain,) = self.logits_fn.args
         exporting.save(plain, self._about, self._opened, folder)
 
-    def _logits(self, images):
+    def _logits(self, images: HostImages) -> Float[jax.Array, "B L"]:
         # A last part of another size would be compiled anew.
         short = 0 if len(images) == BATCH else -len(images) % 8
         padded = np.concatenate([images, np.repeat(images[:1], short, axis=0)])
         return self._jitted(self.logits_fn, to_float(padded))[: len(images)]
 
-    def _read(self, images):
+    def _read(self, images: ImagesLike) -> HostImages:
+        """Images as this network takes them. Raises UsageError for others."""
         images = np.asarray(images)
         if images.ndim == 3 and self.shape[2] == 1:
             images = images[..., None]
@@ -122,16 +140,17 @@ class Run(NamedTuple):
     """A trained run, see `load`.
 
     Attributes:
-      step: of the checkpoint. classes: names of the classes, or their numbers as text where
-        they have none. opened, variables: what the package itself takes.
+      step: that of the checkpoint.
+      classes: the names of the classes, or their numbers as text where they have none.
+      opened, variables: what the package itself takes.
     """
 
-    opened: Any
+    opened: OpenRun
     variables: Any
     step: int
     classes: tuple[str, ...]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         domains = ", ".join(self.domains)
         return f"Run({self.path!r}, step {self.step}, domains {domains})"
 
@@ -141,22 +160,24 @@ class Run(NamedTuple):
         return str(self.opened.folder)
 
     @property
-    def config(self) -> dict:
-        """The config that it was trained with, plain values."""
+    def config(self) -> dict[str, Any]:
+        """The config that it was trained with, as plain values."""
         return self.opened.config
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """Names of the domains, which soups weigh."""
+        """The names of the domains, to which soups give weights."""
         return tuple(self.opened.run.domains)
 
-    def soup(self, weights: Mapping[str, float] | None = None, /, **more) -> Classifier:
+    def soup(
+        self, weights: Mapping[str, float] | None = None, /, **more: float
+    ) -> Classifier:
         """The network at these weights of the domains, which must sum to 1.
 
         >>> run.soup(clean=0.3, linf=0.7)  # doctest: +SKIP
         Classifier('0.3 clean + 0.7 linf', images 28x28x1, 10 classes)
 
-        Domains that are left out weigh nothing; weights below 0 or above 1 extrapolate.
+        Domains that are left out have the weight 0. Weights below 0 or above 1 extrapolate.
         Raises UsageError for unknown domains and other sums.
         """
         if self.opened.run.film:
@@ -177,24 +198,26 @@ class Run(NamedTuple):
 
     def evaluate(
         self,
-        images,
-        labels,
+        images: ImagesLike,
+        labels: LabelsLike,
         *,
         soups: Sequence[Mapping[str, float] | Sequence[float]] | None = None,
         attacks: Mapping[str, Mapping[str, Any]] | None = None,
-    ) -> list[dict]:
-        """Accuracy of soups on these images, clean and under attacks -> result rows.
+    ) -> list[dict[str, Any]]:
+        """The accuracy of soups on these images, clean and under attacks.
 
         Args:
           images: uint8 [B, H, W, C], or floats that are whole multiples of 1/255.
           labels: whole numbers [B].
-          soups: weights of the domains, dicts or sequences in their order, such as
+          soups: weights of the domains, in dicts or in sequences in their order, such as
             `line(11)`; None for those of the run's config.
           attacks: {name: settings}, such as {"pgd20": pgd("linf", 0.1, steps=20)}; None for
             the suites of the run's config, {} for clean images only.
 
-        Each row says which network it is of ("mixture"), the suite, accuracy ("value") with
-        its 95% interval ("low", "high"), and counts. `table` and `plot_tradeoff` take them.
+        Returns:
+          Rows of results, which `table` and `plot_tradeoff` take. Each has its network
+          ("mixture"), suite, accuracy ("value") with a 95% interval ("low", "high"), and
+          counts.
         """
         opened = self.opened
         cases = opened.run.evaluation.cases
@@ -202,30 +225,33 @@ class Run(NamedTuple):
             cases = [self._case(weights) for weights in soups]
         images, labels = checks.inputs(as_bytes(images), labels)
         checks.check_classes(labels, self.config["model"]["classes"])
-        found = opened.run.evaluation.suites
+        suites = opened.run.evaluation.suites
         if attacks is not None:
             sections = {
                 name: configs.Section(f"attacks.{name}", dict(settings))
                 for name, settings in attacks.items()
             }
-            found = read_fixed(sections, images.shape[1:])
+            suites = read_fixed(sections, images.shape[1:])
         split = ArraySplit(images, labels)
-        results = evaluating.evaluate(opened, self.variables, split, cases, found)
+        results = evaluating.evaluate(opened, self.variables, split, cases, suites)
         rows = evaluating.rows(
-            opened, self.variables, cases, results, self.step, attacked=found
+            opened, self.variables, cases, results, self.step, attacked=suites
         )
         return [row.plain() for row in rows]
 
     def export(self, path: str | os.PathLike) -> None:
         """Writes all soups to one file: a network with the mixture as an input.
 
-        path: of a file .stablehlo, which `load_exported` reads on CPUs, GPUs and TPUs; it
-        needs no more than JAX. A run of one domain is a fixed network, as is a soup; see
-        `Classifier.export`. Raises UsageError for a run that goes by lambda.
+        A run of one domain is a fixed network, as a soup is, see `Classifier.export`.
+        Raises UsageError for a run that is conditioned on lambda.
+
+        path: that of a file .stablehlo, which `load_exported` reads on CPUs, GPUs and TPUs.
+        It needs no more than JAX.
         """
         exporting.write(self.opened, self.variables, self.step, path)
 
-    def _case(self, weights):
+    def _case(self, weights: Mapping[str, float] | Sequence[float]) -> networks.Case:
+        """The network of these weights. Raises UsageError for those of no soup."""
         names = self.domains
         if not isinstance(weights, Mapping):
             if len(weights) != len(names):
@@ -238,15 +264,15 @@ class Run(NamedTuple):
         except ValueError as error:
             raise UsageError(f"soup {weights}: {error}") from None
 
-    def _classifier(self, case):
+    def _classifier(self, case: networks.Case) -> Classifier:
         network = self.opened.run.networks[case.network]
         plain = jax.jit(network.at)(self.variables, case.knob)
         about = exporting.describe(self.opened, self.step, case)
         return Classifier(network.evaluate, plain, about, self.opened)
 
 
-def as_bytes(images):
-    """Images as uint8; raises UsageError for floats between the 256 levels."""
+def as_bytes(images: ImagesLike) -> np.ndarray:
+    """Images as uint8. Raises UsageError for floats between the 256 levels."""
     images = np.asarray(images)
     if not np.issubdtype(images.dtype, np.floating):
         return images
@@ -260,48 +286,60 @@ def as_bytes(images):
 
 
 def load(path: str | os.PathLike, step: str | int = "latest") -> Run:
-    """A trained run from its folder; step: "latest", "best" or the number of a checkpoint.
+    """A trained run from its folder.
 
-    Reads the averaged parameters, neither images nor what only training needs. Raises
-    UsageError where there is no run.
+    It reads the averaged parameters, but neither images nor what only training needs.
+    Raises UsageError where there is no run.
+
+    step: "latest", "best" or the number of a checkpoint.
     """
     opened = opening.open_trained(os.fspath(path), images=False)
-    variables, found = opening.restore_variables(opened, str(step))
+    variables, number = opening.restore_variables(opened, str(step))
     names = opened.run.data.source.names
     classes = names or map(str, range(opened.config["model"]["classes"]))
-    return Run(opened, variables, found, tuple(classes))
+    return Run(opened, variables, number, tuple(classes))
 
 
-def config(name: str, **changes) -> dict:
-    """A config as plain values: of a file, or by name of one that comes with the package.
+def config(name: str, **changes: Any) -> dict[str, Any]:
+    """A config as plain values, from a file or by the name of one in the package.
 
     >>> config("digits:nominal", epochs=5)["epochs"]
     5.0
 
-    changes: values of keys; of inner keys by dots, `**{"optimizer.base_lr": 1e-3}`. Raises
-    UsageError for a name, key or type that does not exist.
+    Raises UsageError for a name, key or type that does not exist.
+
+    changes: values of keys. Inner keys have dots, as in `**{"optimizer.base_lr": 1e-3}`.
     """
     flags = [f"--config.{key}={value}" for key, value in changes.items()]
-    made, _ = configs.parse([f"--config={name}", *flags], {})
-    return made.to_dict()
+    settings, _ = configs.parse([f"--config={name}", *flags], {})
+    return settings.to_dict()
 
 
 def train(config: Mapping[str, Any], workdir: str | os.PathLike) -> Run:
-    """Trains (or resumes) a config in a folder, as `advadapters train` does -> the run."""
+    """Trains a config in a folder, or goes on there, as `advadapters train` does."""
     training.train(opening.open_run(dict(config), os.fspath(workdir)))
     return load(workdir)
 
 
-def autoattack(network, images, labels, *, norm, eps, seed=0, **settings):
-    """AutoAttack on a Classifier or any `logits_fn` -> `Report`.
+def autoattack(
+    network: Classifier | LogitsFn,
+    images: ImagesLike,
+    labels: LabelsLike,
+    *,
+    norm: str,
+    eps: float,
+    seed: int = 0,
+    **settings: Any,
+) -> attacks.Report:
+    """AutoAttack on a Classifier or any `logits_fn`.
 
-    As `advadapters.attacks.autoattack`, whose settings it takes, but for the seed in place
-    of the key.
+    It takes the settings of `advadapters.attacks.autoattack`, and a seed in place of the
+    key.
     """
     logits_fn = network.logits_fn if isinstance(network, Classifier) else network
     read = network._read if isinstance(network, Classifier) else np.asarray
     key = jax.random.key(seed)
-    return suites.autoattack(
+    return attacks.autoattack(
         logits_fn, read(images), labels, key, norm=norm, eps=eps, **settings
     )
 
@@ -309,7 +347,8 @@ def autoattack(network, images, labels, *, norm, eps, seed=0, **settings):
 def line(count: int, low: float = 0.0, high: float = 1.0) -> list[tuple[float, float]]:
     """`count` soups of two domains, from the first alone to the second alone.
 
-    low, high: weights of the second domain at the ends; others than 0 and 1 extrapolate.
+    low, high: the weights of the second domain at the ends. Those below 0 or above 1
+    extrapolate.
 
     >>> line(3)
     [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)]
@@ -320,20 +359,28 @@ def line(count: int, low: float = 0.0, high: float = 1.0) -> list[tuple[float, f
     return [(round(1 - weight, 9), weight) for weight in steps]
 
 
-def pgd(norm: str, eps: float, steps: int = 20, **settings) -> dict:
-    """Settings of PGD for `Run.evaluate`; it keeps the best iterate."""
+def pgd(norm: str, eps: float, steps: int = 20, **settings: Any) -> dict[str, Any]:
+    """Settings for `Run.evaluate` of a PGD that keeps the best iterate."""
     return defaults.evaluation_pgd(norm, float(eps), steps) | settings
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Result rows as a Markdown table, percent with 95% intervals."""
+    """Rows of results as a Markdown table, in percent with 95% intervals."""
     return tables.markdown(list(map(Row.of_plain, rows)))
 
 
-def plot_tradeoff(rows: Sequence[Mapping[str, Any]], suite: str = "", ax=None):
-    """Robust against clean accuracy of result rows, with intervals -> matplotlib's axes.
+def plot_tradeoff(
+    rows: Sequence[Mapping[str, Any]], suite: str = "", ax: Any = None
+) -> Any:
+    """Draws robust against clean accuracy with intervals.
 
-    suite: of the robust accuracy; the first there is if "". ax: axes to draw on.
+    Args:
+      rows: rows of results, see `Run.evaluate`.
+      suite: which robust accuracy, the first one of the rows by default.
+      ax: matplotlib's axes to draw on, new ones by default.
+
+    Returns:
+      The axes.
     """
     robust = [row["suite"] for row in rows if row["suite"] != "clean"]
     if not robust or (suite and suite not in robust):
