@@ -30,7 +30,7 @@ class Checkpoints:
         keep: int = 2,
         best: bool = False,
         read_only: bool = False,
-    ):
+    ) -> None:
         """Opens a folder.
 
         Args:
