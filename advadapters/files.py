@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import io
 import os
 import pathlib
 import uuid
@@ -8,6 +9,7 @@ from typing import IO
 
 from etils import epath
 
+OpenFile = IO[bytes] | io.BufferedIOBase  # to write to; of memory too
 AnyPath = pathlib.Path | epath.Path  # a local file, or one of a bucket
 
 

@@ -14,7 +14,7 @@ from models import small
 
 from advadapters import defaults, networks
 from advadapters.attacks import programs, versions
-from advadapters.builders.views import read_attacks
+from advadapters.builders.views import read_fixed
 from advadapters.configs import Section
 from advadapters.data import corruptions, randaugment
 from advadapters.evaluation import accuracy, statistics
@@ -101,7 +101,7 @@ def test_an_ensemble_and_the_statistics_of_a_soup(one_device):
 def test_attacks_in_evaluation(norm, one_device):
     net, plain = network("vit, one block")
     settings = defaults.evaluation_pgd(norm, 0.1, 3, loss="margin")
-    attack = read_attacks({"pgd": Section("pgd", settings)}, (8, 8, 1))["pgd"]
+    attack = read_fixed({"pgd": Section("pgd", settings)}, (8, 8, 1))["pgd"]
     net = net._replace(at=lambda variables, knob: variables)
     predictor = accuracy.make_predictor(net, attack, mesh=one_device)
     knobs = networks.Knob(jax.ShapeDtypeStruct((2, 2), jnp.float32))

@@ -9,14 +9,14 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from advadapters import trees
 from advadapters.errors import UsageError
-from advadapters.files import AnyPath
+from advadapters.files import AnyPath, OpenFile
 
 BROKEN = (zipfile.BadZipFile, zlib.error)  # what a damaged file raises besides
 BRANCHES = ("shared", "adapters", "stats")
@@ -33,7 +33,7 @@ def fingerprint(variables: Mapping[str, Any]) -> str:
 
 
 def save(
-    file: IO[bytes], variables: Mapping[str, Any], settings: Mapping[str, Any] | None = None
+    file: OpenFile, variables: Mapping[str, Any], settings: Mapping[str, Any] | None = None
 ) -> None:
     """Writes the trained parameters and the statistics of a network to an open file.
 

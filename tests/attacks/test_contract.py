@@ -14,7 +14,7 @@ from advadapters.attacks.apgd import run_apgd
 from advadapters.attacks.fab import run_fab
 from advadapters.attacks.versions import run_multitargeted
 from advadapters.balls import BALLS
-from advadapters.builders.views import read_attacks
+from advadapters.builders.views import read_fixed
 from advadapters.configs import Section
 from advadapters.errors import UsageError
 
@@ -315,7 +315,7 @@ def test_configs_name_every_attack_and_its_settings(attack):
     others = {"logits_fn", "images", "labels", "key", "norm", "eps", "targets", "vary"}
     assert inspect.signature(ATTACKS[attack]).parameters.keys() - others == known.keys()
     settings = dict(name=attack, norm="linf", eps=0.1) | own
-    read = lambda c: read_attacks({"a": Section("attacks.a", c)}, SHAPE[1:])["a"]  # noqa: E731
+    read = lambda c: read_fixed({"a": Section("attacks.a", c)}, SHAPE[1:])["a"]  # noqa: E731
     assert read(dict(settings)).keywords == dict(norm="linf", eps=0.1) | own
     # What a config leaves out is as the signature has it.
     needed = {n: own[n] for n, s in known.items() if s.default is schema.MISSING}

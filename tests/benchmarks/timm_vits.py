@@ -5,7 +5,7 @@
 
 For each entry point of timm.models.vision_transformer: are all names in the table, do the
 shapes say a network that there is, and is what no shape shows (activation, epsilon, pool) a
-setting. Nothing is computed; tests/weights/test_timm.py compares logits.
+setting. Nothing is computed; tests/weights/test_timm_parity.py compares logits.
 """
 
 import collections

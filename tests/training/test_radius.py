@@ -16,6 +16,7 @@ from advadapters.balls import BALLS
 from advadapters.builders.views import (
     need_trained,
     read_attacks,
+    read_fixed,
     read_growing,
     read_tricks,
 )
@@ -255,7 +256,10 @@ def test_of_several_attacks_the_norm_tells_which_grows():
 
 def read(name, read=None, **settings):
     settings = dict(name="n_fgsm", norm="linf", eps=0.1, noise=1.0) | settings
-    return read_attacks({"a": Section(name, settings)}, (8, 8, 1), read)["a"]
+    section = {"a": Section(name, settings)}
+    if read is None:
+        return read_fixed(section, (8, 8, 1))["a"]
+    return read_attacks(section, (8, 8, 1), read)["a"]
 
 
 def test_configs_of_training_and_of_evaluation():
