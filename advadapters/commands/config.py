@@ -123,8 +123,8 @@ def about_key(key: str, comments: dict[str, str]) -> str:
     for end in (len(parts), len(parts) - 1):  # of free names below a key, what the key is
         for star in (None, 1, 2):
             names = ["*" if i == star else part for i, part in enumerate(parts[:end])]
-            if found := comments.get(".".join(names)):
-                return found
+            if comment_of := comments.get(".".join(names)):
+                return comment_of
     return ""
 
 
@@ -138,9 +138,9 @@ def comments_of(source: str) -> dict[str, str]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start
-            own = not lines[row - 1][:column].strip()
-            (alone if own else at_end)[row] = token.string.lstrip("# ")
-    found = {}
+            stands_alone = not lines[row - 1][:column].strip()
+            (alone if stands_alone else at_end)[row] = token.string.lstrip("# ")
+    comment_of = {}
     for node in ast.parse(source).body:
         prefix = SECTIONS.get(name_of(node))
         if prefix is not None:
@@ -150,8 +150,8 @@ def comments_of(source: str) -> dict[str, str]:
                     above.insert(0, alone[row - 1 - len(above)])
                 comment = " ".join([*above, *filter(None, [at_end.get(row)])])
                 if comment:
-                    found[".".join(filter(None, [prefix, *path]))] = comment
-    return found
+                    comment_of[".".join(filter(None, [prefix, *path]))] = comment
+    return comment_of
 
 
 def name_of(node: ast.AST) -> str:

@@ -64,11 +64,11 @@ def main(flags: Flags) -> int:
     if output and output.exists():
         raise UsageError(f"{output} is there already: name a new file")
     is_run = source.is_dir() and (source / "checkpoints").exists()
-    found = from_run(flags) if is_run else weights.read(source)
-    found, fates = resized(found, flags)
-    print(described(found, fates, flags.input))
+    loaded = from_run(flags) if is_run else weights.read(source)
+    loaded, fates = resized(loaded, flags)
+    print(described(loaded, fates, flags.input))
     if output:
-        weights.save(output, found)
+        weights.save(output, loaded)
         print(f"written: {output}, for config.start.weights")
     return 0
 
@@ -105,16 +105,16 @@ def from_run(flags: Flags) -> Any:
     return weights.Weights(leaves, dict(model), kept, [], weights.OURS, "run")
 
 
-def resized(found: Any, flags: Flags) -> tuple[Any, dict[str, str]]:
+def resized(loaded: Any, flags: Flags) -> tuple[Any, dict[str, str]]:
     """(the Weights for other images or patches, {path: fate} of leaves that changed)."""
     from advadapters.weights import fitting, settings
 
     size = flags.image_size
-    if found.model["name"] != "vit":
+    if loaded.model["name"] != "vit":
         if size or flags.patch or flags.heads:
             raise UsageError("--image_size, --patch and --heads are of transformers")
-        return found, {}
-    flat = fitting.unrolled_blocks(found.leaves["params"])
+        return loaded, {}
+    flat = fitting.unrolled_blocks(loaded.leaves["params"])
     shown = settings.from_vit(flat)
     patch = flags.patch or shown["patch"]
     here = {path: leaf.shape for path, leaf in flat.items()}
@@ -133,17 +133,17 @@ def resized(found: Any, flags: Flags) -> tuple[Any, dict[str, str]]:
             side = size // patch
         here["pos_embed"] = (1, grid.first + side**2, width)
     result = fitting.fit_vit(flat, here, channels, flags.resample)
-    leaves = found.leaves | {"params": result.leaves}
-    data = found.data | ({"image_size": size} if size else {})
+    leaves = loaded.leaves | {"params": result.leaves}
+    data = loaded.data | ({"image_size": size} if size else {})
     heads = {"heads": flags.heads} if flags.heads else {}
-    own = dict(scan=False) if "scan" in found.model else {}
-    model = found.model | settings.from_vit(result.leaves) | heads | own
-    if isinstance(found.model.get("size"), str):
-        model["heads"] = int(found.model["size"].split("x")[-1])
-    return found._replace(leaves=leaves, model=model, data=data), result.fates
+    form = dict(scan=False) if "scan" in loaded.model else {}
+    model = loaded.model | settings.from_vit(result.leaves) | heads | form
+    if isinstance(loaded.model.get("size"), str):
+        model["heads"] = int(loaded.model["size"].split("x")[-1])
+    return loaded._replace(leaves=leaves, model=model, data=data), result.fates
 
 
-def described(found: Any, fates: dict[str, str], name: str) -> str:
+def described(loaded: Any, fates: dict[str, str], name: str) -> str:
     """What weights are of, as a few lines."""
     from advadapters import schema
     from advadapters.models import MODELS
@@ -153,27 +153,27 @@ def described(found: Any, fates: dict[str, str], name: str) -> str:
     changed = {"params": fates, "batch_stats": {}}
     all_fates = {
         branch: dict.fromkeys(flat, "loaded") | changed[branch]
-        for branch, flat in found.leaves.items()
+        for branch, flat in loaded.leaves.items()
     }
     gone = {branch: dict.fromkeys(flat, ()) for branch, flat in all_fates.items()}
-    lines = [f"{name}: {found.family}, {found.kind}"]
-    lines += starting.table(all_fates, gone, found.leaves)
-    if found.ignored:
-        lines.append(f"  no part of the network: {', '.join(found.ignored[:5])}")
-    keys = settings.keys_of(found.model)
+    lines = [f"{name}: {loaded.family}, {loaded.kind}"]
+    lines += starting.table(all_fates, gone, loaded.leaves)
+    if loaded.ignored:
+        lines.append(f"  no part of the network: {', '.join(loaded.ignored[:5])}")
+    keys = settings.keys_of(loaded.model)
     usual = schema.defaults_of(MODELS[keys["name"]])
-    told = {k: v for k, v in keys.items() if k not in ("name", "size")}
-    told = {k: v for k, v in told.items() if usual.get(k) != v or k not in usual}
+    differing = {k: v for k, v in keys.items() if k not in ("name", "size")}
+    differing = {k: v for k, v in differing.items() if usual.get(k) != v or k not in usual}
     size = [repr(keys["size"])] if "size" in keys else ["SIZE"]
-    arguments = [repr(keys["name"]), *size, *(f"{k}={v!r}" for k, v in told.items())]
+    arguments = [repr(keys["name"]), *size, *(f"{k}={v!r}" for k, v in differing.items())]
     lines.append(f"config.model = defaults.model({', '.join(arguments)})")
-    if found.data:
-        inner = ", ".join(f"{key}={value!r}" for key, value in found.data.items())
+    if loaded.data:
+        inner = ", ".join(f"{key}={value!r}" for key, value in loaded.data.items())
         lines.append(f"config.data.update({inner})")
     wanted = ("mean", "std", *starting.IMAGES)
     if keys["name"] == "vit":
         wanted = ("heads", "pool", "gelu", "norm_eps", *wanted)
-    known = {*found.model, *found.data}
+    known = {*loaded.model, *loaded.data}
     guesses = {"heads": "heads (taken to have 64 channels each)"}  # `settings.keys_of`
     unknown = [guesses.get(key, key) for key in wanted if key not in known]
     if unknown:

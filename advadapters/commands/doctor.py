@@ -155,11 +155,11 @@ def measure(data: Any, count: int, rounds: int) -> dict[str, Any]:
 
     how = dict(size=data.image_size, crop=data.crop, interpolation=data.interpolation)
     timing.stages(data.train, [0], **how)  # imports, caches
-    draw, told = np.random.default_rng(0), []
+    draw, timings = np.random.default_rng(0), []
     for _ in range(rounds):
         chosen = draw.integers(len(data.train), size=count)
-        told.append(timing.stages(data.train, chosen, **how))
-    total = [sum(row.values()) - row["waiting"] for row in told]
+        timings.append(timing.stages(data.train, chosen, **how))
+    total = [sum(row.values()) - row["waiting"] for row in timings]
     together = timing.together(
         data.train, count, rounds, threads=data.threads, workers=data.workers, **how
     )
@@ -169,7 +169,7 @@ def measure(data: Any, count: int, rounds: int) -> dict[str, Any]:
         "rounds": rounds,
         "threads": data.threads,
         "workers": data.workers,
-        "stages": {name: spread([row[name] for row in told]) for name in told[0]},
+        "stages": {name: spread([row[name] for row in timings]) for name in timings[0]},
         "core": spread([1 / seconds for seconds in total]),
         "together": spread(together),
     }

@@ -96,17 +96,17 @@ def main(flags: Flags) -> int:
         if "training" in flags.parts:
             rows.append(remat | measure(*about))
         if "evaluation" in flags.parts and (name, remat["remat"]) not in evaluated:
-            found = planning.measure(*about)
-            evaluated[name, remat["remat"]] = [remat | row for row in found]
+            measured = planning.measure(*about)
+            evaluated[name, remat["remat"]] = [remat | row for row in measured]
         if flags.output:
             write(flags.output, rows, sum(evaluated.values(), []))
-    told = sum(evaluated.values(), [])
-    tables = (markdown(rows) if rows else "", planning.markdown(told))
+    evaluations = sum(evaluated.values(), [])
+    tables = (markdown(rows) if rows else "", planning.markdown(evaluations))
     for text in filter(None, tables):
         print(text + "\n")
-    lines = [advice(row) for row in rows] + [planning.advice(row) for row in told]
+    lines = [advice(row) for row in rows] + [planning.advice(row) for row in evaluations]
     print(*dict.fromkeys(lines), sep="\n")
-    return int(any(row["fits"] is False for row in rows + told))
+    return int(any(row["fits"] is False for row in rows + evaluations))
 
 
 def read_cases(config: dict[str, Any], flags: Flags) -> list[tuple[str, dict[str, Any]]]:
@@ -165,11 +165,11 @@ def build(name: str, config: dict[str, Any], chip: str = "") -> tuple[str, Any, 
 
     if chip and not name.startswith("cpu:"):
         raise UsageError(f"--chip={chip} is for --topology=cpu:COUNT, not for {name!r}")
-    devices, found = costs.topology(name)
+    devices, peak = costs.topology(name)
     if chip:
-        found = pick(costs.CHIPS, chip, "--chip")
+        peak = pick(costs.CHIPS, chip, "--chip")
     mesh = meshes.make(devices)
-    return name, builders.build(config, mesh), mesh, found
+    return name, builders.build(config, mesh), mesh, peak
 
 
 def measure(name: str, run: Any, mesh: Any, chip: Any) -> dict[str, Any]:
@@ -201,8 +201,8 @@ def measure(name: str, run: Any, mesh: Any, chip: Any) -> dict[str, Any]:
         hlo.traffic(program) * row["flops"]["paper"] // row["flops"]["paper_once"]
     )
     once, paper = row["flops"]["paper_once"], row["flops"]["paper"]
-    found = (compiled.cost_analysis() or {})["flops"] * mesh.size / run.batch_size
-    row["flops"] |= {"compiled_once": found, "compiled": found + paper - once}
+    flops = (compiled.cost_analysis() or {})["flops"] * mesh.size / run.batch_size
+    row["flops"] |= {"compiled_once": flops, "compiled": flops + paper - once}
     if chip:
         row |= times(row, chip)
     row["compile_seconds"] = time.monotonic() - started
@@ -248,9 +248,9 @@ def write(path: str, rows: Sequence[Any], evaluated: Sequence[Any]) -> None:
 
     from advadapters.runs import workdir
 
-    told = {"jax": jax.__version__, "libtpu": version("libtpu"), "rows": rows}
-    told |= {"evaluation": evaluated}
-    workdir.write_text(epath.Path(path), json.dumps(told, indent=1) + "\n")
+    document = {"jax": jax.__version__, "libtpu": version("libtpu"), "rows": rows}
+    document |= {"evaluation": evaluated}
+    workdir.write_text(epath.Path(path), json.dumps(document, indent=1) + "\n")
 
 
 def version(package: str) -> str | None:
@@ -299,9 +299,9 @@ def advice(row: Mapping[str, Any]) -> str:
         return f"{where}: no figures of this device, so whether it fits is not known"
     if row["fits"]:
         loops = sum(sent["in_loops"] for sent in row["collectives"])
-        told = f"{loops} messages inside loops" if loops else "no messages inside loops"
+        messages = f"{loops} messages inside loops" if loops else "no messages inside loops"
         slowest = max(("compute", "memory", "links"), key=row["seconds"].get)
-        return f"{where}: fits; {told}; {slowest} is the slowest part"
+        return f"{where}: fits; {messages}; {slowest} is the slowest part"
     steps = [
         ("--config.sharding=fsdp", row["sharding"] == "replicated" and row["devices"] > 1),
         ("--config.model.remat=dots", row["remat"] == "none"),

@@ -89,7 +89,9 @@ def check(claim: Claim) -> None:
     needed = {*COMMON, *test}
     if wrong := sorted(needed - claim.keys() or claim.keys() - needed - {"margin"}):
         raise UsageError(f"claim {name}: {wrong[0]} is missing or unknown")
-    if not all(len(row) == 3 for one in comparisons(claim) for row in one[:2]):
+    if not all(
+        len(row) == 3 for comparison in comparisons(claim) for row in comparison[:2]
+    ):
         raise UsageError(f"claim {name}: rows are (variant, network, suite)")
 
 
@@ -148,7 +150,7 @@ def compare(
     if not len(common):
         raise ValueError("the rows have no image in common")
     first, second = (
-        np.array([right_on(common, *one) for one in many]) for many in (firsts, seconds)
+        np.array([right_on(common, *name) for name in many]) for many in (firsts, seconds)
     )
     differences = (first - second).mean(axis=0)
     low, high, error = paired(differences.tolist())

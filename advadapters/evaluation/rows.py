@@ -97,8 +97,10 @@ class Row:
     @classmethod
     def of_plain(cls: type[R], values: Mapping[str, Any]) -> R:
         """The row of plain values, also of those that older versions wrote."""
-        own = [f.name for f in dataclasses.fields(cls) if f.name not in ("network", "more")]
-        known = {key: values[key] for key in own if key in values}
+        known_names = [
+            f.name for f in dataclasses.fields(cls) if f.name not in ("network", "more")
+        ]
+        known = {key: values[key] for key in known_names if key in values}
         identity = (*Identity.FIELDS, "ensemble")
         more = {k: v for k, v in values.items() if k not in (*known, *identity)}
         return cls(network=Identity.of_plain(values), more=more, **known)

@@ -170,7 +170,7 @@ def rows(
 ) -> list[TransferRow]:
     """A row for each attacked network and each that its images are tried on."""
     sources = [*(case.identity for case in cases), ANY]
-    made = []
+    table = []
     for target, case in enumerate(cases):
         for source, through in enumerate(sources):
             right, lost = (int(n[source, target]) for n in counts[:2])
@@ -184,8 +184,8 @@ def rows(
                 not_attacked=int(counts.not_attacked[source]),
                 through=through,
             )
-            made.append(row)
-    return made
+            table.append(row)
+    return table
 
 
 def strange(rows: Sequence[TransferRow]) -> list[str]:

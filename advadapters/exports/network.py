@@ -115,8 +115,8 @@ class Exported:
                 raise UsageError(f"this network is fixed ({self.name}): give no mixture")
             return None
         if mixture is None:
-            one = f"{{{self.domains[0]!r}: 1.0}}"
-            raise UsageError(f"give a mixture of {names}, such as mixture={one}")
+            example = f"{{{self.domains[0]!r}: 1.0}}"
+            raise UsageError(f"give a mixture of {names}, such as mixture={example}")
         if isinstance(mixture, Mapping):
             unknown = [name for name in mixture if name not in self.domains]
             if unknown:

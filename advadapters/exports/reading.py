@@ -182,8 +182,8 @@ def _read_program(
     except ModuleNotFoundError as error:
         raise UsageError(f"{error}: pip install flatbuffers") from None
     except Exception as error:  # whatever a parser of foreign bytes raises
-        told = f"{type(error).__name__} {error}".partition("\n")[0]
-        raise ValueError(f"jax {jax.__version__} reads no program in it: {told}") from None
+        cause = f"{type(error).__name__} {error}".partition("\n")[0]
+        raise ValueError(f"jax {jax.__version__} reads no program in it: {cause}") from None
     if any(text.count("custom_call") != text.count(HARMLESS) for text in texts):
         raise ValueError("its program calls code outside of itself, which no export does")
     rows = [(path, array.shape, array.dtype) for path, array in sorted(parameters.items())]

@@ -197,11 +197,11 @@ def _merged(plain: Mapping[str, Any], model: Mapping[str, Any]) -> Mapping[str, 
     added = model.get("added", {})
     if added and model.get("scan"):
         raise UsageError("LoRAs of scanned blocks cannot be merged for timm")
-    other = [name for name, one in added.items() if one["kind"] != "lora"]
+    other = [name for name, module in added.items() if module["kind"] != "lora"]
     if other:
         kinds = ", ".join(f"{name} is {added[name]['kind']}" for name in other)
         raise UsageError(f"only LoRAs can be merged into kernels for timm; {kinds}")
-    scales = {name: one["scale"] for name, one in added.items()}
+    scales = {name: module["scale"] for name, module in added.items()}
     params = {k: jnp.asarray(leaf) for k, leaf in trees.flatten(plain["params"]).items()}
     return lora.merge(trees.unflatten(params), scales) if scales else plain["params"]
 

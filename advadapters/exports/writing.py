@@ -103,10 +103,10 @@ def _programs(
     images = jax.ShapeDtypeStruct((batch, *image), jnp.float32)
     if not count:
         return {reading.NETWORK: _export(alone, leaves, images)}
-    one = jax.ShapeDtypeStruct((count,), jnp.float32)
+    shared_mixture = jax.ShapeDtypeStruct((count,), jnp.float32)
     each = jax.ShapeDtypeStruct((batch, count), jnp.float32)
     return {
-        reading.NETWORK: _export(mixed, leaves, one, images),
+        reading.NETWORK: _export(mixed, leaves, shared_mixture, images),
         reading.ROWS: _export(by_row, leaves, each, images),
     }
 

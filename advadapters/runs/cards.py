@@ -119,8 +119,8 @@ def _data(config: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
 
 def _results(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """The table of this network's rows, all of them where it takes a mixture."""
-    told = about["source"]["network"]
-    shown = [row for row in rows if not told or _same(row, told)]
+    network = about["source"]["network"]
+    shown = [row for row in rows if not network or _same(row, network)]
     if not shown:
         return (
             "This network was not evaluated by itself: `advadapters evaluate` with its "
@@ -128,7 +128,7 @@ def _results(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
         )
     counts = sorted({row["n"] for row in shown})
     images = " or ".join(f"{count:,}" for count in counts)
-    again = f"`advadapters evaluate --workdir={about['source']['run']}{_flags(told)}`"
+    again = f"`advadapters evaluate --workdir={about['source']['run']}{_flags(network)}`"
     return (
         f"On {images} images, in percent, with 95% intervals over the images. Each network "
         f"is attacked through itself. {again} measures them again.\n\n"
@@ -136,23 +136,27 @@ def _results(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
     )
 
 
-def _flags(told: Mapping[str, Any]) -> str:
+def _flags(network: Mapping[str, Any]) -> str:
     """What chooses the network among those of its run."""
-    if "lambda" in told:
-        return "".join(f" --{k}={told[k]:g}" for k in ("lambda", "width") if k in told)
-    weights = {name: weight for name, weight in told.get("mixture", {}).items() if weight}
+    if "lambda" in network:
+        return "".join(
+            f" --{k}={network[k]:g}" for k in ("lambda", "width") if k in network
+        )
+    weights = {
+        name: weight for name, weight in network.get("mixture", {}).items() if weight
+    }
     mixture = ",".join(f"{name}={weight:.10g}" for name, weight in weights.items())
     return f' --mixture="{mixture}"' if mixture else ""
 
 
-def _same(row: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
+def _same(row: Mapping[str, Any], network: Mapping[str, Any]) -> bool:
     """Whether a row is of the network that was exported, up to the rounding of weights."""
-    first, second = (one.get("mixture", {}) for one in (row, told))
+    first, second = (fields.get("mixture", {}) for fields in (row, network))
     others = ("lambda", "width", "statistics")
-    ensembles = {row["kind"], told["kind"]} & {"ensemble"}
+    ensembles = {row["kind"], network["kind"]} & {"ensemble"}
     return (
         not ensembles
-        and all(row.get(key) == told.get(key) for key in others)
+        and all(row.get(key) == network.get(key) for key in others)
         and first.keys() == second.keys()
         and all(math.isclose(first[k], second[k], abs_tol=1e-6) for k in first)
     )

@@ -237,7 +237,7 @@ def rows(
     compared = compared or [{}] * len(cases)
     costs, settings = costs_of(opened, variables, cases), settings_of(opened, results)
     attacked = {*(attacked or opened.run.evaluation.suites), "union"}
-    made = []
+    all_rows = []
     for suite, table in results.items():
         warn_of_strange(table, cases, suite)
         fields = {} if suite in attacked else {"metric": "accuracy"}
@@ -261,15 +261,15 @@ def rows(
                 more=more | (signs_ if suite in attacked else {}),
                 **fields,
             )
-            made.append(row)
+            all_rows.append(row)
     cues = [f"conflict_stimuli/{cue}" for cue in ("shape", "texture")]
     if results.keys() >= {*cues}:
         shape, texture = (results[cue] for cue in cues)
         networks = [case.identity for case in cases]
-        made += shifts.shape_bias_rows(networks, shape, texture, step)
+        all_rows += shifts.shape_bias_rows(networks, shape, texture, step)
     classes = opened.config["model"]["classes"]
     imagenet = classes == 1000 and opened.run.data.image_size == 224
-    return made + shifts.summary(made, imagenet)
+    return all_rows + shifts.summary(all_rows, imagenet)
 
 
 def settings_of(opened: OpenRun, names: Iterable[str]) -> dict[str, dict[str, Any]]:

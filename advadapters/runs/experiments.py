@@ -76,8 +76,8 @@ def check(experiment: Experiment, built: Mapping[str, tuple[dict[str, Any], Any]
     from advadapters.evaluation import claims
 
     names = (*experiment.variants, *experiment.soups)
-    for mixed, made in experiment.soups.items():
-        for part in made["of"]:
+    for mixed, mixed_of in experiment.soups.items():
+        for part in mixed_of["of"]:
             pick(built, part, f"variant in EXPERIMENT.soups[{mixed!r}]")
     for name, asked in experiment.evaluations.items():
         for variant, values in asked.items():
@@ -155,8 +155,8 @@ def make_soups(study: Any, seed: int, failed: dict[str, str], meter: "Meter") ->
     """The experiment's runs of several trained networks, evaluated like others."""
     from advadapters.runs import assembling, opening, training, workdir
 
-    for name, made in study.experiment.soups.items():
-        parts = made["of"]
+    for name, mixed_of in study.experiment.soups.items():
+        parts = mixed_of["of"]
         lost = [failed[part] for part in parts if part in failed]
         folder = folder_of(study.folder, name, seed)
         if lost:
@@ -171,7 +171,7 @@ def make_soups(study: Any, seed: int, failed: dict[str, str], meter: "Meter") ->
                     [os.fspath(part) for part in folders],
                     os.fspath(folder),
                     names=parts,
-                    soup_weights=made["weights"],
+                    soup_weights=mixed_of["weights"],
                 )
             training.train(opening.open_trained(os.fspath(folder)))
 
@@ -179,7 +179,7 @@ def make_soups(study: Any, seed: int, failed: dict[str, str], meter: "Meter") ->
 def evaluate_all(study: Any, seed: int, failed: dict[str, str], meter: "Meter") -> None:
     """The experiment's evaluations of their own; what is there is not done again."""
     for name, asked in study.experiment.evaluations.items():
-        for variant in [one for one in asked if one not in failed]:
+        for variant in [candidate for candidate in asked if candidate not in failed]:
             folder = folder_of(study.folder, variant, seed)
             request = request_of(folder, name, asked[variant])
             if not evaluated(folder, request):

@@ -179,8 +179,8 @@ def save(
     data = tensors.pack(arrays, {"format": "pt"})
     record, rows = workdir.read_data(opened.folder), workdir.read_results(opened.folder)
     usage = timm_files.usage(about, target.name)
-    told = [row.plain() for row in rows or ()]
-    text = cards.card(about, opened.config, record, told, usage)
+    plain_rows = [row.plain() for row in rows or ()]
+    text = cards.card(about, opened.config, record, plain_rows, usage)
     if not hosts.first():
         return
     try:

@@ -81,14 +81,14 @@ def _theirs(file: formats.File, family: rules.Family) -> Weights:
 
 def _unrolled(arrays: Mapping[str, Stored]) -> dict[str, Stored]:
     """flax's blocks apart, where they are one array with a leading axis."""
-    found: dict[str, Stored] = {}
+    unrolled: dict[str, Stored] = {}
     for name, array in arrays.items():
         match = re.fullmatch(r"(.*Transformer/encoderblock)(/.*)", name)
         if match and array.ndim and len(array) < 1000:
-            found |= {f"{match[1]}_{i}{match[2]}": row for i, row in enumerate(array)}
+            unrolled |= {f"{match[1]}_{i}{match[2]}": row for i, row in enumerate(array)}
         else:
-            found[name] = array
-    return found
+            unrolled[name] = array
+    return unrolled
 
 
 def _ours(file: formats.File) -> Weights:
@@ -111,16 +111,16 @@ def _ours(file: formats.File) -> Weights:
     return Weights(leaves, model, data, [], OURS, file.kind)
 
 
-def save(path: AnyPath, found: Weights) -> None:
+def save(path: AnyPath, network: Weights) -> None:
     """Writes weights by this program's names, with what is known of their network."""
     import safetensors.numpy  # pyright: ignore[reportMissingImports]
 
     arrays = {
         f"{branch}/{leaf}": np.ascontiguousarray(array)
-        for branch, flat in found.leaves.items()
+        for branch, flat in network.leaves.items()
         for leaf, array in flat.items()
     }
-    about = json.dumps({"model": found.model, "data": found.data}, default=list)
+    about = json.dumps({"model": network.model, "data": network.data}, default=list)
     data = safetensors.numpy.save(arrays, {"advadapters": about, "format": "np"})
     write_whole(path, lambda file: file.write(data))
 

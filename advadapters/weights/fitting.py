@@ -54,43 +54,45 @@ def fit_vit(there: Flat, here: Shapes, channels: int, way: str) -> Fitted:
 
 def unrolled_blocks(flat: Flat) -> Flat:
     """blocks/x with a leading axis [depth] -> blocks_0/x, blocks_1/x, ..."""
-    found: Flat = {}
+    leaves_by_path: Flat = {}
     for path, leaf in flat.items():
         name = path.removeprefix("blocks/")
         if name == path:
-            found[path] = leaf
+            leaves_by_path[path] = leaf
         else:
-            found |= {f"blocks_{i}/{name}": row for i, row in enumerate(leaf)}
-    return found
+            leaves_by_path |= {f"blocks_{i}/{name}": row for i, row in enumerate(leaf)}
+    return leaves_by_path
 
 
 def scanned_blocks(flat: Flat) -> Flat:
     """The inverse of `unrolled_blocks`; blocks that differ in shape stay as they are."""
     rows: dict[str, dict[int, Leaf]] = {}
-    found: Flat = {}
+    leaves_by_path: Flat = {}
     for path, leaf in flat.items():
         match = re.fullmatch(r"blocks_(\d+)/(.*)", path)
         if match:
             rows.setdefault(match[2], {})[int(match[1])] = leaf
         else:
-            found[path] = leaf
+            leaves_by_path[path] = leaf
     for name, leaves in rows.items():
         alike = len({leaf.shape for leaf in leaves.values()}) == 1
         if alike and sorted(leaves) == list(range(len(leaves))):
-            found[f"blocks/{name}"] = np.stack([leaves[i] for i in range(len(leaves))])
+            leaves_by_path[f"blocks/{name}"] = np.stack(
+                [leaves[i] for i in range(len(leaves))]
+            )
         else:
-            found |= {f"blocks_{i}/{name}": leaf for i, leaf in leaves.items()}
-    return found
+            leaves_by_path |= {f"blocks_{i}/{name}": leaf for i, leaf in leaves.items()}
+    return leaves_by_path
 
 
 def _unrolled_shapes(here: Shapes) -> dict[str, tuple[int, ...]]:
     """The shapes of the same network with its blocks unrolled."""
-    found = dict[str, tuple[int, ...]]()
+    shapes = dict[str, tuple[int, ...]]()
     for path, shape in here.items():
         name = path.removeprefix("blocks/")
         paths = [path] if name == path else [f"blocks_{i}/{name}" for i in range(shape[0])]
-        found |= dict.fromkeys(paths, shape if name == path else shape[1:])
-    return found
+        shapes |= dict.fromkeys(paths, shape if name == path else shape[1:])
+    return shapes
 
 
 def _fold_layer_scales(leaves: Flat, here: Shapes, fates: dict[str, str]) -> None:

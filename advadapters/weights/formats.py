@@ -147,23 +147,23 @@ def _file_of(folder: AnyPath) -> AnyPath:
 
 def _beside(path: AnyPath) -> dict[str, Any]:
     """What lies beside a file of weights and describes it."""
-    found = {}
+    arrays_by_name = {}
     for name in ("config", "preprocessor_config"):
         file = path.parent / f"{name}.json"
         if file.exists():
-            found[name] = _parsed(file.read_bytes(), file.name)
-    return found
+            arrays_by_name[name] = _parsed(file.read_bytes(), file.name)
+    return arrays_by_name
 
 
 def _parsed(text: str | bytes, name: str) -> dict[str, Any]:
     """A JSON object. Raises UsageError for anything else."""
     try:
-        found = json.loads(text)
+        index = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{name} is no JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(index, dict):
         raise UsageError(f"{name} is no JSON object")
-    return found
+    return index
 
 
 def _from_index(path: AnyPath) -> Arrays:
@@ -189,14 +189,14 @@ def _from_safetensors(data: bytes, about: dict[str, Any]) -> Arrays:
     except ImportError:
         raise UsageError("it needs safetensors: pip install safetensors") from None
     try:
-        found = safetensors.deserialize(data)
+        tensors = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
         raise UsageError(str(error)) from None
     length = int.from_bytes(data[:8], "little")
     header = _parsed(data[8 : 8 + length], "its header").get("__metadata__") or {}
     if "advadapters" in header:
         about["advadapters"] = _parsed(header["advadapters"], "its description")
-    return {name: _tensor(name, tensor) for name, tensor in found}
+    return {name: _tensor(name, tensor) for name, tensor in tensors}
 
 
 def _tensor(name: str, tensor: Mapping[str, Any]) -> Stored:
@@ -231,26 +231,28 @@ def _from_torch(data: bytes) -> Arrays:
     try:
         # Programs keep their flags beside the weights; a Namespace holds plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            contents = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        told = re.search(
+        match = re.search(
             r"(Unsupported (?:global|class|operand)[^.]*|GLOBAL [\w.]+)", str(error)
         )
-        what = told[1] if told else "it is no file of plain tensors"
+        what = match[1] if match else "it is no file of plain tensors"
         raise UsageError(f"torch refuses it as unsafe: {what}") from None
-    return _numpy(_inside(found))
+    return _numpy(_inside(contents))
 
 
-def _inside(found: Any) -> Mapping[str, Any]:
+def _inside(contents: Any) -> Mapping[str, Any]:
     """The dictionary of tensors in what a program saved."""
     for _ in range(4):
-        if not isinstance(found, Mapping):
-            raise UsageError(f"it holds a {type(found).__name__}, no tensors by name")
-        inner = [found[key] for key in _CONTAINERS if isinstance(found.get(key), Mapping)]
+        if not isinstance(contents, Mapping):
+            raise UsageError(f"it holds a {type(contents).__name__}, no tensors by name")
+        inner = [
+            contents[key] for key in _CONTAINERS if isinstance(contents.get(key), Mapping)
+        ]
         if not inner:
             break
-        found = inner[0]
-    return found
+        contents = inner[0]
+    return contents
 
 
 def _numpy(tensors: Mapping[str, Any]) -> Arrays:

@@ -106,10 +106,10 @@ WIDE_RESNET = Family(
 def inputs(arrays: Mapping[str, Stored]) -> dict[str, tuple[float, ...]]:
     """{"mean": (float per channel), "std": ...}: how the network normalises images, if the
     arrays beside its weights say so."""
-    found = {}
+    normalization = {}
     for full, array in arrays.items():
         match = _INPUTS.fullmatch(re.sub(f"^{WRAPPERS}", "", full))
         if match and array.dtype.kind == "f":
             key = match[1] or {"mu": "mean", "sigma": "std"}[match[2]]
-            found[key] = tuple(float(value) for value in array.reshape(-1))
-    return found
+            normalization[key] = tuple(float(value) for value in array.reshape(-1))
+    return normalization

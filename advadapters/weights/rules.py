@@ -150,10 +150,10 @@ def choose(families: tuple[Family, ...], names: list[str]) -> Family:
     best = max(range(len(families)), key=hits.__getitem__)
     if hits[best]:
         return families[best]
-    told = ", ".join(repr(name) for name in names[:3]) or "nothing"
+    examples = ", ".join(repr(name) for name in names[:3]) or "nothing"
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
     raise UsageError(
-        f"no family of weights has such names: {told}{more}; there are: "
+        f"no family of weights has such names: {examples}{more}; there are: "
         + ", ".join(family.name for family in families)
     )
 

@@ -74,7 +74,7 @@ def from_vit(flat: Flat) -> dict[str, Any]:
         raise UsageError("blocks_*/mlp is SwiGLU, which no model here has")
     first = int("class_token" in flat)
     prompts = flat["prompt"].shape[1] if "prompt" in flat else 0
-    found = dict(
+    model = dict(
         size=(width, depth, mlp),
         patch=patch_of(rows)[0],
         class_token=bool(first),
@@ -86,12 +86,12 @@ def from_vit(flat: Flat) -> dict[str, Any]:
     )
     if "pos_embed" in flat:
         grid = grid_of(flat["pos_embed"].shape[1], first, prompts)
-        found |= dict(class_position=bool(grid.first) or not first)
+        model |= dict(class_position=bool(grid.first) or not first)
     if "head/kernel" in flat:
-        found |= dict(classes=flat["head/kernel"].shape[1])
+        model |= dict(classes=flat["head/kernel"].shape[1])
         if flat["head/kernel"].shape[0] == 2 * width:
-            found |= dict(pool="class_and_tokens")
-    return found
+            model |= dict(pool="class_and_tokens")
+    return model
 
 
 def keys_of(model: Mapping[str, Any]) -> dict[str, Any]:
