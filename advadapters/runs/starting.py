@@ -156,6 +156,8 @@ def _from_file(start: Start) -> tuple[dict[str, Any], list[str]]:
     elif isinstance(file.model.get("size"), str):
         there["size"] = file.model["size"]
     lines = _other_settings(start, there)
+    if "pool" not in there:
+        _need_pool_with_norm(start, file.leaves["params"])
     lines += [
         f"  images: {key} is {_written(start.data[key])}, there {_written(value)}"
         for key, value in file.data.items()
@@ -170,6 +172,22 @@ def _from_file(start: Start) -> tuple[dict[str, Any], list[str]]:
         more = f" and {len(file.ignored) - 3} more" if file.ignored[3:] else ""
         lines.append(f"  no part of the network: {', '.join(file.ignored[:3])}{more}")
     return {b: trees.unflatten(leaves) for b, leaves in file.leaves.items()}, lines
+
+
+def _need_pool_with_norm(start: Start, leaves: Flat) -> None:
+    """Raises UsageError where the norm of each token would become the norm of their mean.
+
+    What a file does not say of its pool its names may: a norm after the mean is called
+    differently, so "norm" belongs to any pool but "tokens".
+    """
+    fresh = _matches_any(start.fresh, "norm/scale") or "pool" in start.changed
+    if start.model.get("pool") == "tokens" and "norm/scale" in leaves and not fresh:
+        raise UsageError(
+            f"{start.weights} was trained with the norm before the mean over tokens, and "
+            "config.model.pool=tokens has it after: set config.model.pool=class or "
+            "normed_tokens, or begin with a norm of its own, "
+            "config.start.fresh=('norm/.*',), or name 'pool' in config.start.changed"
+        )
 
 
 def _fit_vit(there: Flat, here: Flat, start: Start) -> weights.fitting.Fitted:

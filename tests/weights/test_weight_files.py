@@ -225,6 +225,8 @@ def test_training_starts_from_a_file(train, tmp_path, capsys):
     assert code == 2 and "set config.model.gelu=erf, which is tanh" in out
     code, out = train(*flags)
     assert code == 2 and "head/kernel is [16, 10] here and [16, 7] there" in out
+    code, out = train(*flags, "--config.model.pool=tokens")
+    assert code == 2 and "config.start.fresh=('norm/.*',)" in out
     code, out = train(*flags, "--config.start.fresh=('head/.*',)")
     assert code == 0, out
     lines = {line.split()[0]: line for line in out.splitlines() if " leaves, " in line}
