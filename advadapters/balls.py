@@ -45,18 +45,20 @@ BISECTIONS = 32
 class Ball(NamedTuple):
     """One threat model.
 
-    project:  (points, images, eps) -> the nearest points of ball and box, like points
-    step:     (points, gradient, size, count) -> points moved by `size`, in the ball's
-              own norm, along the direction that raises a linear function most; not
-              projected. count [B]: over how many coordinates, for L1 alone
-    sample:   (key, shape, eps) -> perturbation uniform in the ball, `shape` without B
-    outward:  (key, shape, eps) -> a random perturbation at the sphere or outside, to be
-              projected
-    norm:     (perturbations [B, ...]) -> [B]
-    dual:     (gradients [B, ...]) -> [B], the largest gain of a linear function per eps
-    to_plane: (points [B, D], weights [B, D], gap [B]) -> the shortest d [B, D], in the
-              ball's norm, with <weights, d> = gap and points + d in the box; if the
-              box does not reach the plane, the point of the box nearest to it
+    Args:
+      project: (points, images, eps) -> the nearest points of ball and box, like points.
+      step: (points, gradient, size, count) -> points moved by `size`, in the ball's own
+        norm, along the direction that raises a linear function most; they are not
+        projected. count [B]: over how many coordinates, for L1 alone.
+      sample: (key, shape, eps) -> a perturbation that is uniform in the ball; `shape` is
+        without B.
+      outward: (key, shape, eps) -> a random perturbation at the sphere or outside, to be
+        projected.
+      norm: (perturbations [B, ...]) -> [B].
+      dual: (gradients [B, ...]) -> [B], the largest gain of a linear function per eps.
+      to_plane: (points [B, D], weights [B, D], gap [B]) -> the shortest d [B, D], in the
+        ball's norm, with <weights, d> = gap and points + d in the box; if the box does
+        not reach the plane, the point of the box nearest to it.
     """
 
     project: Project
