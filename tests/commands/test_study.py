@@ -121,7 +121,7 @@ def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
 
     argv = [*argv[:-1], *sincos, "--config.start.dropped=('pos_embed',)"]
     config, _ = configs.parse(argv, {"workdir": ""})
-    told = starting.read(builders.build(config.to_dict(), new.mesh)).told
+    told = starting.read(builders.build(config.to_dict(), new.mesh)).report
     assert "  dropped          1 leaves,          272: pos_embed 1" in told
     assert told.endswith("  changed: positions is sincos, there learned")
 
