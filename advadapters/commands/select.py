@@ -7,6 +7,16 @@ and image (DIR/evaluation.npz), so nothing is computed again:
   advadapters evaluate --workdir=runs/season/soup --grid=0.2 --suite=corruptions
   advadapters select --workdir=runs/season/soup
 
+Such a soup is the most accurate of those that were evaluated. --by=greedy,learn,entropy
+adds columns of further searches, on the same labelled and unseen images, and a table of
+their soups. These may lie between the evaluated ones. The searches open the run and its
+test images again for what evaluation.npz does not have:
+
+  greedy   begins with the best ingredient and averages it with each other one that does
+           not lower the accuracy (Wortsman et al. 2022)
+  learn    follows the gradient of the cross-entropy to the best weights from 0 to 1
+  entropy  takes the evaluated soup that is surest of the images; it reads no labels
+
 Two tables: on unseen images, and on all images, those that chose included, as on the
 poster of Croce et al. (2023). Several workdirs are seeds of one thing: the tables then show
 their mean.
@@ -27,12 +37,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-import numpy as np
-
 from advadapters import configs
 from advadapters.errors import UsageError, pick
 from advadapters.flags import Overrides, Separated, Shown
-from advadapters.schema import Between
+from advadapters.schema import Between, OneOf
 
 LABELS = (10, 50, 100, 500, 1000)
 
@@ -57,6 +65,18 @@ class Flags:
         "random draws of the labelled images, where they are fewer than the most; the "
         "others have one",
     ] = 20
+    by: Annotated[
+        tuple[str, ...],
+        OneOf(("greedy", "learn", "entropy")),
+        Shown("greedy,learn,entropy"),
+        "further searches, each a column; learn and entropy leave out suites of attacks",
+    ] = ()
+    floor: Annotated[
+        str,
+        Shown("clean=0.7"),
+        "a suite, and the least accuracy in it that --by=entropy accepts, on labelled "
+        "images (default: any, though a network can be sure and wrong)",
+    ] = ""
     suite: Annotated[tuple[str, ...], Shown("fog-5,snow-5"), "only these suites"] = ()
     overrides: Annotated[
         Overrides, "is checked as by `evaluate`, and changes nothing here"
@@ -70,6 +90,7 @@ def main(flags: Flags) -> int:
     from advadapters.evaluation import choosing
     from advadapters.networks import ENSEMBLE
     from advadapters.runs import changes, workdir
+    from advadapters.runs.searching import Searcher
 
     folders = [epath.Path(name).expanduser() for name in flags.workdir]
     for folder in folders if flags.overrides else ():
@@ -85,18 +106,23 @@ def main(flags: Flags) -> int:
     runs = [keep_suites(evaluation.tables, flags.suite) for evaluation in evaluations]
     fewest = min(len(table.labels) for tables in runs for table in tables.values())
     labels = choose_labels(flags.labels, fewest)
-    rows = [choosing.rows(networks, tables, labels, flags.draws) for tables in runs]
-    halved = sum(
-        (choosing.halving_rows(networks, tables, labels[-1]) for tables in runs), []
-    )
-    text = choosing.markdown(rows) + "\n\n" + describe(halved) + "\n"
-    kept = [
-        row | {"workdir": str(folder)}
-        for folder, of_run in zip(folders, rows, strict=True)
-        for row in of_run
-    ]
-    content = json.dumps({"rows": kept, "halving": halved}, indent=1)
-    workdir.write_text(folders[0] / "selection.json", content + "\n")
+    floor = read_floor(flags.floor, flags.by, evaluations[0].tables)
+    rows, halved = [], []
+    for folder, evaluation, tables in zip(folders, evaluations, runs, strict=True):
+        searches = []
+        if flags.by:
+            searcher = Searcher(folder, flags.name, evaluation, labels[-1], floor)
+            searches = searcher.search(flags.by, tables)
+        of_run = choosing.rows(networks, tables, labels, flags.draws, searches)
+        rows.append([dataclasses.replace(row, workdir=str(folder)) for row in of_run])
+        halved += choosing.halving_rows(networks, tables, labels[-1])
+    parts = choosing.selection_table(rows), choosing.search_table(rows)
+    text = "\n\n".join(filter(None, (*parts, choosing.describe_halving(halved)))) + "\n"
+    content = {
+        "rows": [row.plain() for of_run in rows for row in of_run],
+        "halving": [dataclasses.asdict(row) for row in halved],
+    }
+    workdir.write_text(folders[0] / "selection.json", json.dumps(content, indent=1) + "\n")
     workdir.write_text(folders[0] / "selection.md", text)
     print(text + f"written to {folders[0]}: selection.json, selection.md")
     return 0
@@ -107,6 +133,26 @@ def keep_suites(tables: Mapping[str, Any], names: Sequence[str]) -> dict[str, An
     if names:
         return {name: pick(tables, name, "suite") for name in names}
     return {name: table for name, table in tables.items() if name != "union"}
+
+
+def read_floor(
+    text: str, ways: Sequence[str], tables: Mapping[str, Any]
+) -> tuple[str, float] | None:
+    """(suite, accuracy) of --floor; None for ""."""
+    if not text:
+        return None
+    suite, _, share = text.rpartition("=")
+    try:
+        value = float(share)
+    except ValueError:
+        value = -1.0
+    if "entropy" not in ways or not 0 <= value <= 1:
+        raise UsageError(
+            "--floor is a suite and an accuracy from 0 to 1, such as clean=0.7, and goes "
+            f"with --by=entropy, got {text!r}"
+        )
+    pick(tables, suite, "suite")
+    return suite, value
 
 
 def choose_labels(numbers: Sequence[int], images: int) -> list[int]:
@@ -120,14 +166,3 @@ def choose_labels(numbers: Sequence[int], images: int) -> list[int]:
             f"{images} images are unseen, got {','.join(map(str, numbers))!r}"
         )
     return labels
-
-
-def describe(halved: Sequence[Mapping[str, Any]]) -> str:
-    """What successive halving came to."""
-    same = sum(row["behind"] == 0 for row in halved)
-    share = np.mean([row["passes"] / row["brute"] for row in halved])
-    return (
-        f"successive halving: as good as brute force in {same} of {len(halved)} searches, "
-        f"at most {100 * max(row['behind'] for row in halved):.1f} points behind, with "
-        f"{100 * share:.0f}% of the forward passes"
-    )

@@ -1,7 +1,8 @@
 """Rows and tables of soups that few labelled images chose, judged on unseen ones."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,9 +14,86 @@ from advadapters.markdown import markdown_table
 from advadapters.networks import ENSEMBLE, Identity
 from advadapters.shapes import Bool, Int
 
-SelectionRow = Mapping[str, Any]  # a row of selection.json
 Column = tuple[str, int, Identity | None]  # way, labels, which ensemble
-WAYS = ("ingredient", "single", "specific", "ensemble")
+SEARCHES = ("greedy", "learn", "entropy")
+WAYS = ("ingredient", "single", "specific", *SEARCHES, "ensemble")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectionRow:
+    """What a way of choosing came to in one suite: a row of selection.json.
+
+    Attributes:
+      suite: the suite.
+      way: one of `WAYS`.
+      labels: how many labelled images chose, 0 where no label is looked at.
+      candidates: how many networks were to choose from; of "learn" the ingredients.
+      tied: how many of these the labelled images do not tell from the chosen one; 0 of a
+        search.
+      draws: how often the labelled images were drawn; accuracies are means over them.
+      value: the accuracy on n unseen images; low, high: Wilson's 95% interval.
+      whole: the accuracy on all images, those that chose included, as published.
+      network: the chosen one, None where several draws chose.
+      workdir: the folder of the run, "" before it is known.
+    """
+
+    suite: str
+    way: str
+    labels: int
+    candidates: int
+    tied: float
+    draws: int
+    value: float
+    low: float
+    high: float
+    n: int
+    whole: float
+    network: Identity | None = None
+    workdir: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """The row as plain values, those of its network among them."""
+        fields = dataclasses.asdict(self)
+        del fields["network"], fields["workdir"]
+        network = self.network.plain() if self.network else {}
+        return fields | network | ({"workdir": self.workdir} if self.workdir else {})
+
+    @property
+    def title(self) -> str:
+        """The title of its column."""
+        titles = {
+            "ingredient": "best ingredient",
+            "single": "one soup for all",
+            "specific": f"soup of its own, {self.labels} labels",
+            "greedy": f"greedy soup, {self.labels} labels",
+            "learn": f"learned soup, {self.labels} labels",
+            "entropy": "soup of lowest entropy",
+            "ensemble": str(self.network),
+        }
+        return titles[self.way]
+
+    @property
+    def column(self) -> Column:
+        """What tells its column from others."""
+        return self.way, self.labels, self.network if self.way == "ensemble" else None
+
+
+class Search(NamedTuple):
+    """What a search came to in one suite, whose network need not be a kept one.
+
+    Attributes:
+      suite: the suite.
+      way: one of `SEARCHES`.
+      labels, candidates, network: as of a `SelectionRow`.
+      right: whether the network is right about each image of the suite.
+    """
+
+    suite: str
+    way: str
+    labels: int
+    candidates: int
+    network: Identity
+    right: Bool[np.ndarray, " N"]
 
 
 def rows(
@@ -23,8 +101,9 @@ def rows(
     tables: Mapping[str, Table],
     labels: Sequence[int],
     draws: int,
-) -> list[dict[str, Any]]:
-    """The rows of selection.json of one run: each way of choosing on each suite.
+    searches: Sequence[Search] = (),
+) -> list[SelectionRow]:
+    """The rows of one run: each way of choosing on each suite.
 
     labels: numbers of labelled images, the largest last, which "ingredient", the best of
     the networks that are mixed, and "single", one soup for all suites, are chosen on.
@@ -43,16 +122,15 @@ def rows(
 
         def add(
             way: str,
-            choice: Any,
+            choice: soups.Verdict,
             count: int,
             candidates: int,
             suite: str = suite,
             unseen: Int[np.ndarray, " N"] = unseen,
         ) -> None:
-            alone = len(choice.winner) == 1
-            network = networks[choice.winner[0]].plain() if alone else {}
-            row = describe(suite, way, choice, count, candidates, len(unseen))
-            lines.append(row | network)
+            network = networks[choice.winner[0]] if len(choice.winner) == 1 else None
+            size = len(unseen)
+            lines.append(row_of(suite, way, choice, count, candidates, size, network))
 
         others = other_axes(suite, tables)
         images = pool[None], unseen, others
@@ -65,6 +143,9 @@ def rows(
             subsets = soups.draws_of(pool, count, draws)
             best = soups.choose(right, candidates, subsets, unseen, others)
             add("specific", best, count, len(candidates))
+        for search in searches:
+            if search.suite == suite:
+                lines.append(row_of_search(search, unseen))
         for n in ensembles:
             add("ensemble", soups.choose(right, np.array([n]), *images), 0, 1)
     return lines
@@ -83,38 +164,65 @@ def other_axes(suite: str, tables: Mapping[str, Table]) -> list[Bool[np.ndarray,
     return [table.right for table in same]
 
 
-def describe(
-    suite: str, way: str, choice: Any, labels: int, candidates: int, unseen: int
-) -> dict[str, Any]:
-    """One row; accuracies are means over the draws of labelled images.
-
-    "value" is on unseen images, "whole" on all, those that chose included, as published.
-    """
+def row_of(
+    suite: str,
+    way: str,
+    choice: soups.Verdict,
+    labels: int,
+    candidates: int,
+    unseen: int,
+    network: Identity | None,
+) -> SelectionRow:
+    """One row; accuracies are means over the draws of labelled images."""
     value = float(choice.accuracy.mean())
     low, high = wilson(value * unseen, unseen)
-    return {
-        "suite": suite,
-        "way": way,
-        "labels": labels,
-        "candidates": candidates,
-        "tied": float(choice.tied.mean()),
-        "draws": len(choice.winner),
-        "value": value,
-        "low": low,
-        "high": high,
-        "n": unseen,
-        "whole": float(choice.whole.mean()),
-    }
+    return SelectionRow(
+        suite=suite,
+        way=way,
+        labels=labels,
+        candidates=candidates,
+        tied=float(choice.tied.mean()),
+        draws=len(choice.winner),
+        value=value,
+        low=low,
+        high=high,
+        n=unseen,
+        whole=float(choice.whole.mean()),
+        network=network,
+    )
+
+
+def row_of_search(search: Search, unseen: Int[np.ndarray, " N"]) -> SelectionRow:
+    """The row of a search, judged on the same unseen images as all others."""
+    right = search.right
+    verdict = soups.Verdict(
+        np.zeros(1, int), right[unseen].mean()[None], right.mean()[None], np.zeros(1)
+    )
+    about = search.labels, search.candidates, len(unseen), search.network
+    return row_of(search.suite, search.way, verdict, *about)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HalvingRow:
+    """How successive halving did in one suite, in the "halving" of selection.json.
+
+    Attributes:
+      suite: the suite.
+      passes: its forward passes; brute: those of brute force.
+      behind: how much less accurate its winner is than that of brute force, on the images
+        that both chose on.
+    """
+
+    suite: str
+    passes: int
+    brute: int
+    behind: float
 
 
 def halving_rows(
     networks: Sequence[Identity], tables: Mapping[str, Table], labels: int
-) -> list[dict[str, Any]]:
-    """How a search with a quarter of the forward passes compares, on the same images.
-
-    A row per suite: passes, those of brute force, and how much less accurate than brute
-    force's winner the search's is, on the images that both chose on.
-    """
+) -> list[HalvingRow]:
+    """How a search with a quarter of the forward passes compares, on the same images."""
     candidates = [n for n, network in enumerate(networks) if network.kind != ENSEMBLE]
     lines = []
     for suite, table in tables.items():
@@ -126,38 +234,29 @@ def halving_rows(
             labels,
         )
         accuracy = right.mean(axis=1)
+        behind = float(accuracy.max() - accuracy[search.winner])
         lines.append(
-            {
-                "suite": suite,
-                "passes": search.passes,
-                "brute": right.size,
-                "behind": float(accuracy.max() - accuracy[search.winner]),
-            }
+            HalvingRow(suite=suite, passes=search.passes, brute=right.size, behind=behind)
         )
     return lines
 
 
+def describe_halving(halved: Sequence[HalvingRow]) -> str:
+    """What successive halving came to, in a line."""
+    same = sum(row.behind == 0 for row in halved)
+    share = np.mean([row.passes / row.brute for row in halved])
+    return (
+        f"successive halving: as good as brute force in {same} of {len(halved)} searches, "
+        f"at most {100 * max(row.behind for row in halved):.1f} points behind, with "
+        f"{100 * share:.0f}% of the forward passes"
+    )
+
+
 def columns(rows: Sequence[SelectionRow]) -> dict[Column, str]:
-    """{(way, labels, which ensemble): title} of the rows, in the order of the table."""
-    titles = {column_of(row): title(row) for row in rows}
+    """{column: title} of the rows, in the order of the table."""
+    titles = {row.column: row.title for row in rows}
     order = sorted(titles, key=lambda column: (WAYS.index(column[0]), column[1]))
     return {column: titles[column] for column in order}
-
-
-def column_of(row: SelectionRow) -> Column:
-    """The column of a row."""
-    network = Identity.of_plain(row) if row["way"] == "ensemble" else None
-    return row["way"], row["labels"], network
-
-
-def title(row: SelectionRow) -> str:
-    """A column's title."""
-    return {
-        "ingredient": lambda: "best ingredient",
-        "single": lambda: "one soup for all",
-        "specific": lambda: f"soup of its own, {row['labels']} labels",
-        "ensemble": lambda: str(Identity.of_plain(row)),
-    }[row["way"]]()
 
 
 # Which images a table is of, by the key of the rows.
@@ -167,48 +266,72 @@ PROTOCOLS = {
 }
 
 
-def markdown(runs: Sequence[Sequence[SelectionRow]]) -> str:
+def selection_table(runs: Sequence[Sequence[SelectionRow]]) -> str:
     """A table for each of PROTOCOLS; runs: a list of rows per seed."""
-    return "\n\n".join(table(runs, protocol) for protocol in PROTOCOLS)
+    return "\n\n".join(protocol_table(runs, protocol) for protocol in PROTOCOLS)
 
 
-def table(runs: Sequence[Sequence[SelectionRow]], protocol: str) -> str:
+def protocol_table(runs: Sequence[Sequence[SelectionRow]], protocol: str) -> str:
     """A line per suite and their mean, a column per way; percent.
 
     One run: unseen images with Wilson's interval, the mean and whole sets without.
-    Several: the mean over the runs and half of its 95% interval (Student's t).
+    Several: the mean over the runs and half of its 95% interval (Student's t). A way that
+    has no row in some suite has an empty cell there, and no mean.
     """
     keys = columns(runs[0])
-    suites = list(dict.fromkeys(row["suite"] for row in runs[0]))
+    suites = list(dict.fromkeys(row.suite for row in runs[0]))
     values = [
-        {(row["suite"], column_of(row)): row for row in rows if column_of(row) in keys}
+        {(row.suite, row.column): row for row in rows if row.column in keys}
         for rows in runs
     ]
     lines = []
     for suite in suites:
-        cells = [cell([run[suite, key] for run in values], protocol) for key in keys]
+        cells = [cell([run.get((suite, key)) for run in values], protocol) for key in keys]
         lines.append([suite, *cells, tied(values, suite)])
-    means = [
-        spread([float(np.mean([run[s, key][protocol] for s in suites])) for run in values])
-        for key in keys
-    ]
+    means = []
+    for key in keys:
+        of_runs = [[run.get((suite, key)) for suite in suites] for run in values]
+        means.append(mean_cell(of_runs, protocol))
     lines.append(["mean", *means, ""])
     titles = [PROTOCOLS[protocol], *keys.values(), "tied"]
     return markdown_table(titles, lines, right=[len(titles) - 1])
 
 
+def search_table(runs: Sequence[Sequence[SelectionRow]]) -> str:
+    """The soups that searches chose: a line per run, suite and search; "" without any."""
+    lines = [
+        [row.suite, row.title, str(row.network), cell([row], "value")]
+        for rows in runs
+        for row in rows
+        if row.way in SEARCHES
+    ]
+    titles = ["suite", "search", "soup", PROTOCOLS["value"]]
+    return markdown_table(titles, lines) if lines else ""
+
+
 def tied(values: Sequence[Mapping[Any, SelectionRow]], suite: str) -> str:
     """ "5 of 56": soups not told from the winner by the most labelled images."""
     same = [row for run in values for (s, _), row in run.items() if s == suite]
-    specific = [row for row in same if row["way"] == "specific"]
-    most = max(row["labels"] for row in specific)
-    best = [row for row in specific if row["labels"] == most]
-    return f"{np.mean([row['tied'] for row in best]):.0f} of {best[0]['candidates']}"
+    specific = [row for row in same if row.way == "specific"]
+    most = max(row.labels for row in specific)
+    best = [row for row in specific if row.labels == most]
+    return f"{np.mean([row.tied for row in best]):.0f} of {best[0].candidates}"
 
 
-def cell(rows: Sequence[SelectionRow], protocol: str) -> str:
-    """ "81.2 (79.0-83.1)" of one run, "81.2 ± 0.9" of several."""
-    if len(rows) == 1 and protocol == "value":
-        value, low, high = (100 * rows[0][key] for key in ("value", "low", "high"))
+def cell(rows: Sequence[SelectionRow | None], protocol: str) -> str:
+    """ "81.2 (79.0-83.1)" of one run, "81.2 ± 0.9" of several, "" if a row is missing."""
+    whole = [row for row in rows if row]
+    if len(whole) < len(rows):
+        return ""
+    if len(whole) == 1 and protocol == "value":
+        value, low, high = (100 * x for x in (whole[0].value, whole[0].low, whole[0].high))
         return f"{value:.1f} ({low:.1f}-{high:.1f})"
-    return spread([row[protocol] for row in rows])
+    return spread([getattr(row, protocol) for row in whole])
+
+
+def mean_cell(runs: Sequence[Sequence[SelectionRow | None]], protocol: str) -> str:
+    """The mean over the suites of one column, over runs; "" where a row is missing."""
+    whole = [[getattr(row, protocol) for row in rows if row] for rows in runs]
+    if any(len(some) < len(rows) for some, rows in zip(whole, runs, strict=True)):
+        return ""
+    return spread([float(np.mean(values)) for values in whole])

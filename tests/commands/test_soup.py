@@ -5,15 +5,20 @@ import json
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
 import untrained
 
+from advadapters import soups
 from advadapters.__main__ import main
 from advadapters.commands.season import barriers
+from advadapters.evaluation.choosing import SEARCHES
 from advadapters.evaluation.rows import Row
 from advadapters.networks import Identity, mixture_case
+from advadapters.pixels import to_float
 from advadapters.runs import evaluating, opening, workdir
 from advadapters.runs.assembling import ancestor
+from advadapters.runs.searching import Searcher, rounded
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 QUICK = [
@@ -128,6 +133,83 @@ def test_soups_are_selected_on_some_images_and_judged_on_others(season, capsys):
     assert main(["select", argv[0], "--suite=fog-1"]) == 2
     said = capsys.readouterr().err
     assert "from 1 to 359" in said and "unknown suite 'fog-1'" in said
+
+
+def evaluate_fog(folder, mixtures, *more):
+    """{mixture of linf: whether it is right about each image} in light fog, in order."""
+    suite = ["--suite=corruptions:brightness", "--severity=1"]
+    assert main(["evaluate", f"--workdir={folder}", mixtures, *suite, *more]) == 0
+    kept = workdir.read_tables(folder / "evaluation.npz")
+    rights = kept.tables["brightness-1"].right
+    return dict(zip((n.mixture["linf"] for n in kept.networks), rights, strict=True))
+
+
+def test_searches_are_judged_on_the_same_unseen_images(season, capsys):
+    folder = season / "soup"
+    mixtures = "--mixture=linf=1;nominal=1;linf=0.25,nominal=0.75"
+    kept = evaluate_fog(folder, mixtures, "--examples=200")
+    argv = [f"--workdir={folder}", "--labels=60", "--by=greedy,learn,entropy"]
+    assert main(["select", *argv, "--floor=clean=0.01"]) == 0
+    out = capsys.readouterr().out
+    rows = {
+        row["way"]: row
+        for row in rows_of(folder / "selection.json")["rows"]
+        if row["suite"] == "brightness-1" and row["way"] in SEARCHES
+    }
+    assert {way: row["labels"] for way, row in rows.items()} == {
+        "greedy": 60, "learn": 60, "entropy": 0
+    }  # fmt: skip
+    assert "| brightness-1 | learned soup, 60 labels |" in out
+
+    # Each soup, evaluated like others, is right as often on the unseen images.
+    shares = {way: row["mixture"]["linf"] for way, row in rows.items()}
+    soups_ = sorted({*shares.values(), 0.5})
+    mixtures = [f"linf={w},nominal={round(1 - w, 4)}" for w in soups_]
+    rights = evaluate_fog(folder, f"--mixture={';'.join(mixtures)}", "--examples=200")
+    pool, unseen = soups.split_images(200, 60)
+    for way, row in rows.items():
+        assert row["value"] == pytest.approx(rights[shares[way]][unseen].mean())
+        assert row["low"] < row["value"] < row["high"] and row["n"] == 140
+    assert shares["entropy"] in (0.0, 0.25, 1.0) and 0 <= shares["learn"] <= 1
+    # The average of two joins what it is averaged with if it is not worse.
+    best = max(kept[0.0][pool].mean(), kept[1.0][pool].mean())
+    average = rights[0.5][pool].mean()
+    assert (shares["greedy"] == 0.5) == (average >= best)
+
+    assert main(["select", *argv, "--floor=clean=1"]) == 2
+    assert main(["select", *argv[:2], "--by=greedy", "--floor=clean=1"]) == 2
+    err = capsys.readouterr().err
+    assert "no candidate has robust accuracy 1.0" in err and "with --by=entropy" in err
+
+
+def test_learning_looks_at_the_images_that_the_networks_saw(season):
+    """Those of a corruption are drawn by the number of the image in the test set."""
+    folder = season / "soup"
+    suite = ["--suite=corruptions:gaussian_noise", "--severity=5", "--grid=0.5"]
+    assert main(["evaluate", f"--workdir={folder}", *suite]) == 0
+    kept = workdir.read_tables(folder / "evaluation.npz")
+    searcher = Searcher(folder, "evaluation", kept, 60)
+    numbers = np.array([300, 7, 8, 150])
+    images, labels = searcher.images("gaussian_noise-5", numbers)
+    opened, variables, _ = searcher.reopened
+    networks = [mixture_case(searcher.domains, (w, 1 - w)) for w in (1.0, 0.5, 0.0)]
+    for case, identity in zip(networks, kept.networks, strict=True):
+        assert case.identity == identity
+        logits = opened.run.network.evaluate(
+            opened.run.network.at(variables, case.knob), to_float(images)
+        )
+        table = kept.tables["gaussian_noise-5"]
+        row = table.predictions[kept.networks.index(identity)][numbers]
+        np.testing.assert_array_equal(np.argmax(logits, axis=1), row)
+    np.testing.assert_array_equal(labels, table.labels[numbers])
+
+
+def test_weights_are_rounded_to_a_soup():
+    assert rounded(np.array([0.123456, 0.876544])) == (0.1235, 0.8765)
+    for seed in range(20):
+        weights = rounded(np.random.default_rng(seed).dirichlet(np.ones(5)))
+        assert sum(weights) == pytest.approx(1, abs=1e-12)
+        assert all(weight == round(weight, 4) for weight in weights)
 
 
 def test_statistics_are_estimated_anew(season, tmp_path, capsys):

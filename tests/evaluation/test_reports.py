@@ -88,6 +88,21 @@ def test_seeds_under_other_attacks_are_not_put_together(folders, tmp_path, capsy
     assert said.count("(suite 'pgd' is another attack): run the same") == 2
 
 
+def test_a_greedy_soup_of_kept_soups_needs_no_network(folders, capsys):
+    """There is no run in these folders."""
+    argv = [f"--workdir={folders[0]}", "--labels=50", "--by=greedy,learn"]
+    assert main(["select", *argv, "--suite=pgd"]) == 0
+    out = capsys.readouterr().out
+    assert "learn is left out in pgd, whose images an attack makes" in out
+    assert "| pgd | greedy soup, 50 labels | linf mode |" in out
+    rows = json.loads((folders[0] / "selection.json").read_text())["rows"]
+    (greedy,) = [row for row in rows if row["way"] == "greedy"]
+    (ingredient,) = [row for row in rows if row["way"] == "ingredient"]
+    assert greedy | {"way": "ingredient"} == ingredient | {"tied": 0.0}
+    assert main(["select", *argv, "--suite=clean"]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
 def test_the_front_holds_what_nothing_beats():
     across, along = [5, 4, 3, 5, 1, 2], [1, 3, 2, 2, 4, 3]  # the last is beaten by a tie
     assert front(across, along) == [3, 1, 4]
@@ -111,7 +126,7 @@ def test_no_name_is_read_back():
     labels = np.arange(40) % 4
     right = np.random.default_rng(0).uniform(size=(len(networks), 40)) < 0.5
     found = choosing.rows(networks, {"clean": table(right, labels)}, labels=[20], draws=1)
-    assert [r["candidates"] for r in found if r["way"] == "ingredient"] == [3]
+    assert [r.candidates for r in found if r.way == "ingredient"] == [3]
 
     # The soup of night mode and 0.5 a is best, of the three alone the last one.
     rows = rows_by(networks, clean=[50, 90, 10, 60, 10, 70], pgd=[5, 9, 1, 6, 1, 7])
@@ -198,7 +213,7 @@ def test_the_best_of_equals_is_best_on_the_other_axis():
     for row, n in zip(best.splitlines()[2:], (2, 0), strict=True):
         assert f"| {networks[n]} |" in row
     chosen = choosing.rows(networks, found, labels=[50], draws=1)
-    specific = {r["suite"]: r["mixture"] for r in chosen if r["way"] == "specific"}
+    specific = {r.suite: r.network.mixture for r in chosen if r.way == "specific"}
     assert specific == {"clean": networks[2].mixture, "pgd": networks[0].mixture}
 
 

@@ -23,30 +23,28 @@ TABLES = {"fog-1": table((0.95, 0.8, 0.3), 1), "snow-1": table((0.3, 0.8, 0.9), 
 
 def of(rows, suite, way, labels=200):
     (row,) = [
-        row
-        for row in rows
-        if (row["suite"], row["way"], row["labels"]) == (suite, way, labels)
+        row for row in rows if (row.suite, row.way, row.labels) == (suite, way, labels)
     ]
     return row
 
 
 def test_each_shift_has_its_own_soup_and_all_have_a_compromise():
     rows = choosing.rows(NETWORKS, TABLES, [10, 200], draws=5)
-    own = [of(rows, suite, "specific")["mixture"]["a"] for suite in TABLES]
+    own = [of(rows, suite, "specific").network.mixture["a"] for suite in TABLES]
     assert own == [1.0, 0.0]
     for suite in TABLES:
-        assert of(rows, suite, "single")["mixture"]["a"] == 0.5
+        assert of(rows, suite, "single").network.mixture["a"] == 0.5
         assert (
-            of(rows, suite, "ingredient")["mixture"]
-            == of(rows, suite, "specific")["mixture"]
+            of(rows, suite, "ingredient").network.mixture
+            == of(rows, suite, "specific").network.mixture
         )
         unseen = soups.split_images(IMAGES, 200)[1]
         right = TABLES[suite].right[[0, 2][suite == "snow-1"], unseen].mean()
-        assert of(rows, suite, "specific")["value"] == pytest.approx(right)
+        assert of(rows, suite, "specific").value == pytest.approx(right)
         whole = TABLES[suite].right[[0, 2][suite == "snow-1"]].mean()
-        assert of(rows, suite, "specific")["whole"] == pytest.approx(whole)
-    assert of(rows, "fog-1", "specific", 10)["draws"] == 5
-    assert of(rows, "fog-1", "specific", 10)["tied"] > of(rows, "fog-1", "specific")["tied"]
+        assert of(rows, suite, "specific").whole == pytest.approx(whole)
+    assert of(rows, "fog-1", "specific", 10).draws == 5
+    assert of(rows, "fog-1", "specific", 10).tied > of(rows, "fog-1", "specific").tied
 
 
 def test_what_is_judged_on_is_not_chosen_on():
@@ -57,8 +55,8 @@ def test_what_is_judged_on_is_not_chosen_on():
     before = choosing.rows(NETWORKS, {"fog-1": TABLES["fog-1"]}, [200], draws=1)
     after = choosing.rows(NETWORKS, other, [200], draws=1)
     for one, two in zip(before, after, strict=True):
-        assert one["mixture"] == two["mixture"]
-        assert one["value"] == pytest.approx(1 - two["value"])
+        assert one.network.mixture == two.network.mixture
+        assert one.value == pytest.approx(1 - two.value)
 
 
 def test_draws_are_different_parts_of_the_pool():
@@ -76,13 +74,13 @@ def test_draws_are_different_parts_of_the_pool():
 def test_several_runs_are_told_with_their_spread():
     runs = [choosing.rows(NETWORKS, {"fog-1": table((0.95, 0.8, 0.3), s)}, [200], 1)
             for s in (1, 2, 3)]  # fmt: skip
-    values = [100 * of(rows, "fog-1", "specific")["value"] for rows in runs]
+    values = [100 * of(rows, "fog-1", "specific").value for rows in runs]
     # Student's 97.5% quantile with two degrees of freedom is 4.3027.
     half = 4.3027 * np.std(values, ddof=1) / np.sqrt(3)
-    lines = choosing.markdown(runs).splitlines()
+    lines = choosing.selection_table(runs).splitlines()
     assert f"| {np.mean(values):.1f} ± {half:.1f} | " in lines[2]
     assert lines[2].endswith("| 1 of 3 |") and lines[3].startswith("| mean |")
-    wholes = [100 * of(rows, "fog-1", "specific")["whole"] for rows in runs]
+    wholes = [100 * of(rows, "fog-1", "specific").whole for rows in runs]
     half = 4.3027 * np.std(wholes, ddof=1) / np.sqrt(3)
     assert lines[5].startswith("| accuracy on all images, those that chose included, % |")
     assert f"| {np.mean(wholes):.1f} ± {half:.1f} | " in lines[7] and wholes != values
