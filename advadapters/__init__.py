@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from advadapters import attacks, soups, trees
     from advadapters.attacks import Report
     from advadapters.errors import UsageError
+    from advadapters.evaluation.rows import Row
     from advadapters.exports.reading import Exported, load_exported
     from advadapters.front import (
         Classifier,
@@ -43,6 +44,7 @@ HOMES = {
     ),
     "attacks": ("Report",),
     "errors": ("UsageError",),
+    "evaluation.rows": ("Row",),
     "soups": ("simplex",),
     "exports.reading": ("Exported", "load_exported"),
 }  # fmt: skip
@@ -51,6 +53,7 @@ __all__ = [
     "Classifier",
     "Exported",
     "Report",
+    "Row",
     "Run",
     "UsageError",
     "attacks",

@@ -203,7 +203,7 @@ class Run(NamedTuple):
         *,
         soups: Sequence[Mapping[str, float] | Sequence[float]] | None = None,
         attacks: Mapping[str, Mapping[str, Any]] | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Row]:
         """The accuracy of soups on these images, clean and under attacks.
 
         Args:
@@ -215,9 +215,12 @@ class Run(NamedTuple):
             the suites of the run's config, {} for clean images only.
 
         Returns:
-          Rows of results, which `table` and `plot_tradeoff` take. Each has its network
-          ("mixture"), suite, accuracy ("value") with a 95% interval ("low", "high"), and
-          counts.
+          A `Row` for each soup and suite, such as
+
+              Row('linf mode', 'pgd20', robust_accuracy 0.460 (0.392 to 0.529), 200 images)
+
+          `table` and `plot_tradeoff` take them, and pandas makes a table with a column for
+          each value of `pandas.DataFrame([row.plain() for row in rows])`.
         """
         opened = self.opened
         cases = opened.run.evaluation.cases
@@ -234,10 +237,9 @@ class Run(NamedTuple):
             suites = read_fixed(sections, images.shape[1:])
         split = ArraySplit(images, labels)
         results = evaluating.evaluate(opened, self.variables, split, cases, suites)
-        rows = evaluating.rows(
+        return evaluating.rows(
             opened, self.variables, cases, results, self.step, attacked=suites
         )
-        return [row.plain() for row in rows]
 
     def export(self, path: str | os.PathLike) -> None:
         """Writes all soups to one file: a network with the mixture as an input.
@@ -364,25 +366,23 @@ def pgd(norm: str, eps: float, steps: int = 20, **settings: Any) -> dict[str, An
     return defaults.evaluation_pgd(norm, float(eps), steps) | settings
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of results as a Markdown table, in percent with 95% intervals."""
-    return tables.markdown(list(map(Row.of_plain, rows)))
+def table(rows: Sequence[Row]) -> str:
+    """Rows of `Run.evaluate` as a Markdown table, in percent with 95% intervals."""
+    return tables.markdown(rows)
 
 
-def plot_tradeoff(
-    rows: Sequence[Mapping[str, Any]], suite: str = "", ax: Any = None
-) -> Any:
+def plot_tradeoff(rows: Sequence[Row], suite: str = "", ax: Any = None) -> Any:
     """Draws robust against clean accuracy with intervals.
 
     Args:
-      rows: rows of results, see `Run.evaluate`.
+      rows: those of `Run.evaluate`.
       suite: which robust accuracy, the first one of the rows by default.
       ax: matplotlib's axes to draw on, new ones by default.
 
     Returns:
       The axes.
     """
-    robust = [row["suite"] for row in rows if row["suite"] != "clean"]
+    robust = [row.suite for row in rows if row.suite != "clean"]
     if not robust or (suite and suite not in robust):
         known = ", ".join(dict.fromkeys(robust)) or "those on clean images only"
         raise UsageError(f"no rows of {suite or 'an attack'}; there are: {known}")
@@ -390,6 +390,5 @@ def plot_tradeoff(
         import matplotlib.pyplot as plt
 
         ax = plt.figure(figsize=(5.5, 4.5), layout="constrained").subplots()
-    plain = list(map(Row.of_plain, rows))
-    tables.draw_against(ax, plain, suite or robust[0], "C0")
+    tables.draw_against(ax, rows, suite or robust[0], "C0")
     return ax

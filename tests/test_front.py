@@ -88,7 +88,7 @@ def test_the_listing_of_the_readme_runs(run, data, monkeypatch, capsys):
     text = capsys.readouterr().out
     assert f"{soup.predict(images)} {soup.accuracy(images, labels)}" in text
     assert aa.table(names["rows"]) in text
-    assert {row["suite"] for row in names["rows"]} == {"clean", "pgd"}
+    assert {row.suite for row in names["rows"]} == {"clean", "pgd"}
     assert len(names["rows"]) == 22
 
 
@@ -178,17 +178,20 @@ def test_evaluation_counts_what_the_classifiers_say(run, data):
     images, labels = data
     attack = aa.pgd("linf", 0.3, steps=2)
     rows = run.evaluate(images, labels, soups=aa.line(3), attacks={"pgd2": attack})
-    clean = [row["value"] for row in rows if row["suite"] == "clean"]
+    clean = [row.value for row in rows if row.suite == "clean"]
     soups = [run.soup(dict(zip(run.domains, w, strict=True))) for w in aa.line(3)]
     assert clean == pytest.approx([soup.accuracy(images, labels) for soup in soups])
-    attacked = [row for row in rows if row["suite"] == "pgd2"]
-    assert all(row["metric"] == "robust_accuracy" for row in attacked)
-    assert sum(row["value"] for row in attacked) < sum(clean)
+    attacked = [row for row in rows if row.suite == "pgd2"]
+    assert all(row.metric == "robust_accuracy" for row in attacked)
+    assert sum(row.value for row in attacked) < sum(clean)
     for floats in (images / 255, np.float32(images) / 255):  # every level comes back
         np.testing.assert_array_equal(front.as_bytes(floats), images)
     again = run.evaluate(images / 255, labels, soups=[{"linf": 1}], attacks={})
-    assert [row["value"] for row in again] == clean[-1:]
+    assert [row.value for row in again] == clean[-1:]
     assert "| clean mode | " in aa.table(rows)
+    assert repr(rows[0]).startswith("Row('clean mode', 'clean', accuracy 0.")
+    assert repr(rows[0]).endswith(", 24 images)")
+    assert aa.Row.of_plain(rows[-1].plain()) == rows[-1]
     axes = aa.plot_tradeoff(rows)
     assert len(axes.lines[0].get_xdata()) == 3
     with pytest.raises(aa.UsageError, match="no rows of pgd9; there are: pgd2"):

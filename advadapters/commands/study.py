@@ -164,7 +164,7 @@ def run(study: Study, count: int, ledger: str) -> int:
         if rows:
             write(rows, study.folder)
     if rows:
-        print(studies.markdown(rows))
+        print(studies.study_table(rows))
         print(f"written to {study.folder}: study.json, study.md, study.png")
     return 1 if failed else 0
 
@@ -174,8 +174,9 @@ def write(rows: Sequence[Any], folder: Any) -> None:
     from advadapters.evaluation import studies
     from advadapters.runs import workdir
 
-    workdir.write_text(folder / "study.json", json.dumps(rows, indent=1) + "\n")
-    workdir.write_text(folder / "study.md", studies.markdown(rows) + "\n")
+    plain = [row.plain() for row in rows]
+    workdir.write_text(folder / "study.json", json.dumps(plain, indent=1) + "\n")
+    workdir.write_text(folder / "study.md", studies.study_table(rows) + "\n")
     workdir.write_whole(folder / "study.png", lambda file: studies.draw(rows, file))
 
 

@@ -15,12 +15,14 @@ from advadapters.networks import Identity
 R = TypeVar("R", bound="Row")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Row:
     """How one network did in one suite.
 
     Attributes:
-      network: which network it is about.
+      network: which network it is about. `str(row.network)` is its name, such as "0.3 clean
+        + 0.7 linf", and `row.network.mixture` has its weights.
+      suite: "clean", or the name of an attack, a corruption or a test set.
       metric: what the value is: "accuracy" (also on corrupted images), "robust_accuracy",
         "shape_bias" or "mCE".
       value: the metric; low, high: its 95% interval, None where it has none.
@@ -47,6 +49,11 @@ class Row:
     corruption: str | None = None
     severity: int | None = None
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        interval = "" if self.low is None else f" ({self.low:.3f} to {self.high:.3f})"
+        measured = f"{self.metric} {self.value:.3f}{interval}"
+        return f"Row({str(self.network)!r}, {self.suite!r}, {measured}, {self.n} images)"
 
     @classmethod
     def of_counts(

@@ -181,24 +181,27 @@ def result(values, suite="pgd20_linf"):
 def test_rows_of_a_study_by_hand():
     rows = studies.rows("norms", 7, [result((0.1, 0.5)), result((0.2, 0.7))])
     clean, robust = rows
-    assert clean["values"] == [0.9, 0.9] and clean["low"] == clean["high"] == 0.9
+    assert clean.values == [0.9, 0.9] and clean.low == clean.high == 0.9
     # Student's t for one degree of freedom is 12.706; the standard error is 0.1.
-    assert robust["mean"] == pytest.approx(0.6)
-    assert robust["high"] - robust["mean"] == pytest.approx(1.2706, rel=1e-4)
+    assert robust.mean == pytest.approx(0.6)
+    assert robust.high - robust.mean == pytest.approx(1.2706, rel=1e-4)
     (alone, _) = studies.rows("norms", 7, [result((0.1, 0.5))])
-    assert alone["low"] is None
-    assert "| norms | 7 | 90.0 (clean mode) |" in studies.markdown([alone])
+    assert alone.low is None
+    assert "| norms | 7 | 90.0 (clean mode) |" in studies.study_table([alone])
     last = [row for row in result((0.1, 0.5)) if row.network.mixture["linf"] == 1.0]
     (clean, _) = studies.rows("norms", 7, [last])
-    assert (clean["mode"], clean["mean"]) == ("linf mode", 0.8)
+    assert (str(clean.network), clean.mean) == ("linf mode", 0.8)
     soup = mixture_case(("clean", "linf"), (0.5, 0.5)).identity
     half = [dataclasses.replace(row, network=soup) for row in last]
     (clean, _) = studies.rows("norms", 7, [half])
-    assert (clean["mode"], clean["mean"]) == ("0.5 clean + 0.5 linf", 0.8)
+    assert (str(clean.network), clean.mean) == ("0.5 clean + 0.5 linf", 0.8)
     assert studies.mode_of("pgd20_l2", ["clean", "linf", "l2"]) == "l2"
     assert studies.mode_of("pgd20_l1", ["clean", "linf"]) == "linf"
     assert studies.mode_of("pgd_night_l2", ["l2", "night_l2", "clean"]) == "night_l2"
-    assert (robust["kind"], robust["mixture"]) == ("mode", {"clean": 0.0, "linf": 1.0})
+    assert (robust.network.kind, robust.network.mixture) == (
+        "mode",
+        {"clean": 0.0, "linf": 1.0},
+    )
 
 
 def test_arrays_of_a_checkpoint_are_read_as_they_are(studied):
