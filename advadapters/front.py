@@ -102,17 +102,21 @@ class Classifier:
         evaluate, (plain,) = self.logits_fn.func, self.logits_fn.args
         exporting.write_network(Exportable(evaluate, None, plain), path, self._about)
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Writes the network as a new folder that timm and transformers load.
+    def save(self, folder: str | os.PathLike, to: str = "timm") -> None:
+        """Writes the network as a new folder that another program loads.
 
-        It holds model.safetensors with the names of timm's VisionTransformer, LoRAs
-        merged; config.json; and README.md, a model card that says how to load it and what
-        was measured. With a name that ends with .npz it is one file of arrays with
-        big_vision's names, which timm reads too. Raises UsageError for a network that
-        timm's cannot be.
+        It holds model.safetensors with that program's names, LoRAs merged; config.json;
+        and README.md, a model card that says how to load it and what was measured. With a
+        name that ends with .npz it is one file of arrays with big_vision's names, which
+        timm reads too.
+
+        to: "timm", for timm and transformers together; "transformers", for its own ViT; or
+        "torch", for the residual networks of torchvision and RobustBench.
+
+        Raises UsageError for a network that the program's cannot be.
         """
         (plain,) = self.logits_fn.args
-        exporting.save(plain, self._about, self._opened, folder)
+        exporting.save(plain, self._about, self._opened, folder, to)
 
     def _logits(self, images: HostImages) -> Float[jax.Array, "B L"]:
         # A last part of another size would be compiled anew.

@@ -8,8 +8,13 @@ Writes the network of a trained run for other programs:
                   `advadapters.load_exported` reads it with jax, numpy and flatbuffers.
   --to=timm       a new folder that timm and transformers load: model.safetensors with
                   timm's names, LoRAs merged; config.json; and README.md, a model card. Of
-                  one vision transformer, chosen by --mixture. With --output=FILE.npz it is
-                  one file of arrays with big_vision's names, which timm reads too.
+                  one vision transformer, or ResNet with the stem for ImageNet, chosen by
+                  --mixture. With --output=FILE.npz it is one file of arrays with
+                  big_vision's names, which timm reads too.
+  --to=transformers
+                  the same with the names of transformers' own ViT, which needs no timm
+  --to=torch      the same of a residual network with the names of torchvision's and
+                  RobustBench's classes; the card has the lines that RobustBench needs
 
 {flags}
 
@@ -30,7 +35,9 @@ class Flags:
 
     workdir: Workdir
     output: Annotated[str, Shown("FILE.stablehlo"), "the new file, or the new folder"]
-    to: Annotated[str, OneOf(("stablehlo", "timm")), "what is written"] = "stablehlo"
+    to: Annotated[
+        str, OneOf(("stablehlo", "timm", "transformers", "torch")), "what is written"
+    ] = "stablehlo"
     mixture: Annotated[str, Shown("clean=0.3,linf=0.7"), "one mode or soup alone"] = ""
     lambda_: Annotated[
         float | None,
@@ -54,8 +61,10 @@ def main(flags: Flags) -> int:
     opened = opening.open_trained(flags.workdir, images=False)
     case = read_case(opened.run, flags)
     variables, step = opening.restore_variables(opened, flags.step)
-    write = exporting.write if flags.to == "stablehlo" else exporting.write_folder
-    write(opened, variables, step, flags.output, case)
+    if flags.to == "stablehlo":
+        exporting.write(opened, variables, step, flags.output, case)
+    else:
+        exporting.write_folder(opened, variables, step, flags.output, case, flags.to)
     print(f"step {step} of {flags.workdir} -> {flags.output}")
     return 0
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from advadapters import trees, weights
 from advadapters.adapters import lora
 from advadapters.errors import UsageError
+from advadapters.exports import usages
 from advadapters.models import layers, vit
 from advadapters.weights import vits
 from advadapters.weights.layouts import Geometry
@@ -38,13 +40,11 @@ def arrays_of(
     """
     model = about["source"]["model"]
     _need_timm(model)
-    flat = {k: np.asarray(leaf) for k, leaf in trees.flatten(_merged(plain, model)).items()}
+    flat = {k: np.asarray(leaf) for k, leaf in trees.flatten(merged(plain, model)).items()}
     size = vit.read_size(model["size"])
-    side, _, channels = about["image"]
+    _, _, channels = about["image"]
     if model["positions"] == "sincos":
-        grid = (side // model["patch"], side // model["patch"])
-        table = layers.sincos(grid, size.width)
-        flat["pos_embed"] = np.pad(table, ((_first(model), 0), (0, 0)))[None]
+        flat["pos_embed"] = sincos(about)
     if model.get("prompts") and _first(model):
         # Registers have positions there, where the class token has one.
         flat["class_token"] = flat["class_token"] + flat["pos_embed"][:, :1]
@@ -52,6 +52,14 @@ def arrays_of(
     _settle_patch_bias(flat, model)
     geometry = Geometry(size.heads, model["patch"], channels)
     return weights.write(family, {"params": flat}, geometry, model)
+
+
+def sincos(about: Mapping[str, Any]) -> Float[np.ndarray, "1 N D"]:
+    """The positions of a network that stores none, as those that are stored."""
+    model, (rows, columns, _) = about["source"]["model"], about["image"]
+    grid = (rows // model["patch"], columns // model["patch"])
+    table = layers.sincos(grid, vit.read_size(model["size"]).width)
+    return np.pad(table, ((_first(model), 0), (0, 0)))[None]
 
 
 def _settle_patch_bias(flat: Flat, model: Mapping[str, Any]) -> None:
@@ -86,26 +94,31 @@ def config_of(about: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, An
 
     about: the metadata of the network. data: config.data of its run.
     """
-    model, classes = about["source"]["model"], about["classes"]
-    rows, columns, channels = about["image"]
-    way = data["interpolation"]
-    inputs = {
-        "input_size": [channels, rows, columns],
-        "fixed_input_size": True,
-        "interpolation": INTERPOLATIONS.get(way, way),
-        "crop_pct": data["crop_ratio"],
-        "mean": _for_each(model["mean"], channels),
-        "std": _for_each(model["std"], channels),
-        "num_classes": len(classes),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-    }
+    classes = about["classes"]
+    inputs = inputs_config(about, data)
+    inputs |= {"first_conv": "patch_embed.proj", "classifier": "head"}
+    inputs |= {"fixed_input_size": True}
     return {
         "architecture": ARCHITECTURE,
         "num_classes": len(classes),
         "label_names": list(classes),
         "model_args": arguments_of(about),
         "pretrained_cfg": inputs,
+    }
+
+
+def inputs_config(about: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm's "pretrained_cfg" says of the images; arguments as of `config_of`."""
+    rows, columns, channels = about["image"]
+    mean, std = usages.inputs_of(about)
+    way = data["interpolation"]
+    return {
+        "input_size": [channels, rows, columns],
+        "interpolation": INTERPOLATIONS.get(way, way),
+        "crop_pct": data["crop_ratio"],
+        "mean": mean,
+        "std": std,
+        "num_classes": len(about["classes"]),
     }
 
 
@@ -136,8 +149,8 @@ def arguments_of(about: Mapping[str, Any]) -> dict[str, Any]:
 
 def usage(about: Mapping[str, Any], folder: str) -> str:
     """Markdown on how the folder is loaded."""
-    model, (rows, columns, channels) = about["source"]["model"], about["image"]
-    mean, std = (_for_each(model[key], channels) for key in ("mean", "std"))
+    rows, columns, channels = about["image"]
+    mean, std = usages.inputs_of(about)
     return f"""\
 `model.safetensors` has the names of timm's VisionTransformer, and `config.json` its
 arguments. Images are normalised before the network here, by mean {mean} and std {std}.
@@ -162,16 +175,7 @@ Attacks and RobustBench want a network of images [B, {channels}, {rows}, {column
 ```python
 import timm, torch
 
-class Normalised(torch.nn.Module):
-    def __init__(self, model, mean, std):
-        super().__init__()
-        self.model = model
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None])
-
-    def forward(self, images):
-        return self.model((images - self.mean) / self.std)
-
+{usages.NORMALISED}
 model = timm.create_model("local-dir:{folder}", pretrained=True)
 network = Normalised(model, {mean}, {std}).eval()
 ```
@@ -192,15 +196,18 @@ def _need_timm(model: Mapping[str, Any]) -> None:
         raise UsageError(f"timm's network has no pool {model['pool']!r}")
 
 
-def _merged(plain: Mapping[str, Any], model: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The parameters with all LoRAs in their kernels."""
+def merged(plain: Mapping[str, Any], model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters with all LoRAs in their kernels.
+
+    Raises UsageError for other modules beside layers, and for LoRAs of scanned blocks.
+    """
     added = model.get("added", {})
     if added and model.get("scan"):
-        raise UsageError("LoRAs of scanned blocks cannot be merged for timm")
+        raise UsageError("LoRAs of scanned blocks cannot be merged: export as .stablehlo")
     other = [name for name, module in added.items() if module["kind"] != "lora"]
     if other:
         kinds = ", ".join(f"{name} is {added[name]['kind']}" for name in other)
-        raise UsageError(f"only LoRAs can be merged into kernels for timm; {kinds}")
+        raise UsageError(f"only LoRAs can be merged into kernels; {kinds}")
     scales = {name: module["scale"] for name, module in added.items()}
     params = {k: jnp.asarray(leaf) for k, leaf in trees.flatten(plain["params"]).items()}
     return lora.merge(trees.unflatten(params), scales) if scales else plain["params"]
@@ -215,8 +222,3 @@ def _ratio(mlp: int, width: int) -> float:
 def _first(model: Mapping[str, Any]) -> int:
     """How many rows the positions have before those of patches."""
     return int(model.get("class_token", True) and model.get("class_position", True))
-
-
-def _for_each(values: Any, channels: int) -> list[float]:
-    """A value for each channel."""
-    return [float(value) for value in (list(values) * channels)[:channels]]

@@ -11,7 +11,7 @@ from etils import epath
 import advadapters
 from advadapters import hosts, meshes, networks, trees
 from advadapters.errors import UsageError
-from advadapters.exports import tensors, timm_files, writing
+from advadapters.exports import folders, tensors, timm_files, writing
 from advadapters.runs import cards, workdir
 from advadapters.runs.open_run import OpenRun
 
@@ -138,6 +138,7 @@ def write_folder(
     step: int,
     folder: str | os.PathLike,
     case: networks.Case | None = None,
+    to: str = "timm",
 ) -> None:
     """Writes one network of a run as `save` does; arguments as of `write`.
 
@@ -145,12 +146,12 @@ def write_folder(
     """
     if case is None and len(opened.run.domains) > 1:
         raise UsageError(
-            f"timm's network is one of several here: choose it by --mixture, weights of "
-            f"{', '.join(opened.run.domains)}"
+            f"a folder holds one network, and there are several here: choose it by "
+            f"--mixture, weights of {', '.join(opened.run.domains)}"
         )
     case = case or networks.mixture_case(opened.run.domains, (1.0,))
     plain = jax.jit(opened.run.networks[case.network].at)(variables, case.knob)
-    save(plain, describe(opened, step, case), opened, folder)
+    save(plain, describe(opened, step, case), opened, folder, to)
 
 
 def save(
@@ -158,37 +159,48 @@ def save(
     about: Mapping[str, Any],
     opened: OpenRun,
     folder: str | os.PathLike,
+    to: str = "timm",
 ) -> None:
-    """Writes one network as a new folder that timm and transformers load.
+    """Writes one network as a new folder that another program loads.
 
-    plain: {"params", "batch_stats"}. about: what `describe` says of it. In the folder are
-    model.safetensors with timm's names, config.json, and README.md, the model card. If its
-    name ends with .npz, it is a single file of arrays with big_vision's names. Raises
-    UsageError for a network that timm's cannot be, and for a folder that is not empty.
+    plain: {"params", "batch_stats"}. about: what `describe` says of it. to: a row of
+    `exports.folders.KINDS`, the program. In the folder are model.safetensors with its
+    names, config.json, and README.md, the model card. If its name ends with .npz, it is a
+    single file of arrays with big_vision's names. Raises UsageError for a network that the
+    program's cannot be, and for a folder that is not empty.
     """
     target = epath.Path(os.path.abspath(os.path.expanduser(folder)))
     if target.is_dir() and any(target.iterdir()):
         raise UsageError(f"{target} is not empty: name a new folder")
     plain = jax.tree.map(meshes.gather, plain)
     if target.name.endswith(".npz"):
+        if to != "timm":
+            raise UsageError(f"--to={to} writes a folder, not a file .npz: name a folder")
         named: dict[str, Any] = timm_files.big_vision_arrays(plain, about)
         workdir.write_whole(target, lambda file: np.savez(file, **named))
         return
-    arrays = timm_files.arrays_of(plain, about)
-    config = timm_files.config_of(about, opened.config["data"])
-    data = tensors.pack(arrays, {"format": "pt"})
+    contents = folders.make(to, plain, about, opened.config["data"], target.name)
     record, rows = workdir.read_data(opened.folder), workdir.read_results(opened.folder)
-    usage = timm_files.usage(about, target.name)
     plain_rows = [row.plain() for row in rows or ()]
-    text = cards.card(about, opened.config, record, plain_rows, usage)
-    if not hosts.first():
-        return
+    text = cards.card(about, opened.config, record, plain_rows, contents.usage)
+    if hosts.first():
+        _write_folder(target, contents, text)
+
+
+def _write_folder(target: epath.Path, contents: folders.Folder, card: str) -> None:
+    """Writes the files of a folder, and reads the arrays back.
+
+    Raises UsageError where they cannot be written, or are others when they are read.
+    """
+    arrays = contents.arrays
     try:
         target.mkdir(parents=True, exist_ok=True)
         written = target / "model.safetensors"
+        data = tensors.pack(arrays, {"format": "pt"})
         workdir.write_whole(written, lambda file: file.write(data))
-        workdir.write_json(target / "config.json", config)
-        workdir.write_text(target / "README.md", text)
+        for name, values in contents.files.items():
+            workdir.write_json(target / name, values)
+        workdir.write_text(target / "README.md", card)
         back = tensors.unpack(written.read_bytes())
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot write {target}: {error}") from None

@@ -24,6 +24,7 @@ FAMILIES = (
     vits.HF_DINOV2,
     vits.FLAX,
     resnets.RESNET,
+    resnets.CIFAR_RESNET,
     resnets.PREACT_RESNET,
     resnets.WIDE_RESNET,
 )

@@ -49,21 +49,32 @@ _BLOCK = "stage{s}_block{b}"
 _LAYER = "layer{s}.{b-1}"  # torch counts blocks from 0
 _IGNORED = rf"{_COUNTS}|{_INPUTS.pattern}"
 
-RESNET = Family(
-    "torch ResNet",
-    "resnet",
-    rules=(
-        _conv("stem", "conv1"),
-        *_norm("norm", "bn1"),
-        *_blocks(_LAYER, 3),
-        _conv(f"{_BLOCK}/shortcut", f"{_LAYER}.downsample.0"),
-        *_norm(f"{_BLOCK}/shortcut_norm", f"{_LAYER}.downsample.1"),
-        *_head("fc"),
-    ),
-    spellings=((r"\.shortcut\.", ".downsample."), (r"^linear\.", "fc.")),
-    ignored=_IGNORED,
-    usual=dict(norm="batch", activation="relu"),
-)
+
+def _resnet(name: str, shortcut: str, head: str) -> Family:
+    """The family of ResNets that call a block's shortcut and the head so."""
+    return Family(
+        name,
+        "resnet",
+        rules=(
+            _conv("stem", "conv1"),
+            *_norm("norm", "bn1"),
+            *_blocks(_LAYER, 3),
+            _conv(f"{_BLOCK}/shortcut", f"{_LAYER}.{shortcut}.0"),
+            *_norm(f"{_BLOCK}/shortcut_norm", f"{_LAYER}.{shortcut}.1"),
+            *_head(head),
+        ),
+        spellings=(
+            (r"\.(?:shortcut|downsample)\.", f".{shortcut}."),
+            (r"^(?:linear|fc)\.", f"{head}."),
+        ),
+        ignored=_IGNORED,
+        usual=dict(norm="batch", activation="relu"),
+    )
+
+
+# Both read the names of either; they differ in what is written.
+RESNET = _resnet("torch ResNet", "downsample", "fc")
+CIFAR_RESNET = _resnet("torch ResNet for CIFAR", "shortcut", "linear")
 
 # The norm before pooling has a name that the plain ResNet does not have.
 PREACT_RESNET = Family(
