@@ -133,6 +133,8 @@ def section(rows: Sequence[LedgerRow]) -> str:
         f"{together(rows, 'date')}.",
         "",
     ]
+    if scale := together(rows, "at_scale"):
+        lines += [f"At the paper's size: {scale}", ""]
     cells = [
         [
             row["claim"],
@@ -149,8 +151,9 @@ def section(rows: Sequence[LedgerRow]) -> str:
 
 
 def together(rows: Sequence[LedgerRow], key: str) -> str:
-    """The different values of a field, in the order of the rows."""
-    return "; ".join(dict.fromkeys(row[key] for row in rows))
+    """The different values of a field, in the order of the rows; "" where none has it."""
+    values = (row.get(key) for row in rows)
+    return "; ".join(dict.fromkeys(value for value in values if value))
 
 
 def verdict(row: LedgerRow) -> str:

@@ -12,6 +12,7 @@ A config file states its experiment as plain data:
       # By name, what is evaluated besides of which variant: flags of `evaluate`.
       evaluations={"aa": {"cotrain": dict(suite="autoattack", eps=0.1)}},
       chosen_on=1000,  # images that networks called "best" are chosen on
+      at_scale="...",  # what the paper's own size would cost, and by which dry run
   )
 
 A variant whose config.start.workdir is the name of one before it starts from that one's run
@@ -36,7 +37,7 @@ from advadapters.errors import UsageError, pick
 from advadapters.runs import requests
 from advadapters.runs.requests import Request, evaluate
 
-USUAL = dict(soups={}, evaluations={}, chosen_on=1000)
+USUAL = dict(soups={}, evaluations={}, chosen_on=1000, at_scale="")
 NEEDED = ("paper", "data", "variants", "seeds", "claims")
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -53,6 +54,7 @@ class Experiment(NamedTuple):
     soups: dict
     evaluations: dict
     chosen_on: int
+    at_scale: str
 
 
 def read(path: str | os.PathLike) -> Experiment | None:
@@ -300,6 +302,7 @@ def about(experiment: Experiment, study_flags: Any) -> dict[str, Any]:
     return {
         "paper": experiment.paper,
         "data": experiment.data,
+        "at_scale": experiment.at_scale,
         "command": text.replace(f"{ROOT}{os.sep}", "") + " --workdir=DIR",
         "jax": jax.__version__,
     }

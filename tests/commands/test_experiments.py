@@ -51,6 +51,7 @@ EXPERIMENT = dict(
     evaluations={"aa": {"linf": dict(suite="autoattack:apgd-ce", eps=0.12, steps=2,
                                      examples=24)}},
     chosen_on=100,
+    at_scale="one hour, by a dry run",
     claims=(
         CLAIM | dict(id="more", test="more",
                      rows=((("linf", "", "pgd2"), ("nominal", "", "pgd2")),)),
@@ -107,6 +108,7 @@ def test_the_ledger_says_what_the_runs_say(finished):
     assert rows == ledger.load((folder / "docs" / "ledger.jsonl").read_text())
     page = (folder / "docs" / "evidence.md").read_text()
     assert page == ledger.markdown(rows) and page.count("| S | Table 1 |") == 5
+    assert "\nAt the paper's size: one hour, by a dry run\n" in page
     found = {row["id"]: row for row in rows}
     assert list(found) == ["more", "near", "front", "weaker", "chosen"]
     for name, one in zip(("linf", "nominal"), found["more"]["rows"], strict=True):
