@@ -1,9 +1,14 @@
-"""Checkpoints: the only file that knows Orbax."""
+"""Checkpoints: the only file that knows Orbax.
+
+Beside each state there are digests of its arrays, see `digests`. Whatever is read is
+compared with them, so that no other weights than those that were saved come back.
+"""
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +18,29 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from advadapters import digests, hosts
 from advadapters.errors import UsageError
 from advadapters.shapes import PyTree
+
+T = TypeVar("T")
+DIGESTS = "digests"  # their name in the metadata of a checkpoint
+
+
+class Damaged(UsageError):
+    """A checkpoint cannot be read, or what is read is not what was saved."""
+
+
+class NotFinite(ValueError):
+    """A state that was to be saved holds numbers that are not finite."""
 
 
 class Checkpoints:
     """Training states under one folder.
 
     Saves are asynchronous; leave the `with` block to wait for the last one.
+
+    Attributes:
+      seconds: what was spent on computing digests and on reading back what was saved.
     """
 
     def __init__(
@@ -39,8 +59,11 @@ class Checkpoints:
           best: whether the state with the highest score stays too.
           read_only: whether nothing is saved or cleaned up.
         """
-        self.folder, self._has_scores = folder, best
-        policies: list = [checkpoint_managers.LatestN(keep)]
+        self.folder, self._has_scores = epath.Path(folder), best
+        self._keep, self._read_only, self.seconds = keep, read_only, 0.0
+        self._unverified: int | None = None  # the step that was saved last
+        self._verified = _KeepVerified()
+        policies: list = [checkpoint_managers.LatestN(keep), self._verified]
         if best:
             policies.append(
                 checkpoint_managers.BestN(
@@ -63,7 +86,9 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None:
+            self._read_back()
         self.manager.close()
 
     def steps(self) -> list[int]:
@@ -78,33 +103,119 @@ class Checkpoints:
         """The step with the highest score, or None if none has one."""
         return self.manager.best_step() if self._has_scores else None
 
-    def find(self, text: str, where: object) -> int:
-        """The step that a text names.
+    def read(self, text: str, read: Callable[[int], T], where: object) -> tuple[T, int]:
+        """What is read of the state that a text names, and its step.
 
         Args:
-          text: "latest", "best" or a number.
+          text: "latest", see `newest`, or "best", or a number.
+          read: step -> what is wanted of the state, such as `restore_raw`.
           where: what the error message calls the folder.
 
         Raises:
-          UsageError: there is no such step.
+          UsageError: there is no such state, or it is damaged.
         """
-        names = {"latest": self.latest, "best": self.best}
-        step = names[text]() if text in names else int(text) if text.isdecimal() else None
+        if text == "latest" and self.steps():
+            return self.newest(read, where)
+        best = self.best() if text == "best" else None
+        step = int(text) if text.isdecimal() else best
         if step is None or step not in self.steps():
             raise UsageError(
                 f"{where} has no checkpoint {text!r}; there are: "
                 + (", ".join(map(str, self.steps())) or "none")
             )
-        return step
+        return read(step), step
 
     def save(self, step: int, state: PyTree, score: float | None = None) -> None:
         """Starts to save a state.
 
-        With a score, of which higher ones are better, it may be the best.
+        The state before it is read back first and compared with its digests. The newest
+        that passes this is kept until a newer one has passed.
+
+        Args:
+          step: the number of steps done.
+          state: any pytree of arrays.
+          score: with one, of which higher ones are better, it may be the best.
+
+        Raises:
+          NotFinite: some number is not finite; nothing is saved.
         """
+        start = time.monotonic()
+        if paths := digests.not_finite(state):
+            raise NotFinite(
+                f"the state after step {step} is not finite ({_some(paths)}) and was not "
+                f"saved; the last one saved is that after step {self.latest() or 0}"
+            )
+        sums = {name: list(pair) for name, pair in digests.of_tree(state).items()}
+        self.seconds += time.monotonic() - start
+        self._read_back()
         metrics = None if score is None else {"score": float(score)}
-        arguments = ocp.args.StandardSave(state)
-        self.manager.save(step, args=arguments, metrics=metrics, force=True)
+        self.manager.save(
+            step,
+            args=ocp.args.StandardSave(state),
+            metrics=metrics,
+            force=True,
+            custom_metadata={DIGESTS: {"step": step, "arrays": sums}},
+        )
+        self._unverified = step
+
+    def _read_back(self) -> None:
+        """Verifies what was saved last, and says so if it is damaged.
+
+        Several processes leave that to whoever restores the state: to read it again would
+        take as much memory as the state has.
+        """
+        step, self._unverified = self._unverified, None
+        if step is None or jax.process_count() > 1:
+            return
+        self.manager.wait_until_finished()
+        start = time.monotonic()
+        try:
+            self._compare(self._read_on_host(step), step)
+        except Damaged as error:
+            print(f"warning: {error}", flush=True)
+        else:
+            self._verified.step = step
+            for old in self.steps()[: -self._keep]:
+                if old != self.best():
+                    self.manager.delete(old)
+        self.seconds += time.monotonic() - start
+
+    def newest(self, read: Callable[[int], T], where: object) -> tuple[T, int]:
+        """What is read of the newest state that can be read, and its step.
+
+        States that are damaged are named, and moved to the folder "damaged" beside this one
+        if it is not read only. Several processes go on to an older state only if all of
+        them read it and its digests differ.
+
+        Args:
+          read: step -> what is wanted of the state; raises Damaged if it is damaged.
+          where: what error messages call the folder.
+
+        Raises:
+          UsageError: there is no state, or none that can be read.
+        """
+        failures: dict[int, Damaged] = {}
+        for step in reversed(self.steps()):
+            try:
+                value = read(step)
+            except Damaged as error:
+                failures[step] = error
+                continue
+            for damaged, error in failures.items():
+                self._set_aside(damaged, error)
+            return value, step
+        reasons = "; ".join(map(str, failures.values())) or "there are none"
+        raise UsageError(f"{where} has no checkpoint that can be used: {reasons}")
+
+    def _set_aside(self, step: int, error: Damaged) -> None:
+        """Moves a damaged state out of the way, and says so."""
+        note = f"warning: {error}"
+        if not self._read_only:
+            aside = self.folder.parent / "damaged"
+            _move(os.fspath(self.folder / str(step)), os.fspath(aside))
+            self.manager.reload()
+            note += f"; it is kept in {aside}"
+        print(note, flush=True)
 
     def restore_raw(self, step: int) -> dict[str, Any]:
         """The state at a step as nested dicts of numpy arrays, without the optimizer's.
@@ -112,22 +223,19 @@ class Checkpoints:
         It may come from any number of devices.
 
         Raises:
-          UsageError: it cannot be read.
+          Damaged: it cannot be read, or its digests differ.
         """
-        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        try:
-            with _quiet_orbax(), ocp.StandardCheckpointer() as reader:
-                path = epath.Path(self.folder) / str(step) / "default"
-                metadata = dict(reader.metadata(path).item_metadata.tree)
-            metadata.pop("optimizer", None)
-            target = jax.tree.map(
-                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), metadata
-            )
-            item = self.restore_part(target, step)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UsageError(f"cannot read checkpoint {step}: {reason}") from None
-        return jax.tree.map(np.asarray, item)
+        item = self._read_on_host(step, without=("optimizer",))
+        self._compare(item, step)
+        return item
+
+    def _read_on_host(self, step: int, without: Sequence[str] = ()) -> dict[str, Any]:
+        """A state as nested dicts of numpy arrays, but for some of its branches."""
+        with self._damage(step), _quiet_orbax(), ocp.PyTreeCheckpointer() as reader:
+            metadata = dict(reader.metadata(self._place(step)).item_metadata.tree)
+        item = {name: metadata[name] for name in metadata if name not in without}
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        return self._read_some(item, arguments, step)
 
     def restore_part(self, abstract: Mapping[str, Any], step: int) -> Any:
         """A part of the state at a step; nothing else is read.
@@ -136,20 +244,112 @@ class Checkpoints:
           abstract: nested dicts of shapes with shardings, of the leaves to be read and
             where to place them.
           step: a step that there is.
+
+        Raises:
+          Damaged: it cannot be read, or its digests differ.
         """
         arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+        part = self._read_some(abstract, arguments, step)
+        self._compare(part, step)
+        return part
+
+    def _read_some(self, item: PyTree, arguments: PyTree, step: int) -> Any:
+        """Some branches of a state, not compared with anything yet."""
         restore = ocp.args.PyTreeRestore(
-            item=abstract, restore_args=arguments, partial_restore=True
+            item=item, restore_args=arguments, partial_restore=True
         )
-        return self.manager.restore(step, args=restore)
+        with self._damage(step), _quiet_orbax(), ocp.PyTreeCheckpointer() as reader:
+            return reader.restore(self._place(step), args=restore)
+
+    def _place(self, step: int) -> epath.Path:
+        """The folder of a state's arrays."""
+        return self.folder / str(step) / "default"
 
     def restore(self, abstract: PyTree, step: int) -> Any:
-        """The state at a step, placed like the abstract tree of the same structure."""
-        state = self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        """The state at a step, placed like the abstract tree of the same structure.
+
+        Raises:
+          Damaged: it cannot be read, or its digests differ.
+        """
+        arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+        state = self._read_some(abstract, arguments, step)
+        self._compare(state, step)
         # Restored buffers cannot always be donated; fresh copies can.
         places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places)
         return copy(state)
+
+    def _compare(self, tree: PyTree, step: int) -> None:
+        """Raises Damaged where arrays are not those that were saved."""
+        saved = self._saved_digests(step)
+        read = digests.of_tree(tree)
+        wrong = [name for name, pair in read.items() if tuple(saved.get(name, ())) != pair]
+        if wrong:
+            raise Damaged(
+                f"checkpoint {step} of {self.folder} is damaged: {_some(wrong)} "
+                "differ from what was saved"
+            )
+
+    def _saved_digests(self, step: int) -> Mapping[str, Sequence[int]]:
+        """{path: digest} as they were when the state was saved."""
+        with self._damage(step), _quiet_orbax():
+            metadata = self.manager.metadata(step).custom_metadata or {}
+            saved = metadata.get(DIGESTS, {})
+            number, arrays = saved.get("step"), saved.get("arrays")
+        if not isinstance(arrays, Mapping):
+            raise Damaged(
+                f"checkpoint {step} of {self.folder} has no digests: it is damaged, or an "
+                "older version wrote it"
+            )
+        if number != step:
+            raise Damaged(
+                f"checkpoint {step} of {self.folder} is that after step {number}: its "
+                "folder was renamed"
+            )
+        return arrays
+
+    @contextlib.contextmanager
+    def _damage(self, step: int) -> Iterator[None]:
+        """Makes Damaged of whatever Orbax raises where files are not as it wrote them."""
+        try:
+            yield
+        except Exception as error:  # of many kinds, as many as there are kinds of damage
+            if jax.process_count() > 1:
+                raise  # the others may be able to read it: all end, none goes on alone
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise Damaged(
+                f"checkpoint {step} of {self.folder} cannot be read: {reason[:200]}"
+            ) from None
+
+
+class _KeepVerified:
+    """Orbax's policy that keeps the state which was read back last, if there is one."""
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Which of the checkpoints stay."""
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
+
+
+@hosts.once
+def _move(folder: str, aside: str) -> None:
+    """Moves a folder into another one; under a further name if there is one like it."""
+    source, target = epath.Path(folder), epath.Path(aside)
+    target.mkdir(parents=True, exist_ok=True)
+    place = target / source.name
+    number = 1
+    while place.exists():
+        number += 1
+        place = target / f"{source.name}-{number}"
+    source.rename(place)
+
+
+def _some(paths: Sequence[str]) -> str:
+    """The first three of some paths, and how many more there are."""
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(paths[:3]) + more
 
 
 @contextlib.contextmanager

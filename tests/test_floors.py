@@ -9,6 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "advadapters"
 FLOORS = [
     {"shapes"},
     {
+        "digests",
         "errors",
         "files",
         "intervals",

@@ -95,7 +95,10 @@ def write_run(
     new = OpenRun(run, mesh, workdir.open_workdir(path, config, data), {}, config)
     state = state.replace(step=state.step + run.steps)
     with open_checkpoints(new) as saved:
-        saved.save(run.steps, meshes.put(state, meshes.replicated(mesh)))
+        try:
+            saved.save(run.steps, meshes.put(state, meshes.replicated(mesh)))
+        except checkpoints.NotFinite as error:
+            raise UsageError(f"{path} would hold no usable network: {error}") from None
     return new
 
 
@@ -141,8 +144,12 @@ def restore_variables(opened: OpenRun, step: str, adapters: str = "") -> tuple[A
     best = bool(opened.config.get("validate_every"))
     folder = opened.folder / "checkpoints"
     with checkpoints.Checkpoints(folder, best=best, read_only=True) as saved:
-        number = saved.find(step, opened.folder)
-        variables = states.joined(saved.restore_part(states.parts(abstract), number))
+        parts, number = saved.read(
+            step,
+            lambda number: saved.restore_part(states.parts(abstract), number),
+            opened.folder,
+        )
+    variables = states.joined(parts)
     if adapters:
         variables = files.load(adapters, variables, adapter_settings(opened))
         variables = meshes.put(variables, meshes.replicated(opened.mesh))

@@ -212,7 +212,7 @@ def from_run(start: Start) -> tuple[dict[str, Any], list[str]]:
     with checkpoints.Checkpoints(
         folder / "checkpoints", best=bool(config.get("validate_every")), read_only=True
     ) as saved:
-        state = saved.restore_raw(saved.find(start.step, folder))
+        state, _ = saved.read(start.step, saved.restore_raw, folder)
     # Empty branches are not kept in checkpoints.
     stats = {"shared": {}, "adapters": {}} | state["ema"].get("stats", {})
     empty = {"shared": {}, "adapters": {}, "frozen": {}}

@@ -12,7 +12,7 @@ import numpy as np
 
 from advadapters import builders, hosts, meshes, trees
 from advadapters.adapters import files
-from advadapters.checkpoints import Checkpoints
+from advadapters.checkpoints import Checkpoints, NotFinite
 from advadapters.data import identity
 from advadapters.evaluation import tables
 from advadapters.runs import evaluating, opening, profiling, starting, workdir
@@ -42,8 +42,12 @@ def train(
             print(f"{folder}: finished already, {run.steps} steps; nothing to do")
             print(tables.markdown(finished))
             return 0
-        print_head(opened, abstract, start)
-        state = saved.restore(abstract, start) if start else first_state(opened)
+        if start:
+            state, start = saved.newest(lambda step: saved.restore(abstract, step), folder)
+            print_head(opened, abstract, start)
+        else:
+            print_head(opened, abstract, start)
+            state = first_state(opened)
         if start < run.steps:
             state = train_steps(opened, saved, state, start, clock, profile, late)
     variables = opening.averaged(opened, state)
@@ -117,6 +121,12 @@ def train_steps(
         print(f"step {step} validation  " + numbers(metrics), flush=True)
         return score
 
+    def save(step: int, state: Any, score: float | None) -> None:
+        try:
+            saved.save(step, state, score)
+        except NotFinite as error:
+            raise loop.Diverged(str(error)) from None
+
     with contextlib.closing(log), hosts.sigterm() as leave:
         state = loop.run(
             state,
@@ -128,10 +138,13 @@ def train_steps(
                 log=write,
                 leave=lambda step: leave(step) or late(),
                 validate=validate,
-                save=saved.save,
+                save=save,
             ),
         )
-    print(f"trained {run.steps - start} steps in {time.monotonic() - first:.0f} s")
+    print(
+        f"trained {run.steps - start} steps in {time.monotonic() - first:.0f} s, of which "
+        f"{saved.seconds:.1f} s went to checking what was saved"
+    )
     return state
 
 
