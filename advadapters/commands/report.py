@@ -51,6 +51,7 @@ class Flags:
         "of the files to read: the --name that `evaluate` was given, or results, which "
         "`train` wrote",
     ] = "evaluation"
+    suite: Annotated[tuple[str, ...], Shown("clean,pgd20_linf"), "only these suites"] = ()
     papers: Annotated[
         tuple[str, ...], Separated(";"), Shown("NAME=DIR,DIR"), "rows of the poster's table"
     ] = ()
@@ -72,10 +73,13 @@ def main(flags: Flags) -> int:
     from etils import epath
 
     from advadapters.evaluation import pictures
-    from advadapters.runs import workdir
+    from advadapters.runs import predictions, workdir
 
     folders = [epath.Path(name).expanduser() for name in flags.workdir]
-    runs, first = workdir.read_alike(folders, flags.name), folders[0]
+    runs = predictions.read_alike(folders, flags.name, flags.suite)
+    first = folders[0]
+    if line := predictions.left_out(first, flags.name, runs[0].networks):
+        print(line)
     networks, tables = runs[0].networks, runs[0].tables
     drawn = {"fronts": pictures.draw_fronts}
     if pictures.faces(networks):
@@ -115,7 +119,9 @@ def describe(folders: Sequence[Any], runs: Sequence[Any], classes: bool) -> str:
     lines = [markdown_table(["network", *tables], cells)]
     lines += ["", f"percent; {len(runs)} seed(s), half of the 95% interval over them:", ""]
     for folder, run in zip(folders, runs, strict=True):
-        lines.append(f"- `{run.command or f'advadapters train ... --workdir={folder}'}`")
+        commands = dict.fromkeys(run.commands.values())
+        commands = commands or [f"advadapters train ... --workdir={folder}"]
+        lines += [f"- `{command}`" for command in commands]
     for suite in [name for name in tables if name != "clean"] if classes else []:
         rows = by_class.changes(networks, tables, suite)
         lines += ["", f"Classes by what robustness to {suite} costs them:", ""]

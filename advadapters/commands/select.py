@@ -2,7 +2,7 @@
 
 Chooses a soup for each shift from a few labelled images of it, and judges the choice on
 images that it has not seen. Reads what `evaluate --grid=... --suite=...` found of each soup
-and image (DIR/evaluation.npz), so nothing is computed again:
+and image (DIR/evaluation/), so nothing is computed again:
 
   advadapters evaluate --workdir=runs/season/soup --grid=0.2 --suite=corruptions
   advadapters select --workdir=runs/season/soup
@@ -10,7 +10,7 @@ and image (DIR/evaluation.npz), so nothing is computed again:
 Such a soup is the most accurate of those that were evaluated. --by=greedy,learn,entropy
 adds columns of further searches, on the same labelled and unseen images, and a table of
 their soups. These may lie between the evaluated ones. The searches open the run and its
-test images again for what evaluation.npz does not have:
+test images again for what was not evaluated:
 
   greedy   begins with the best ingredient and averages it with each other one that does
            not lower the accuracy (Wortsman et al. 2022)
@@ -89,14 +89,16 @@ def main(flags: Flags) -> int:
 
     from advadapters.evaluation import choosing
     from advadapters.networks import ENSEMBLE
-    from advadapters.runs import changes, workdir
+    from advadapters.runs import changes, predictions, workdir
     from advadapters.runs.searching import Searcher
 
     folders = [epath.Path(name).expanduser() for name in flags.workdir]
     for folder in folders if flags.overrides else ():
         config = workdir.read_config(folder)
         changes.find(folder, config, configs.override(config, flags.overrides))
-    evaluations = workdir.read_alike(folders, flags.name)
+    evaluations = predictions.read_alike(folders, flags.name, flags.suite)
+    if line := predictions.left_out(folders[0], flags.name, evaluations[0].networks):
+        print(line)
     networks = evaluations[0].networks
     if sum(network.kind != ENSEMBLE for network in networks) < 3:
         raise UsageError(

@@ -35,7 +35,7 @@ def main(flags: Flags) -> int:
     """Returns the exit code."""
     from advadapters.evaluation import transfer
     from advadapters.evaluation.rows import dump
-    from advadapters.runs import evaluating, opening, workdir
+    from advadapters.runs import evaluating, image_choice, opening, workdir
 
     opened = opening.open_trained(flags.workdir, flags.overrides)
     run = opened.run
@@ -51,7 +51,7 @@ def main(flags: Flags) -> int:
             '--config.evaluation.suites.mine=\'{"name": "pgd", ...}\''
         )
     suites = {name: pick(run.evaluation.suites, name, "suite") for name in asked}
-    test = evaluating.test_images(run, flags.examples)
+    test = image_choice.test_images(run, flags.examples)
     variables, step = opening.restore_variables(opened, flags.step)
     cases = evaluating.settle_statistics(opened, variables, cases, flags.statistics)
     rows = []

@@ -5,6 +5,8 @@ without TensorFlow, together with the classes that predictions count as (`Shift.
 Where the papers do not say what is done, the readers below say what we do.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -27,7 +29,8 @@ class Shift(NamedTuple):
     classes: how many the network must have. groups: int [L], the class that each of these
     counts as, -1 for those that are left out; None where each counts as itself. readings:
     the names of a label's numbers, where they are several answers and not one. names: of
-    the classes, () where they have none. notes: lines for the user.
+    the classes, () where they have none. notes: lines for the user. fingerprint: of images,
+    labels and names, "" where only TFDS knows them.
     """
 
     split: Any
@@ -36,6 +39,7 @@ class Shift(NamedTuple):
     readings: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    fingerprint: str = ""
 
 
 class Examples:
@@ -157,9 +161,9 @@ def load(
     Raises:
       UsageError: it is not there; the message has the command that prepares it.
     """
-    kind, colon, path = name.partition(":")
-    if kind in sources.SOURCES and kind != "tfds" and (colon or kind in sources.INSIDE):
+    if is_source(name):
         return _of_source(name, channels, skip_corrupt)
+    kind, _, path = name.partition(":")
     entry = SHIFTS.get(name, Entry(path if kind == "tfds" else name, ""))
     try:
         builder = prepared.open_set(entry.name, data_dir)
@@ -178,13 +182,22 @@ def load(
         ) from None
 
 
+def is_source(name: str) -> bool:
+    """Whether a test set is a source like folder:DIR, and not a set of TFDS."""
+    kind, colon, _ = name.partition(":")
+    known = kind in sources.SOURCES and kind != "tfds"
+    return known and bool(colon or kind in sources.INSIDE)
+
+
 def _of_source(spec: str, channels: int, skip_corrupt: bool) -> Shift:
     """The Shift of a source's test set."""
     try:
         test = sources.load_test(spec, channels=channels, skip_corrupt=skip_corrupt)
     except UsageError as error:
         raise UsageError(f"--data={spec}: {error}") from None
-    return Shift(test.split, len(test.names), names=test.names, notes=test.notes)
+    known = json.dumps([identity.fingerprint(test.split), *test.names])
+    mark = hashlib.sha256(known.encode()).hexdigest()[:16]
+    return Shift(test.split, len(test.names), None, (), test.names, test.notes, mark)
 
 
 def fit(

@@ -23,9 +23,10 @@ NO_IMAGE = -3  # the attack's image is not finite: right, as the clean image is
 class Table(NamedTuple):
     """What S networks say of N images: all that is said of them is read from it.
 
-    predictions: int32 [S, N], classes, or NO_CLASS, WRONG, NO_IMAGE. Under an attack it is
-    the class of the attacked image, or that of the clean one where it was wrong already.
-    labels: int32 [N], or [N, M] where any of several is right. index: int32 [N], the
+    predictions: whole numbers [S, N], classes, or NO_CLASS, WRONG, NO_IMAGE. Under an
+    attack it is the class of the attacked image, or that of the clean one where it was
+    wrong already.
+    labels: [N], or [N, M] where any of several is right. index: [N], the
     images' numbers in their split.
     """
 

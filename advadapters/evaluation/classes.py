@@ -37,7 +37,7 @@ def changes(
 ) -> list[dict[str, Any]]:
     """Rows by class, the greatest loss first: what the network best in a suite costs it.
 
-    networks, tables: see `runs.workdir.read_tables`.
+    networks, tables: see `runs.predictions.read`.
     """
     first, second = extremes(networks, tables, suite)
     classes, clean = accuracies(tables["clean"])

@@ -47,24 +47,35 @@ class Cascade(NamedTuple):
         return version + settings + (f"-seed{self.seed}" if self.seed is not None else "")
 
 
-def read(request: Any) -> Cascade | None:
-    """What is asked of AutoAttack, None if nothing; raises UsageError."""
-    kind, colon, names = request.suite.partition(":")
+def suite_of(norm: str, eps: float) -> str:
+    """The suite of AutoAttack under one threat."""
+    return f"autoattack_{norm}_{eps:g}"
+
+
+def need(kind: str) -> None:
+    """Raises UsageError for a version of AutoAttack that is none of a run's."""
     if kind == "autoattack-rand":
         raise UsageError(
             "--suite=autoattack-rand: a run's networks are not random when they are "
             "evaluated, use autoattack; version='rand' of Python's autoattack is for others"
         )
-    if kind not in VERSIONS or (colon and kind != "autoattack"):
-        if set(request.suite.split(",")) & VERSIONS.keys():
-            raise UsageError("--suite: AutoAttack runs alone, without other suites")
-        for name in FLAGS:
-            if getattr(request, name) not in ((), None, ""):
-                raise UsageError(
-                    f"--{name} is for --suite=autoattack; other suites have their settings "
-                    "in the config"
-                )
-        return None
+
+
+def need_none(request: Any) -> None:
+    """Raises UsageError for flags of AutoAttack, which is not asked for."""
+    for name in FLAGS:
+        if getattr(request, name) not in ((), None, ""):
+            raise UsageError(
+                f"--{name} is for --suite=autoattack; other suites have their settings "
+                "in the config"
+            )
+
+
+def read(request: Any, kind: str, names: Sequence[str]) -> Cascade:
+    """What is asked of AutoAttack; raises UsageError.
+
+    kind: a key of VERSIONS. names: of its parts, if they are chosen.
+    """
     norms, radii = request.norm or ("linf",), request.eps
     if len(norms) != len(radii) or len({*zip(norms, radii, strict=True)}) != len(norms):
         raise UsageError(
@@ -74,7 +85,7 @@ def read(request: Any) -> Cascade | None:
     counts = {key: getattr(request, key) for key in COUNTS}
     return Cascade(
         threats=tuple(zip(norms, radii, strict=True)),
-        version=tuple(names.split(",")) if colon else VERSIONS[kind],
+        version=tuple(names) if names else VERSIONS[kind],
         settings={key: count for key, count in counts.items() if count},
         seed=request.seed,
         images=os.path.expanduser(request.save_images),
@@ -137,13 +148,13 @@ def run(
                 resume=opened.folder / "autoattack" / (folder + journal + _part()),
                 progress=functools.partial(_show, {}),
             )
-            local[f"autoattack_{norm}_{eps:g}"] = report
+            local[suite_of(norm, eps)] = report
             if jax.process_count() > 1:
                 shared = hosts.share([to_plain(report), numbers.tolist()])
                 parts, of = zip(*shared, strict=True)
                 report = merge([from_plain(part) for part in parts], of)
             print(report, flush=True)
-            reports[f"autoattack_{norm}_{eps:g}"] = report
+            reports[suite_of(norm, eps)] = report
         rows += _rows_of(reports, case.identity, step, signs)
         for suite, marks in _rights_of(reports).items():
             right.setdefault(suite, []).append(marks)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -126,54 +125,49 @@ def corrupted(
     return ask(opened, variables, split, questions)
 
 
+def load_set(opened: OpenRun, name: str, data_dir: str) -> other_data.Shift:
+    """Another test set, its classes numbered as the run's, see `data.shifts`."""
+    classes = opened.config["model"]["classes"]
+    known = tuple((workdir.read_data(opened.folder) or {"classes": ()})["classes"])
+    channels, skip = opened.run.data.channels, opened.config["data"]["skip_corrupt"]
+    shift = other_data.load(name, data_dir, channels, skip)
+    fitted, line = other_data.fit(shift, f"--data={name}", known, classes, channels)
+    for note in filter(None, (*shift.notes, line)):
+        print(note)
+    return fitted
+
+
 def shifted(
     opened: OpenRun,
     variables: Any,
     cases: Sequence[Case],
-    names: Sequence[str],
+    name: str,
+    shift: other_data.Shift,
     *,
-    data_dir: str,
     combine: str,
     examples: int | None,
 ) -> Tables:
-    """{suite: Table} of every case on other test sets, see `data.shifts`.
+    """{suite: Table} of every case on another test set.
 
     A set whose labels are several answers has a table for each, "NAME/READING".
     """
-    run, tables = opened.run, {}
-    classes = opened.config["model"]["classes"]
-    known = tuple((workdir.read_data(opened.folder) or {"classes": ()})["classes"])
-    channels, skip = run.data.channels, opened.config["data"]["skip_corrupt"]
-    loaded = {}
-    for name in names:  # all of them before the first is evaluated
-        shift = other_data.load(name, data_dir, channels, skip)
-        fitted = other_data.fit(shift, f"--data={name}", known, classes, channels)
-        loaded[name], line = fitted
-        for note in filter(None, (*shift.notes, line)):
-            print(note)
-    for name, shift in loaded.items():
-
-        def predictor(network: Any, name: str = name, shift: Any = shift) -> Callable:
-            key = (name, network)
-            if key not in opened.cache:
-                opened.cache[key] = accuracy.make_predictor(
-                    run.networks[network],
-                    None,
-                    mesh=opened.mesh,
-                    groups=shift.groups,
-                    combine=combine,
-                )
-            return opened.cache[key]
-
-        split = splits.few(shift.split, examples)
-        questions = {name: Question(cases, predictor)}
-        (table,) = ask(opened, variables, split, questions).values()
-        for number, reading in enumerate(shift.readings):
-            labels = table.labels[:, number]
-            tables[f"{name}/{reading}"] = table._replace(labels=labels)
-        if not shift.readings:
-            tables[name] = table
-    return tables
+    predictor = functools.partial(
+        accuracy.make_predictor,
+        attack=None,
+        mesh=opened.mesh,
+        groups=shift.groups,
+        combine=combine,
+    )
+    predictors = functools.cache(lambda network: predictor(opened.run.networks[network]))
+    questions = {name: Question(cases, predictors)}
+    split = splits.few(shift.split, examples)
+    (table,) = ask(opened, variables, split, questions).values()
+    if not shift.readings:
+        return {name: table}
+    return {
+        f"{name}/{reading}": table._replace(labels=table.labels[:, number])
+        for number, reading in enumerate(shift.readings)
+    }
 
 
 def signs(
@@ -228,7 +222,7 @@ def rows(
     about: Mapping[str, dict[str, Any]] | None = None,
     attacked: Iterable[str] | None = None,
 ) -> list[Row]:
-    """The rows of {suite: Table}; those that sum up several follow them.
+    """The rows of {suite: Table}; those that sum up corruptions are not among them.
 
     compared: what `signs` returned, for the rows of attacks. about: {suite: fields of its
     rows}, see `shifts.about`. attacked: names of the suites that are attacks, None for the
@@ -267,9 +261,13 @@ def rows(
         shape, texture = (results[cue] for cue in cues)
         networks = [case.identity for case in cases]
         all_rows += shifts.shape_bias_rows(networks, shape, texture, step)
+    return all_rows
+
+
+def is_imagenet(opened: OpenRun) -> bool:
+    """Whether a run's networks are of a kind that mCE is published for."""
     classes = opened.config["model"]["classes"]
-    imagenet = classes == 1000 and opened.run.data.image_size == 224
-    return all_rows + shifts.summary(all_rows, imagenet)
+    return classes == 1000 and opened.run.data.image_size == 224
 
 
 def settings_of(opened: OpenRun, names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -351,45 +349,3 @@ def warnings_of_statistics(variables: Any, cases: Sequence[Case]) -> list[str]:
         "are mixed like weights, which may cost most of the accuracy; --statistics=1000 of "
         "evaluate, transfer and extract estimates them anew on so many training images"
     ]
-
-
-def test_images(run: Any, examples: int | None = None, names: str = "") -> Any:
-    """The test images of a run: only so many of them, or those that a file names."""
-    if names:
-        return named(run.data.test, names)
-    return splits.few(run.data.test, examples)
-
-
-def named(split: Any, path: str | os.PathLike) -> Subset:
-    """The examples of a split whose files are named in a text file, a line each.
-
-    A line is the end of a path, such as n01440764/ILSVRC2012_val_00000293.JPEG. Raises
-    UsageError for a line that fits no file or several, and for images that are no files.
-    """
-    try:
-        with open(os.path.expanduser(path)) as file:
-            lines = dict.fromkeys(line.strip() for line in file if line.strip())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read --names={path}: {error}") from None
-    name_of = getattr(getattr(split, "reader", None), "file", None)
-    if name_of is None:
-        raise UsageError(
-            "--names is for images that are files: config.data.source=folder:DIR or tar:DIR"
-        )
-    places = {}
-    for number in range(len(split)):
-        name = "/" + name_of(number)
-        places.setdefault(name.rpartition("/")[2], []).append((number, name))
-    chosen = []
-    for line in lines:
-        near = places.get(line.rpartition("/")[2], [])
-        matches = [number for number, name in near if name.endswith("/" + line)] or [
-            number for number, _ in near
-        ]
-        if len(matches) != 1:
-            many = f"{len(matches)} test images have" if matches else "no test image has"
-            raise UsageError(f"--names={path}: {many} the name {line!r}")
-        chosen += matches
-    if not chosen:
-        raise UsageError(f"--names={path} names no image")
-    return Subset(split, np.array(sorted(chosen)))

@@ -205,16 +205,18 @@ def leave_if(study: Any, what: str) -> None:
 
 def evaluated(folder: Any, request: Request) -> bool:
     """Whether an evaluation of a run is there, made of this very request."""
-    from advadapters.runs import workdir
+    from advadapters.runs import predictions
 
     if not (folder / f"{request.name}.json").exists():
         return False
-    try:
-        command = workdir.read_tables(folder / f"{request.name}.npz").command
-        _, verb, *argv = shlex.split(command)
-        return verb == "evaluate" and flags.read(Request, argv) == request
-    except ValueError:  # no tables, or a command that is none any more
-        return False
+    for command in predictions.finished(folder, request.name):
+        try:
+            _, verb, *argv = shlex.split(command)
+            if verb == "evaluate" and flags.read(Request, argv) == request:
+                return True
+        except ValueError:  # a command that is none any more
+            continue
+    return False
 
 
 def judge(
@@ -258,17 +260,18 @@ def rights_of(
     seed: int,
     read: dict[Any, Any],
 ) -> Any:
-    """See `claims.rights`; read: {file: what was read of it}, to be filled."""
+    """See `claims.rights`; read: {what: what was read of it}, to be filled."""
     from advadapters.evaluation import claims
-    from advadapters.runs import workdir
+    from advadapters.runs import predictions
 
     variant, network, suite = row
     name, suite = place(experiment, suite)
-    file = folder_of(folder, variant, seed) / f"{name}.npz"
-    if file not in read:
-        read[file] = workdir.read_tables(file)
-    table = pick(read[file].tables, suite, f"suite of {file}")
-    return claims.rights(read[file].networks, table, network, experiment.chosen_on)
+    run = folder_of(folder, variant, seed)
+    key = run, name, suite
+    if key not in read:
+        read[key] = predictions.read(run, name, [suite])
+    table = read[key].tables[suite]
+    return claims.rights(read[key].networks, table, network, experiment.chosen_on)
 
 
 def write(rows: Sequence[Mapping[str, Any]], file: Any) -> None:

@@ -3,23 +3,28 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any, NamedTuple
 
 from advadapters import flags
 from advadapters.errors import UsageError, pick
 from advadapters.flags import Separated, Shown
 from advadapters.schema import Between, OneOf
 
-RESERVED = ("config", "results", "adapters", "lineage", "study", "selection", "transfer")
+# Files and folders of a run that have these names.
+RESERVED = (
+    "config", "results", "adapters", "lineage", "study", "selection", "transfer",
+    "checkpoints", "autoattack", "profile", "data", "history", "report", "season",
+)  # fmt: skip
 SuiteText = Annotated[
     str,
     Shown("pgd20_linf"),
-    'suites of the config, separated by "," (default: all), or autoattack, '
-    "autoattack-plus, autoattack-fast (at a fifth of the cost), autoattack-fast+standard "
-    "(and the rest for what that leaves), or AutoAttack's parts that are named: "
-    "autoattack:apgd-ce,square; or corruptions, the 15 common corruptions made on the fly, "
-    "or corruptions:fog,snow,speckle_noise for some",
+    'what is asked of the test images, separated by ",": suites of the config (default: '
+    "all of them, if no --data is given), clean, autoattack, autoattack-plus, "
+    "autoattack-fast (at a fifth of the cost), autoattack-fast+standard (and the rest for "
+    "what that leaves), or AutoAttack's parts that are named: autoattack:apgd-ce,square; "
+    "corruptions, the 15 common corruptions made on the fly, or "
+    "corruptions:fog,snow,speckle_noise for some",
 ]
 
 
@@ -40,7 +45,7 @@ class Request(flags.Choice):
         tuple[str, ...],
         Separated(),
         Shown("imagenet_a,folder:DIR"),
-        "other test sets instead, by these names (imagenet imagenet_real imagenet_v2 "
+        "other test sets as well, by these names (imagenet imagenet_real imagenet_v2 "
         "imagenet_a imagenet_r imagenet_sketch conflict_stimuli), TFDS names like "
         "cifar10_corrupted/fog_3, or sources as in config.data: folder:DIR, tar:DIR, "
         "npz:FILE, idx:DIR; classes are found by their names, some may be missing",
@@ -124,87 +129,111 @@ class Request(flags.Choice):
         "an adapters.npz of another run with the same frozen backbone, instead of this "
         "run's own adapters",
     ] = ""
-    name: Annotated[str, Shown("evaluation"), "of the files that are written"] = (
+    name: Annotated[str, Shown("evaluation"), "of the table that is added to"] = (
         "evaluation"
     )
     overrides: flags.Overrides = ()
 
 
+class Suites(NamedTuple):
+    """What --suite asks for: suites of the config, corruptions, and AutoAttack or None."""
+
+    names: tuple[str, ...]
+    corruptions: tuple[str, ...]
+    severities: tuple[int, ...]
+    cascade: Any
+
+
 def evaluate(request: Request) -> None:
-    """Asks a run's networks what is requested, prints a table and writes the files."""
+    """Asks a run's networks what is requested and not there yet, and prints a table."""
     check(request)
     # Imported here, since the help and bad flags need none of it.
-    from advadapters.evaluation import shifts, tables
-    from advadapters.runs import cascades, evaluating, opening
+    from advadapters.runs import concluding, evaluating, image_choice, opening, parts
 
-    cascade = cascades.read(request)
-    corruptions = read_corruptions(request.suite, request.severity)
-
+    suites = read_suites(request)
+    on_test = suites is not None
     opened = opening.open_trained(
-        request.workdir,
-        request.overrides,
-        images=bool(request.statistics) or not request.data,
+        request.workdir, request.overrides, images=bool(request.statistics) or on_test
     )
     run = opened.run
     cases = run.method.read_cases(request, run.evaluation.cases)
-    test = evaluating.test_images(run, request.examples, request.names)
-    suites = {} if corruptions or cascade else read_suites(run, request.suite)
+    names = suite_names(run, suites)
+    test = image_choice.test_images(run, request.examples, request.names)
     adapters = os.path.expanduser(request.adapters)
     variables, step = opening.restore_variables(opened, request.step, adapters)
     cases = evaluating.settle_statistics(opened, variables, cases, request.statistics)
-    asked = (opened, variables, test, cases)
-    attacked = cascade or (suites and not request.data and not request.images)
-    compared = evaluating.signs(*asked, request.signs) if attacked else ()
-    results = {}
-    if cascade:
-        rows, results = cascades.run(
-            *asked, step, cascade, journal=journal_end(request), compared=compared
-        )
-    elif request.images:
-        rows = cascades.count(opened, variables, cases, request.images, step)
-    else:
-        if corruptions:
-            results = evaluating.corrupted(*asked, *corruptions)
-        elif request.data:
-            results = evaluating.shifted(
-                opened,
-                variables,
-                cases,
-                request.data,
+    common, of_test = settings_of(opened, request, step)
+    asked = parts.Asked(opened, variables, test, step, common, of_test, request.signs)
+    listed = parts_of(asked, request, names, suites)
+    command = flags.command("evaluate", request)
+    about = {"adapters": os.path.abspath(adapters)} if adapters else {}
+    if adapters:
+        print(f"with the adapters of {adapters}")
+    parts.run(opened, listed, cases, request.name, command, about)
+    networks = [case.identity for case in cases]
+    entries = [entry for part in listed for entry in part.entries]
+    attacks = [entry for part in listed if part.attack for entry in part.entries]
+    union = concluding.add_union(opened.folder, request.name, attacks, networks, command)
+    imagenet = evaluating.is_imagenet(opened)
+    concluding.conclude(
+        opened.folder, request.name, [*entries, *union], networks, imagenet, command
+    )
+
+
+def parts_of(
+    asked: Any, request: Request, names: Sequence[str], suites: Suites | None
+) -> list[Any]:
+    """[`parts.Part`] of all that is requested."""
+    from advadapters.runs import parts
+
+    listed = []
+    if request.images:
+        return [parts.of_images(asked, request.images)]
+    if suites is not None:
+        listed.append(parts.of_suite(asked, "clean"))
+        attacks = asked.opened.run.evaluation.suites
+        listed += [parts.of_suite(asked, name, attacks[name]) for name in names]
+        if suites.cascade:
+            listed += parts.of_cascade(asked, suites.cascade, journal_end(request))
+        for name in suites.corruptions:
+            listed.append(parts.of_corruption(asked, name, suites.severities))
+    for name in dict.fromkeys(request.data):
+        listed.append(
+            parts.of_set(
+                asked,
+                name,
                 data_dir=request.data_dir,
                 combine=request.combine,
                 examples=request.examples,
             )
-        else:
-            results = evaluating.evaluate(*asked, suites)
-        about = shifts.about(*corruptions) if corruptions else {}
-        rows = evaluating.rows(opened, variables, cases, results, step, compared, about)
-    if adapters:
-        rows = [row.with_more(adapters=os.path.abspath(adapters)) for row in rows]
-        print(f"with the adapters of {adapters}")
-    print(shifts.markdown(rows) if corruptions else tables.markdown(rows))
-    write(opened, request, rows, None if request.images else (cases, results))
+        )
+    return listed
 
 
-def write(
-    opened: Any,
-    request: Request,
-    rows: Sequence[Any],
-    tables: tuple[Sequence[Any], Mapping[str, Any]] | None,
-) -> None:
-    """Writes NAME.json and, before it, NAME.npz; tables: (cases, {suite: Table})."""
-    from advadapters.evaluation.rows import dump
-    from advadapters.runs import evaluating, workdir
+def settings_of(
+    opened: Any, request: Request, step: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(settings of all entries of a request, further ones of those on test images).
 
-    if tables:
-        cases, results = tables
-        file = opened.folder / f"{request.name}.npz"
-        settings = evaluating.settings_of(opened, results)
-        command = flags.command("evaluate", request)
-        workdir.write_tables(file, cases, results, command, settings)
-    file = opened.folder / f"{request.name}.json"
-    workdir.write_text(file, dump(rows))
-    print(f"written to {file}")
+    What may change between two calls of one run, and changes what its networks say.
+    """
+    evaluation, data = (opened.config[name] for name in ("evaluation", "data"))
+    common = {
+        "step": step,
+        "precision": evaluation["precision"],
+        "dtype": evaluation["dtype"],
+        "crop_ratio": data["crop_ratio"],
+    }
+    if request.adapters:
+        common["adapters"] = digest(request.adapters)
+    of_test: dict[str, Any] = {key: data[key] for key in ("test_split", "test_images")}
+    if request.examples:
+        of_test["examples"] = request.examples
+    if request.names:
+        of_test["names"] = digest(request.names)
+    if data["skip_corrupt"]:
+        common["skip_corrupt"] = True
+    return common, of_test
 
 
 def check(request: Request) -> None:
@@ -216,14 +245,15 @@ def check(request: Request) -> None:
             "--names chooses among the run's test images: leave out --data, --images and "
             "--examples"
         )
-    if request.data and request.suite:
+    items = read_items(request.suite)
+    attacks = items.keys() - {"corruptions", "clean"} or not (items or request.data)
+    if request.signs and not attacks:
         raise UsageError(
-            "--data goes without --suite: images of other sets are as they are"
+            "--signs is about attacks: leave it out where only corruptions and other sets "
+            "are asked for"
         )
-    if request.signs and (request.data or request.suite.startswith("corruptions")):
-        raise UsageError(
-            "--signs is about attacks: leave it out with --data and corruptions"
-        )
+    if request.severity and "corruptions" not in items:
+        raise UsageError("--severity is for --suite=corruptions")
     name = request.name
     if not name.replace("-", "").isidentifier() or name in RESERVED:
         raise UsageError(
@@ -232,33 +262,78 @@ def check(request: Request) -> None:
         )
 
 
-def read_suites(run: Any, text: str) -> dict[str, Any]:
-    """{name: attack} of the config's suites that are asked for, all for none."""
+LISTED = ("corruptions", "autoattack")  # items of --suite that may name their parts
+
+
+def read_items(text: str) -> dict[str, list[str]]:
+    """{item: its parts}: "pgd,corruptions:fog,snow" is {"pgd": [], "corruptions": [...]}.
+
+    A word that is no part of the item before it is an item of its own.
+    """
+    items: dict[str, list[str]] = {}
+    last = ""  # the item whose parts may go on
+    for word in text.split(",") if text else ():
+        head, colon, first = word.partition(":")
+        if colon and head in LISTED:
+            items.setdefault(head, []).append(first)
+            last = head
+        elif last and word in known_parts(last):
+            items[last].append(word)
+        else:
+            items.setdefault(word, [])
+            last = ""
+    return items
+
+
+def known_parts(item: str) -> Collection[str]:
+    """The names of the parts of an item of LISTED."""
+    if item == "corruptions":
+        from advadapters.data import corruptions
+
+        return corruptions.CORRUPTIONS
+    from advadapters.attacks import versions
+
+    return versions.parts("linf", 10)
+
+
+def read_suites(request: Request) -> Suites | None:
+    """What is asked of the test images, None for nothing; raises UsageError."""
+    from advadapters.data import corruptions
     from advadapters.runs import cascades
 
-    known = run.evaluation.suites | dict.fromkeys([*cascades.VERSIONS, "corruptions"])
-    names = text.split(",") if text else run.evaluation.suites
-    return {name: pick(known, name, "suite") for name in names}
-
-
-def read_corruptions(
-    suite: str, severity: Sequence[int]
-) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
-    """(names, severities) of --suite=corruptions[:NAME,...], or None for other suites."""
-    kind, _, text = suite.partition(":")
-    if kind != "corruptions":
-        if "corruptions" in suite:
-            raise UsageError("--suite: corruptions run alone, without other suites")
-        if severity:
-            raise UsageError("--severity is for --suite=corruptions")
+    items = read_items(request.suite)
+    if request.images or (request.data and not items):
+        cascades.need_none(request)
         return None
-    from advadapters.data import corruptions
-
-    names = text.split(",") if text else corruptions.COMMON
-    for name in names:
+    listed = items.pop("corruptions", None)
+    moved = () if listed is None else tuple(dict.fromkeys(listed)) or corruptions.COMMON
+    for name in moved:
         pick(corruptions.CORRUPTIONS, name, "corruption")
-    severities = severity or corruptions.SEVERITIES
-    return tuple(dict.fromkeys(names)), tuple(dict.fromkeys(severities))
+    for name in items:
+        cascades.need(name)
+    kinds = [name for name in items if name in cascades.VERSIONS]
+    if len(kinds) > 1:
+        raise UsageError(f"--suite: one version of AutoAttack at a time, got {kinds}")
+    if not kinds:
+        cascades.need_none(request)
+    cascade = cascades.read(request, kinds[0], items.pop(kinds[0])) if kinds else None
+    severities = tuple(dict.fromkeys(request.severity)) or corruptions.SEVERITIES
+    return Suites(tuple(items), moved, severities, cascade)
+
+
+def suite_names(run: Any, suites: Suites | None) -> list[str]:
+    """The suites of the config that are asked for: all, if nothing else is."""
+    from advadapters.runs import cascades
+
+    if suites is None:
+        return []
+    special = ["clean", "corruptions", *cascades.VERSIONS]
+    known = run.evaluation.suites | dict.fromkeys(special)
+    for name in suites.names:
+        pick(known, name, "suite")
+    if not (suites.names or suites.corruptions or suites.cascade):
+        return list(run.evaluation.suites)
+    return [name for name in suites.names if name != "clean"]
 
 
 def journal_end(request: Request) -> str:

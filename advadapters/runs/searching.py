@@ -25,11 +25,11 @@ from advadapters.evaluation.rows import load
 from advadapters.files import AnyPath
 from advadapters.networks import ENSEMBLE, Case, Identity, Knob, Variables, mixture_case
 from advadapters.pixels import to_float
-from advadapters.runs import evaluating, opening
+from advadapters.runs import image_choice, opening
 from advadapters.runs.asking import Question, ask, predictor_of
 from advadapters.runs.open_run import OpenRun
+from advadapters.runs.predictions import Predictions
 from advadapters.runs.requests import Request
-from advadapters.runs.workdir import Predictions
 from advadapters.shapes import Bool, Float, HostImages, Int, Mixture
 from advadapters.soups.mixtures import Weights
 
@@ -168,25 +168,50 @@ class Searcher:
         """(run, variables, test images) of the evaluation."""
         request = self.request
         opened = opening.open_trained(request.workdir, request.overrides)
-        step = str(load((self.folder / f"{self.name}.json").read_text())[0].step)
-        variables, _ = opening.restore_variables(opened, step, request.adapters)
-        test = evaluating.test_images(opened.run, request.examples, request.names)
+        variables, _ = opening.restore_variables(opened, self.step, request.adapters)
+        test = image_choice.test_images(opened.run, request.examples, request.names)
         return opened, variables, test
 
     @functools.cached_property
     def request(self) -> Request:
         """What was evaluated. Raises UsageError for what no search can look at again."""
-        _, _, *argv = shlex.split(self.kept.command) or ("", "")
-        argv = [text for text in argv if not text.startswith("--workdir=")]
-        request = flags.read(Request, [*argv, f"--workdir={self.folder}"])
-        for flag in ("data", "statistics"):
-            if getattr(request, flag):
+        asked: dict[tuple, Request] = {}
+        for command in self.kept.commands.values() or ("advadapters evaluate",):
+            _, _, *argv = shlex.split(command)
+            argv = [text for text in argv if not text.startswith("--workdir=")]
+            request = flags.read(Request, [*argv, f"--workdir={self.folder}"])
+            about = (request.examples, request.names, request.adapters, request.overrides)
+            asked[about, request.statistics] = request
+        if len(asked) > 1:
+            raise UsageError(
+                f"the suites of {self.folder} were not evaluated on the same images of the "
+                "same networks: choose some by --suite, or leave out --by"
+            )
+        (request,) = asked.values()
+        others = [
+            suite for suite in self.kept.tables if suite.split("/")[0] in request.data
+        ]
+        for flag, given in (("data", others), ("statistics", request.statistics)):
+            if given:
                 raise UsageError(
                     f"{self.folder} was evaluated with --{flag}, and searches would have "
-                    "to look at these networks and images again: evaluate without it, or "
-                    "leave out --by"
+                    "to look at these networks and images again: evaluate without it, "
+                    "choose other suites by --suite, or leave out --by"
                 )
         return request
+
+    @property
+    def step(self) -> str:
+        """That of the checkpoint that was evaluated."""
+        steps = {of["step"] for of in self.kept.settings.values() if "step" in of}
+        if len(steps) > 1:
+            raise UsageError(
+                f"the suites of {self.folder} are of the checkpoints {sorted(steps)}: "
+                "evaluate one of them, or leave out --by"
+            )
+        if steps:
+            return str(steps.pop())
+        return str(load((self.folder / f"{self.name}.json").read_text())[0].step)
 
     @functools.cached_property
     def functions(self) -> tuple[Callable, Callable, Variables]:
@@ -210,7 +235,7 @@ class Searcher:
         """Raises UsageError where the images are not those that were evaluated."""
         if not np.array_equal(labels, kept):
             raise UsageError(
-                f"the test images of {self.folder} are not those that {self.name}.npz is "
+                f"the test images of {self.folder} are not those that {self.name} is "
                 "about: run `advadapters evaluate` again"
             )
 

@@ -15,7 +15,14 @@ from advadapters.adapters import files
 from advadapters.checkpoints import Checkpoints, NotFinite
 from advadapters.data import identity
 from advadapters.evaluation import tables
-from advadapters.runs import evaluating, opening, profiling, starting, workdir
+from advadapters.runs import (
+    evaluating,
+    opening,
+    predictions,
+    profiling,
+    starting,
+    workdir,
+)
 from advadapters.runs.open_run import OpenRun
 from advadapters.training import loop, states
 
@@ -61,7 +68,7 @@ def train(
     backbone = trees.count(variables["frozen"]) > trees.count(states.trained(variables))
     adapters = write_adapters(opened, variables) if backbone else ""
     settings = evaluating.settings_of(opened, results)
-    workdir.write_tables(folder / "results.npz", cases, results, settings=settings)
+    predictions.write(folder / "results.npz", cases, results, settings)
     workdir.write_results(folder, rows)
     print(tables.markdown(rows))
     print(f"written to {folder}: results.json, results.md, tradeoff.png{adapters}")

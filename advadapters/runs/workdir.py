@@ -4,20 +4,16 @@ import json
 import math
 import os
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
-import numpy as np
 from etils import epath
 
 from advadapters import defaults, files, hosts
 from advadapters.errors import UsageError
-from advadapters.evaluation.accuracy import Table
 from advadapters.evaluation.rows import Row, dump, load
 from advadapters.evaluation.tables import draw_tradeoff, markdown
 from advadapters.files import AnyPath
-from advadapters.networks import Case, Identity
 
 Config = dict[str, Any]  # of a run, nested plain values
 
@@ -246,75 +242,6 @@ def write_results(folder: AnyPath, rows: Sequence[Row]) -> None:
     write_whole(folder / "tradeoff.png", lambda raw: draw_tradeoff(rows, raw))
     write_text(folder / "results.md", markdown(rows) + "\n")
     write_text(folder / "results.json", dump(rows))
-
-
-class Predictions(NamedTuple):
-    """What networks say of each image, as NAME.npz beside NAME.json keeps it.
-
-    command: that made them, "" of `train`. settings: {suite: those of its attack}.
-    """
-
-    networks: list[Identity]
-    tables: dict[str, Table]
-    command: str
-    settings: dict[str, Any]
-
-
-def write_tables(
-    file: AnyPath,
-    cases: Sequence[Case],
-    tables: Mapping[str, Table],
-    command: str = "",
-    settings: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes the Predictions of the cases as an .npz, whole or not at all."""
-    networks = [case.identity.plain() for case in cases]
-    arrays: dict[str, Any] = {
-        "networks": np.array(json.dumps(networks)),
-        "settings": np.array(json.dumps(settings or {})),
-        "command": np.array(command),
-    }
-    for suite, table in tables.items():
-        arrays |= {f"{suite}/{key}": value for key, value in table._asdict().items()}
-    write_whole(file, lambda raw: np.savez_compressed(raw, **arrays))
-
-
-def read_tables(file: AnyPath) -> Predictions:
-    """The Predictions of such an .npz; raises UsageError where it is none."""
-    try:
-        with file.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
-            networks = list(map(Identity.of_plain, json.loads(str(arrays["networks"]))))
-            command = str(arrays["command"])
-            # Older files do not tell the settings.
-            settings = json.loads(str(arrays["settings"])) if "settings" in arrays else {}
-            suites = dict.fromkeys(n.rpartition("/")[0] for n in arrays if "/" in n)
-            tables = {
-                suite: Table(*(arrays[f"{suite}/{key}"] for key in Table._fields))
-                for suite in suites
-            }
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"cannot read {file} as tables of predictions: {error}") from None
-    return Predictions(networks, tables, command, settings)
-
-
-def read_alike(folders: Sequence[AnyPath], name: str) -> list[Predictions]:
-    """The Predictions of NAME.npz in each folder.
-
-    Raises UsageError where runs differ in networks, suites, or attacks of these.
-    """
-    runs = [read_tables(folder / f"{name}.npz") for folder in folders]
-    first = runs[0]
-    for folder, run in zip(folders, runs, strict=True):
-        attacks = run.settings
-        differ = [s for s in attacks if first.settings.get(s, attacks[s]) != attacks[s]]
-        same = run.networks == first.networks and run.tables.keys() == first.tables.keys()
-        if differ or not same:
-            suite = f" (suite {differ[0]!r} is another attack)" if differ else ""
-            raise UsageError(
-                f"{folder} was not evaluated like {folders[0]}{suite}: run the same "
-                "`advadapters evaluate` on both"
-            )
-    return runs
 
 
 def read_results(folder: AnyPath | str) -> list[Row] | None:

@@ -13,7 +13,7 @@ import pytest
 from advadapters.__main__ import main
 from advadapters.configs import parse
 from advadapters.errors import UsageError
-from advadapters.runs import opening, workdir
+from advadapters.runs import opening, predictions, workdir
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 NAMES = ("ant", "bee", "cat")
@@ -279,8 +279,8 @@ def test_other_test_sets_are_sources_too(finished, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"--data=npz:{tmp_path}/a.npz: class names are not compared" in said
     assert f"--data=folder:{some}: classes are numbered by their names" in said
-    _, found, *_ = workdir.read_tables(folder / "evaluation.npz")
-    whole = workdir.read_tables(folder / "results.npz")[1]["clean"]
+    _, found, *_ = predictions.read(folder, "evaluation")
+    whole = predictions.read(folder, "results").tables["clean"]
     for spec, part in zip(
         specs, (slice(None), slice(8, 24), slice(16, 24), slice(None)), strict=True
     ):

@@ -17,7 +17,7 @@ from advadapters.errors import UsageError
 from advadapters.evaluation import accuracy, shifts
 from advadapters.evaluation.rows import Row
 from advadapters.networks import mixture_case
-from advadapters.runs import evaluating, opening, training, workdir
+from advadapters.runs import evaluating, opening, predictions, training, workdir
 
 DIGITS = str(pathlib.Path(__file__).parents[2] / "configs" / "digits.py")
 
@@ -82,9 +82,10 @@ def test_other_test_sets(trained, tmp_path, capsys):
     prepare("mnist_corrupted/fog", "test", examples, tmp_path, shape=(28, 28, 1))
     prepare("cifar10_corrupted/fog_3", "test", examples, tmp_path)
     where = f"--data_dir={tmp_path}"
-    (row,) = evaluated(trained, "--data=mnist_corrupted/fog", where)
-    assert (row["suite"], row["metric"]) == ("mnist_corrupted/fog", "accuracy")
-    _, tables, command, _ = workdir.read_tables(trained / "evaluation.npz")
+    rows = evaluated(trained, "--data=mnist_corrupted/fog", where)
+    (row,) = (row for row in rows if row["suite"] == "mnist_corrupted/fog")
+    assert row["metric"] == "accuracy"
+    tables = predictions.read(trained, "evaluation").tables
     found = tables["mnist_corrupted/fog"]
     assert sorted(found.labels.tolist()) == sorted(labels) and row["n"] == 20
     assert row["correct"] == found.right.sum()
@@ -150,8 +151,8 @@ def test_signs_of_gradients_are_compared_where_training_is_coarser(trained, caps
             ["--suite=corruptions", "--severity=6"],
             "unknown --severity '6'; there are: 1, 2",
         ),
-        (["--suite=corruptions,pgd20_linf"], "corruptions run alone"),
-        (["--data=imagenet", "--suite=pgd20_linf"], "--data goes without --suite"),
+        (["--suite=corruptions,pgd"], "unknown suite 'pgd'"),
+        (["--suite=autoattack,autoattack-fast"], "one version of AutoAttack at a time"),
         (["--combine=median"], "unknown --combine 'median'; there are: mean, max, sum"),
         (["--severity=1"], "--severity is for --suite=corruptions"),
     ],

@@ -16,7 +16,7 @@ from advadapters.commands import study
 from advadapters.errors import UsageError
 from advadapters.evaluation import ledger
 from advadapters.flags import ConfigFile
-from advadapters.runs import experiments, workdir
+from advadapters.runs import experiments, predictions, workdir
 
 CONFIG = """
 from advadapters import defaults
@@ -156,9 +156,10 @@ def test_a_second_call_does_nothing_again(finished, capsys, monkeypatch):
 
 
 def test_autoattack_keeps_who_is_right(finished):
-    file = finished[0] / "runs" / "linf-seed0" / "aa.npz"
-    _, found, command, _ = workdir.read_tables(file)
-    rows = json.loads(file.with_suffix(".json").read_text())
+    folder = finished[0] / "runs" / "linf-seed0"
+    _, found, commands, _ = predictions.read(folder, "aa")
+    (command,) = {*commands.values()}
+    rows = json.loads((folder / "aa.json").read_text())
     assert (
         list(found) == [row["suite"] for row in rows] and "--suite=autoattack:" in command
     )

@@ -8,7 +8,7 @@ import pytest
 
 from advadapters.data import sources
 from advadapters.errors import UsageError
-from advadapters.runs import evaluating, requests
+from advadapters.runs import image_choice, requests
 
 
 @pytest.fixture(params=["folder", "tar"])
@@ -30,7 +30,7 @@ def test_images_by_the_names_of_their_files(split, tmp_path):
 
     def grays(text):
         file.write_text(text)
-        found = evaluating.named(split, file)
+        found = image_choice.named(split, file)
         return [int(found[i][0].max()) for i in range(len(found))]
 
     assert grays("1/c.png\nb.png\n\n") == [1, 3]
@@ -46,10 +46,10 @@ def test_images_by_the_names_of_their_files(split, tmp_path):
 
 def test_names_that_cannot_be(tmp_path):
     with pytest.raises(UsageError, match="cannot read --names"):
-        evaluating.named(sources.load("digits").test, tmp_path / "none.txt")
+        image_choice.named(sources.load("digits").test, tmp_path / "none.txt")
     (tmp_path / "names.txt").write_text("a.png")
     with pytest.raises(UsageError, match="for images that are files"):
-        evaluating.named(sources.load("digits").test, tmp_path / "names.txt")
+        image_choice.named(sources.load("digits").test, tmp_path / "names.txt")
     request = requests.Request(workdir="x", names="y", examples=5)
     with pytest.raises(UsageError, match="leave out --data, --images and --examples"):
         requests.check(request)

@@ -19,7 +19,7 @@ from advadapters.evaluation import (
 )
 from advadapters.evaluation.rows import Row
 from advadapters.networks import mixture_case
-from advadapters.runs import workdir
+from advadapters.runs import predictions
 from advadapters.soups import front, simplex
 
 DOMAINS = ("clean", "linf", "l2")
@@ -50,15 +50,14 @@ def folders(tmp_path_factory):
         folder = tmp_path_factory.mktemp("report") / f"run{seed}"
         folder.mkdir()
         settings = {"pgd": {"eps": 0.1}}
-        file = folder / "evaluation.npz"
-        workdir.write_tables(file, CASES, found, "advadapters me", settings)
+        predictions.write(folder / "evaluation.npz", CASES, found, settings)
         made.append(folder)
     return made
 
 
 def test_the_class_that_pays_comes_first(folders):
-    kept = workdir.read_tables(folders[0] / "evaluation.npz")
-    assert kept.command == "advadapters me" and kept.networks == NETWORKS
+    kept = predictions.read(folders[0], "evaluation")
+    assert kept.commands == {} and kept.networks == NETWORKS
     changes = classes.changes(kept.networks, kept.tables, "pgd")
     assert changes[0]["class"] == 2 and changes[0]["from"] == "clean mode"
     assert changes[0]["to"] == "linf mode"
@@ -70,17 +69,17 @@ def test_report_of_two_seeds(folders, capsys):
     assert main(["report", f"--workdir={folders[0]},{folders[1]}"]) == 0
     text = (folders[0] / "report.md").read_text()
     assert "| clean mode | 100.0 ± 0.0 |" in text and "2 seed(s)" in text
-    assert text.count("- `advadapters me`") == 2
+    assert text.count("- `advadapters train ...") == 2
     assert "| ensemble of 0.5 clean + 0.5 linf |" in text
     for name in ("fronts", "simplex", "classes"):
         assert (folders[0] / f"report_{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_seeds_under_other_attacks_are_not_put_together(folders, tmp_path, capsys):
-    found = workdir.read_tables(folders[0] / "evaluation.npz").tables
+    found = predictions.read(folders[0], "evaluation").tables
     for eps, code in ((0.1, 0), (0.2, 2)):
         settings = {"pgd": {"eps": eps}}
-        workdir.write_tables(tmp_path / "evaluation.npz", CASES, found, "", settings)
+        predictions.write(tmp_path / "evaluation.npz", CASES, found, settings)
         argv = [f"--workdir={tmp_path},{folders[0]}", "--labels=10"]
         assert main(["select", *argv]) == code
     assert main(["report", argv[0]]) == 2
@@ -158,10 +157,18 @@ def test_networks_of_one_shown_name_stay_apart():
 def test_tables_of_before_there_were_kinds(tmp_path):
     old = [{"mixture": network.mixture} for network in NETWORKS]
     old[-1] |= {"ensemble": True}
+    said = np.arange(2 * len(old), dtype=np.int32).reshape(len(old), 2)
     with (tmp_path / "a.npz").open("wb") as file:
-        np.savez(file, networks=np.array(json.dumps(old)), command=np.array(""))
-    kept = workdir.read_tables(tmp_path / "a.npz")
+        arrays = {
+            "clean/predictions": said,
+            "clean/labels": said[0],
+            "clean/index": said[0],
+        }
+        arrays |= {"networks": np.array(json.dumps(old)), "command": np.array("")}
+        np.savez(file, **arrays)
+    kept = predictions.read(tmp_path, "a")
     assert kept.networks == NETWORKS and kept.settings == {}
+    np.testing.assert_array_equal(kept.tables["clean"].predictions, said)
 
 
 OLD = """[
