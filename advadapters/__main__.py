@@ -3,13 +3,12 @@
 import contextlib
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
 from absl import logging
 
-from advadapters import flags, hosts
+from advadapters import files, flags, hosts
 from advadapters.errors import UsageError
 
 VERBS = {
@@ -66,10 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the verb and its flags, those of the process by default.
 
     Returns:
-      The exit code: 0, 2 for bad input, or 143 for a run that SIGTERM stopped. A run that
-      fails raises, and Python then makes it 1.
+      The exit code: 0, 2 for bad input, 143 for a run that SIGTERM stopped, 130 for one
+      that Ctrl-C stopped, or 74 where files could not be written. A run that fails in
+      another way raises, and Python then makes it 1.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    alone, argv = argv is None, sys.argv[1:] if argv is None else argv
     verb = argv[0] if argv else "--help"
     if verb in ("--help", "-h", "help"):
         print(usage())
@@ -80,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what we ask it for
+    # Orbax warns of what we ask it for, and logs errors that it raises too.
+    logging.set_verbosity(logging.FATAL)
     command = importlib.import_module(f"advadapters.commands.{verb}")
     if {"--help", "-h"} & set(argv[1:]):
         print(flags.describe(command.__doc__, flags.taken_by(command.main)))
@@ -96,8 +97,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except hosts.Preempted as error:
         print(f"{error}; the same command goes on from there", flush=True)
-        return 128 + signal.SIGTERM
+        return 128 + error.number
     except BaseException as error:
+        if reason := files.trouble(error):
+            print(f"advadapters {verb}: {reason}", file=sys.stderr)
+            hosts.fail(files.TROUBLE, error)
+            if alone:  # writers that are left would all fail once more at the end
+                sys.stdout.flush()
+                os._exit(files.TROUBLE)
+            return files.TROUBLE
         hosts.fail(1, error)
         raise
 

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import errno
 import io
 import os
 import pathlib
@@ -9,6 +10,14 @@ from typing import IO
 
 from etils import epath
 
+TROUBLE = 74  # exit code of a program that could not write its files, as in sysexits.h
+REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EIO: "the disk does not work",
+    errno.ESTALE: "the file system is gone",
+}
 OpenFile = IO[bytes] | io.BufferedIOBase  # to write to; of memory too
 AnyPath = pathlib.Path | epath.Path  # a local file, or one of a bucket
 
@@ -32,3 +41,25 @@ def write_whole(
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def trouble(error: BaseException) -> str:
+    """What to tell a user of an error that a disk caused, "" of any other error.
+
+    Looks through the errors that led to it, and reads the texts of libraries that do not
+    keep the number of the error.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        for number, words in REASONS.items():
+            known = isinstance(chain, OSError) and chain.errno == number
+            if known or os.strerror(number) in str(chain):
+                place = getattr(chain, "filename", None)
+                return (
+                    f"{words}"
+                    + (f" ({place})" if place else "")
+                    + ": what was saved before "
+                    "is whole; make room, and give the same command again"
+                )
+        chain = chain.__cause__ or chain.__context__
+    return ""

@@ -22,6 +22,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Failure = tuple[int, int, str]  # exit code, number of the process, what happened
 
 SECONDS = "300"
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 # What clusters set in the environment. Without any of it jax need not be asked (nor
 # imported).
 SIGNS = (
@@ -217,28 +218,51 @@ def _call(address: str, index: int, seconds: int) -> str:
 
 
 class Preempted(RuntimeError):
-    """A host got SIGTERM; what was done so far is saved."""
+    """A host was told to stop; what was done so far is saved.
+
+    number: of the signal.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 @contextlib.contextmanager
-def sigterm() -> Iterator[Callable[[int], bool]]:
-    """Listens for SIGTERM, which asks a run to stop.
+def signals() -> Iterator[Callable[[int], int]]:
+    """Listens for SIGTERM and SIGINT (Ctrl-C), which ask a run to stop.
+
+    A second signal does what it does elsewhere: it ends this process at once.
 
     Yields:
-      A function: step -> whether to stop after this step, because some host got SIGTERM.
-      All hosts must call it after every step; they agree on the step to stop after.
+      A function: step -> the signal because of which to stop after this step, or 0, because
+      some host got one. All hosts must call it after every step; they agree on the step to
+      stop after. Of several hosts, only SIGTERM is answered, which jax listens for.
     """
-    if joined().client:  # jax listens for the signal
+    if joined().client:
         from jax.experimental import multihost_utils
 
-        yield multihost_utils.reached_preemption_sync_point
+        reached = multihost_utils.reached_preemption_sync_point
+        yield lambda step: signal.SIGTERM if reached(step) else 0
         return
-    came = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: 0  # only the main thread may listen
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in STOPPING}
+
+    def come(number: int, frame: Any) -> None:
+        came.append(number)
+        for other, handler in before.items():
+            signal.signal(other, handler)
+
     try:
-        yield lambda step: came.is_set()
+        for number in STOPPING:
+            signal.signal(number, come)
+        yield lambda step: came[0] if came else 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def joined() -> Any:

@@ -104,8 +104,15 @@ def idx_test(path: str, options: Options) -> TestSet:
 def _idx_split(path: str, prefix: str) -> ArraySplit:
     """The images and labels of a split, whose files' names begin with the prefix."""
     root = pathlib.Path(path).expanduser()
-    images = _read_idx(root, f"{prefix}-images-idx3-ubyte")[..., None]
-    return ArraySplit(images, _read_idx(root, f"{prefix}-labels-idx1-ubyte"))
+    images = _read_idx(root, f"{prefix}-images-idx3-ubyte")
+    labels = _read_idx(root, f"{prefix}-labels-idx1-ubyte")
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise UsageError(
+            f"{root}: {prefix}-images-idx3-ubyte must hold [N, H, W] and "
+            f"{prefix}-labels-idx1-ubyte [N] numbers, got {list(images.shape)} and "
+            f"{list(labels.shape)}"
+        )
+    return ArraySplit(images[..., None], labels)
 
 
 def _read_idx(root: pathlib.Path, name: str) -> np.ndarray:

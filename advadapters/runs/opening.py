@@ -31,7 +31,8 @@ def open_run(
     tell(run)
     data = None
     if workdir.holds_run(path):
-        changes.settle(path, config, run, said)
+        with workdir.alone(path):
+            changes.settle(path, config, run, said)
     else:
         if run.start:
             starting.need_same_classes(run)

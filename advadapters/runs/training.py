@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -38,6 +39,14 @@ def train(
     clock: see `say_when_started`. profile: steps to trace, None for none. late: whether to
     stop after a step, as if SIGTERM came; of one process only.
     """
+    with workdir.alone(opened.folder):
+        return _train(opened, clock, profile, late)
+
+
+def _train(
+    opened: OpenRun, clock: Sequence[float], profile: int | None, late: Callable[[], bool]
+) -> int:
+    """What `train` does in a folder that is locked."""
     run, folder = opened.run, opened.folder
     abstract = opening.abstract_state(opened)
     with opening.open_checkpoints(opened) as saved:
@@ -134,7 +143,7 @@ def train_steps(
         except NotFinite as error:
             raise loop.Diverged(str(error)) from None
 
-    with contextlib.closing(log), hosts.sigterm() as leave:
+    with contextlib.closing(log), hosts.signals() as leave:
         state = loop.run(
             state,
             lambda state, batch: step_fn(state, batch, np.uint32(run.seed)),
@@ -143,7 +152,7 @@ def train_steps(
             plan=loop.Plan(start, run.steps, run.every, run.max_nonfinite),
             hooks=loop.Hooks(
                 log=write,
-                leave=lambda step: leave(step) or late(),
+                leave=lambda step: leave(step) or (signal.SIGTERM if late() else 0),
                 validate=validate,
                 save=save,
             ),

@@ -1,10 +1,12 @@
 """The files of one run's folder: process 0 writes and reads them, see `hosts.once`."""
 
+import contextlib
+import fcntl
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from etils import epath
@@ -16,6 +18,7 @@ from advadapters.evaluation.tables import draw_tradeoff, markdown
 from advadapters.files import AnyPath
 
 Config = dict[str, Any]  # of a run, nested plain values
+_LOCKS: dict[str, int] = {}  # {folder that this process has locked: open file}
 
 
 def open_workdir(path: str | os.PathLike, config: Config, data: Any = None) -> epath.Path:
@@ -32,6 +35,49 @@ def open_workdir(path: str | os.PathLike, config: Config, data: Any = None) -> e
         )
     refuse_other(folder, read_config(folder), plain(config))
     return folder
+
+
+@contextlib.contextmanager
+def alone(path: str | os.PathLike) -> Iterator[None]:
+    """Lets nobody else train in a folder meanwhile; raises UsageError if somebody does.
+
+    The system takes the lock from a process that ends, however it ends. There is none on
+    file systems that know no locks, such as buckets.
+    """
+    folder = os.path.abspath(os.path.expanduser(path))
+    _lock(folder)
+    try:
+        yield
+    finally:
+        _unlock(folder)
+
+
+@hosts.once
+def _lock(folder: str) -> None:
+    """What `alone` begins with in process 0."""
+    try:
+        number = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(number)
+        raise UsageError(
+            f"another process is training in {folder}: wait until it ends, or name another "
+            "workdir"
+        ) from None
+    except OSError:  # no locks here
+        os.close(number)
+        return
+    _LOCKS[folder] = number
+
+
+@hosts.once
+def _unlock(folder: str) -> None:
+    """What `alone` ends with in process 0."""
+    if folder in _LOCKS:
+        os.close(_LOCKS.pop(folder))
 
 
 def plain(config: Config) -> Config:
@@ -186,14 +232,22 @@ class Log:
         )
 
     def read(self) -> list[dict[str, Any]]:
-        """The rows so far; a last line that a kill cut short is left out."""
-        rows = []
-        if self.path.exists():
-            for text in self.path.read_text().splitlines():
-                try:
-                    rows.append(json.loads(text))
-                except json.JSONDecodeError:
-                    break
+        """The rows so far; lines that are no rows are left out, and named.
+
+        A last line that a kill cut short is left out without a word.
+        """
+        rows, bad = [], []
+        texts = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
+        for number, text in enumerate(texts, start=1):
+            try:
+                row = json.loads(text)
+                if not isinstance(row["step"], int):
+                    raise ValueError("its step is no number")
+                rows.append(row)
+            except (ValueError, TypeError, KeyError, RecursionError):
+                bad += [number] if number < len(texts) else []
+        if bad:
+            print(f"warning: {self.path}: lines that are no rows are left out: {bad}")
         return rows
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -211,9 +265,12 @@ class Log:
             self.events.close()
 
 
-def line(row: Mapping[str, float]) -> str:
+def line(row: Mapping[str, float | None]) -> str:
     """One JSON line; what is not finite becomes null, as JSON has no word for it."""
-    finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
+    finite = {
+        key: value if isinstance(value, (int, float)) and math.isfinite(value) else None
+        for key, value in row.items()
+    }
     return json.dumps(finite) + "\n"
 
 

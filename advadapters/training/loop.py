@@ -60,13 +60,14 @@ class Hooks(NamedTuple):
     Attributes:
       log: (step, metrics). The metrics are means over the steps since the last call,
         with "seconds_per_step" and "waiting", the share of that time which `Feed` waited.
-      leave: step -> whether training must end here, before its last step.
+      leave: step -> the signal because of which training must end here, before its last
+        step, or 0.
       validate: (state, step) -> a score, or None for none.
       save: (step, state, score). It may return before the checkpoint is written.
     """
 
     log: Callable[[int, dict[str, float]], Any]
-    leave: Callable[[int], bool]
+    leave: Callable[[int], int]
     validate: Callable[[State, int], float | None]
     save: Callable[[int, State, float | None], Any]
 
@@ -160,6 +161,8 @@ def run(
             batch = feed.take(metrics)
             # Two steps at once are enough to be ahead, and each keeps its batch.
             jax.block_until_ready(before)
+            if before and int(before["nonfinite"]) >= plan.limit:
+                raise _diverged(int(before["nonfinite"]), step - 2)
             before = metrics
             with StepTraceAnnotation("train", step_num=step):
                 state, metrics = step_fn(state, batch)
@@ -170,9 +173,10 @@ def run(
                 means |= {"waiting": feed.waited / seconds}
                 hooks.log(step, means | {"seconds_per_step": seconds / (step - counted)})
                 if bad >= plan.limit:
-                    raise Diverged(f"{bad} updates in a row were not finite at step {step}")
+                    raise _diverged(bad, step)
                 started, counted, feed.waited = time.monotonic(), step, 0.0
-            leaving = hooks.leave(step) and step < stop
+            number = hooks.leave(step)
+            leaving = bool(number) and step < stop
             validated = every.due("validate", step, stop)
             if validated or leaving or every.due("checkpoint", step, stop):
                 jax.block_until_ready(metrics)  # steps are no part of the pause
@@ -182,8 +186,13 @@ def run(
                     hooks.save(step, state, score)
                 started += time.monotonic() - paused
             if leaving:
-                raise hosts.Preempted(f"stopped: saved after step {step}")
+                raise hosts.Preempted(f"stopped: saved after step {step}", number)
     return state
+
+
+def _diverged(bad: int, step: int) -> Diverged:
+    """What is raised when so many updates in a row were not finite."""
+    return Diverged(f"{bad} updates in a row were not finite at step {step}")
 
 
 def summarize(metrics: Sequence[Metrics]) -> tuple[dict[str, float], int]:

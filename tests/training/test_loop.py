@@ -52,7 +52,7 @@ def train(step_fn, source, mesh, every=EVERY, **changes):
     logged, saved = {}, []
     hooks = loop.Hooks(
         log=lambda step, metrics: logged.update({step: metrics}),
-        leave=lambda step: False,
+        leave=lambda step: 0,
         validate=lambda state, step: None,
         save=lambda step, state, score: saved.append((step, float(state))),
     )._replace(**changes)
@@ -136,5 +136,25 @@ def test_sigterm_ends_after_a_step_that_is_saved(one_device):
     saved = []
     keep = lambda step, state, score: saved.append((step, float(state)))  # noqa: E731
     with pytest.raises(hosts.Preempted, match="saved after step 3"):
-        train(count, batches(), one_device, leave=lambda step: step == 3, save=keep)
+        train(count, batches(), one_device, leave=lambda step: 15 * (step == 3), save=keep)
     assert saved[-1] == (3, 16 * 6)
+
+
+def test_bad_updates_are_counted_at_every_step(one_device):
+    """Not only when something is logged; one further step is on its way by then."""
+    taken = []
+
+    def bad(state, batch):
+        return state, {"loss": jnp.float32(0), "nonfinite": jnp.int32(len(taken))}
+
+    every = loop.Every(log=1000, validate=0, checkpoint=0)
+    hooks = loop.Hooks(
+        log=lambda step, metrics: None,
+        leave=lambda step: 0,
+        validate=lambda state, step: None,
+        save=lambda step, state, score: None,
+    )
+    plan = loop.Plan(0, 100, every, limit=3)
+    with pytest.raises(loop.Diverged, match="updates in a row were not finite"):
+        loop.run(0.0, bad, batches(taken=taken), mesh=one_device, plan=plan, hooks=hooks)
+    assert len(taken) <= 3 + 4
