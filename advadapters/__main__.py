@@ -23,6 +23,7 @@ VERBS = {
     "convert": "pretrained weights of other programs as a file of this one's",
     "export": "a trained network, or all of its soups, as one file for other programs",
     "dryrun": "compile the training step for devices that need not be there",
+    "papers": "what the trainings of the papers' workflows cost, at best, on which chips",
     "config": "the whole config that a file makes, explained; or all that there are",
     "doctor": "versions, devices, a write test, and how fast images come",
     "study": "train one config with different adapters or methods, and compare",

@@ -16,7 +16,10 @@ Paper: Yuan, Zhang, Shan and Chen, "FullLoRA" (IEEE TIP 2025, arXiv 2401.01752).
     is trained, and reads the class token; decay of all that is trained; no average of
     parameters, no warm-up, nothing dropped; crops and flips, images normalised to 0.5 and
     0.5; evaluation keeps the best iterate; which baselines, and the nominal training
-    before, by the same recipe.
+    before, by the same recipe. Of the variants _pretrained: the file, timm's ViT-B/16 of
+    ImageNet; that kernels of patches and positions are resampled as timm does (Mo et al.:
+    kernels interpolated, positions bilinear); that the radius of _pretrained_warmup grows
+    over the first half (arXiv 2509.23325: a schedule helps where the start is not robust).
 Command: advadapters train --config=configs/fulllora.py:cifar10_nominal
     --workdir=runs/cifar10_nominal, or a network that is there already, then
   advadapters train --config=configs/fulllora.py:cifar10 --workdir=DIR
@@ -30,7 +33,11 @@ Variants: the data set, and how it is trained, LNLoRA by default: cifar10 (defau
   cifar100, cifar100_lora, cifar100_attention, cifar100_mlp, cifar100_bitfit,
   cifar100_linear_probe, cifar100_full, cifar100_nominal; imagenette, imagenette_lora,
   imagenette_attention, imagenette_mlp, imagenette_bitfit, imagenette_linear_probe,
-  imagenette_full, imagenette_nominal.
+  imagenette_full, imagenette_nominal. From a pretrained network, the file that
+  config.start.weights names: cifar10_pretrained, cifar10_pretrained_warmup,
+  cifar10_pretrained_full; cifar100_pretrained, cifar100_pretrained_warmup,
+  cifar100_pretrained_full; imagenette_pretrained, imagenette_pretrained_warmup,
+  imagenette_pretrained_full.
 Cost: 22 forward passes' FLOPs per image (20 in PGD-10, 2 trained), counted on paper: 5e17
   FLOP for CIFAR, 3e17 for Imagenette, an hour or two of an accelerator that does 100
   TFLOP/s. Expected: not run here; the paper's tables are not known to us.
@@ -56,6 +63,9 @@ METHODS = {
     "_linear_probe": "linear_probe",
     "_full": "full",
     "_nominal": "",
+    "_pretrained": "lnlora",
+    "_pretrained_warmup": "lnlora",
+    "_pretrained_full": "full",
 }
 CASES = {data + suffix: (data, suffix) for data in DATA for suffix in METHODS}
 VARIANTS = tuple(CASES)
@@ -96,6 +106,12 @@ def get_config(name=""):
         )
     else:
         config.update(defaults.method("nominal", attacks))
+    if suffix.startswith("_pretrained"):
+        config.start.workdir = ""
+        config.start.weights = "vit_base_patch16_224.safetensors"
+        config.start.fresh = (*config.start.fresh, "head/.*")
+    if suffix == "_pretrained_warmup":
+        config.attacks.linf.eps_warmup = config.epochs / 2
     config.evaluation.batch_size = 256
     suites = {
         "pgd20": defaults.evaluation_pgd("linf", EPS, steps=20),

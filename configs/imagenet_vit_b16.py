@@ -22,14 +22,18 @@ Ours, where the recipes say another thing: the average's decay grows to its valu
   the training images are held out; bfloat16; the first weights; AdvProp and Pyramid-AT
   follow MAE's recipe, not their own (Pyramid-AT: the class token is read, AdamW at 1e-3
   with decay 0.1, RandAugment 2 of magnitude 15, mixup 0.5, dropout), AdvProp's own norms
-  are all layer norms, and its halves count alike; `finetune` starts from a run of this
-  program; the judge, PGD-40 on the margin, keeping the best iterate. cotrain_norms, and
-  co-training of ViT-L.
+  are all layer norms, and its halves count alike; the judge, PGD-40 on the margin,
+  keeping the best iterate. cotrain_norms, and co-training of ViT-L. Of from_linf_...:
+  AdamW at 1e-4, batches of 1024, an average of decay 0.995 (Croce et al. 2023: a short
+  fine-tuning, as little as one epoch; radii and APGD-10 of Croce and Hein's code).
 Command: advadapters train --config=configs/imagenet_vit_b16.py:cotrain --workdir=DIR
 Data: TFDS imagenet2012, prepared once with --file_format=array_record; or
   --config.data.source=tar:DIR with ImageNet's two tars as they come (docs/data.md).
 Variants: cotrain (default), nominal, adversarial, advprop (dual layer norms), pyramid,
-  finetune, finetune_released (name weights in config.start.workdir);
+  finetune, finetune_released (from config.start.weights, MAE's released encoder
+  mae_pretrain_vit_base.pth; a .pth needs torch, see docs/weights.md);
+  from_linf_l2, from_linf_l1, from_linf_nominal (seasoning: an epoch from the run of
+  `adversarial` that config.start.workdir names);
   alpha_10, alpha_20, alpha_30, alpha_40, alpha_50, alpha_60, alpha_70, alpha_80, alpha_90
   (co-training with that percentage of the clean loss), cotrain_norms (dual layer norms in
   place of class tokens), vit_l16 (co-training of ViT-L/16; the state split over the
@@ -49,7 +53,10 @@ from advadapters.configs import variant
 EPS = 4 / 255
 METHODS = ("cotrain", "nominal", "adversarial", "advprop", "pyramid")
 ALPHAS = {f"alpha_{percent}": percent / 100 for percent in range(10, 100, 10)}
-VARIANTS = (*METHODS, "finetune", "finetune_released", *ALPHAS, "cotrain_norms", "vit_l16")
+THREATS = {"from_linf_l2": 2.0, "from_linf_l1": 255.0, "from_linf_nominal": 0.0}  # radii
+VARIANTS = (
+    *METHODS, "finetune", "finetune_released", *THREATS, *ALPHAS, "cotrain_norms", "vit_l16"
+)  # fmt: skip
 
 
 def get_config(name=""):
@@ -82,6 +89,10 @@ def get_config(name=""):
     method = name if name in METHODS else "cotrain"
     method = "nominal" if name.startswith("finetune") else method
     attacks = {"linf": defaults.pgd("linf", EPS, steps=2)}
+    if name in THREATS:
+        threat = name.removeprefix("from_linf_")
+        method = "nominal" if threat == "nominal" else "adversarial"
+        attacks = {threat: apgd(threat, THREATS[name])}
     config.update(defaults.method(method, attacks, alpha=ALPHAS.get(name, 0.5)))
     if name == "advprop":  # as published for ImageNet
         config.attacks.linf.update(steps=5, step_size=1 / 255)
@@ -100,12 +111,14 @@ def get_config(name=""):
     config.evaluation.suites = {
         "pgd40_linf": defaults.evaluation_pgd("linf", EPS, 40, loss="margin")
     }
+    if name in THREATS:
+        season(config, name.removeprefix("from_linf_"), THREATS[name])
     return config
 
 
 def finetune(config, released):
     """MAE's fine-tuning, of the paper's Table 9 or of the released checkpoint."""
-    config.start.workdir = "runs/pretrained"
+    config.start.weights = "mae_pretrain_vit_base.pth"
     config.start.fresh = ("head/.*", "norm/.*")
     config.model.head_std = 2e-5
     config.ema_decay = 0.0
@@ -123,3 +136,24 @@ def finetune(config, released):
         config.data.random_erasing.update(
             probability=0.25, mean=config.model.mean, std=config.model.std
         )
+
+
+def apgd(norm, eps):
+    """The attack of robust fine-tuning's code."""
+    return dict(
+        name="apgd", norm=norm, eps=eps, steps=10, loss="cross_entropy", eps_warmup=0.0
+    )
+
+
+def season(config, threat, eps):
+    """A short fine-tuning of the Linf-robust network to another threat, or to none."""
+    if threat != "nominal":
+        config.evaluation.suites[f"pgd40_{threat}"] = defaults.evaluation_pgd(
+            threat, eps, 40, loss="margin"
+        )
+    config.start.workdir = "runs/imagenet/linf"
+    config.epochs = 1.0
+    config.batch_size = 1024
+    config.ema_decay = 0.995
+    config.optimizer.base_lr = 1e-4 * 256 / config.batch_size  # 1e-4 itself
+    config.optimizer.warmup_epochs = 0.1

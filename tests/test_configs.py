@@ -37,8 +37,9 @@ def variants(path):
 def tried(path):
     """The variants to try; of those that differ in the data or a number alone, a few."""
     alike = {
-        "fulllora": ("cifar100_", "imagenette_"),
-        "imagenet_vit_b16": ("alpha_",),
+        "fulllora": ("cifar100_", "imagenette_", "cifar10_pretrained_full"),
+        "imagenet_vit_b16": ("alpha_", "from_linf_l1"),
+        "seasoning": ("wrn28_10_l1", "resnet50_"),
         "oat": ("cifar10_averaged",),
         "twins": ("cifar10_averaged", "cifar10_trades_kl", "cifar100"),
         "digits_oat": ("fixed_20", "fixed_30", "fixed_40"),
@@ -53,7 +54,10 @@ CASES = [(path, variant) for path in FILES for variant in tried(path)]
 RUN = ("digits_twins", "imagenet_vit_b16")
 # Whose variants, all but the default, are those of a file of digits on other data and in
 # other sizes, which are shrunken away: they are only built.
-BUILT = ("cifar10_vit", "fashion_mnist", "fashion_season", "fulllora", "oat", "twins")
+BUILT = (
+    "cifar10_vit", "fashion_mnist", "fashion_season", "fulllora", "oat", "seasoning",
+    "twins",
+)  # fmt: skip
 
 
 def on_random_images(config, folder, size):
@@ -85,6 +89,11 @@ def shrink(config, folder):
         config["oat"]["widths"] = (0.5, 1.0)
     config["optimizer"]["drops"] = ()
     config["epochs"] = config["batch_size"] / 64
+    for attack in config["attacks"].values():
+        attack["eps_warmup"] = min(attack["eps_warmup"], config["epochs"])
+    side = config["data"]["image_size"]
+    for attack in (*config["attacks"].values(), *config["evaluation"]["suites"].values()):
+        attack["eps"] = min(attack["eps"], float(side * side))  # L1 of whole images
     return config
 
 

@@ -188,7 +188,7 @@ def measure(name: str, run: Any, mesh: Any, chip: Any) -> dict[str, Any]:
         "accumulate": run.accumulate,
         "sharding": run.sharding,
         "steps": run.steps,
-        "flops": counted(run, traced.jaxpr.jaxpr, mesh.size),
+        "flops": planning.count_products(run, traced.jaxpr.jaxpr, mesh.size),
         "chip_memory": chip.memory if chip else None,
     }
     compiled, row["memory"] = costs.compiled(traced)
@@ -208,21 +208,6 @@ def measure(name: str, run: Any, mesh: Any, chip: Any) -> dict[str, Any]:
     row["compile_seconds"] = time.monotonic() - started
     print(f"{name}, batch {run.batch_size}: {row['compile_seconds']:.0f} s", flush=True)
     return row
-
-
-def counted(run: Any, jaxpr: Any, devices: int) -> dict[str, float]:
-    """FLOPs per image on paper: of a forward pass, of a step, of a step with loops once."""
-    import jax
-
-    from advadapters import builders, costs
-
-    plain = jax.eval_shape(run.network.init, jax.random.key(0))
-    if run.film:
-        plain["lambda"] = jax.ShapeDtypeStruct((), "float32")
-    image = builders.abstract_images(run, 1)
-    forward = jax.make_jaxpr(run.network.evaluate)(plain, image)
-    step, once = (costs.products(jaxpr, devices, o) / run.batch_size for o in (False, True))
-    return {"forward": costs.products(forward.jaxpr), "paper": step, "paper_once": once}
 
 
 def times(row: Mapping[str, Any], chip: Any) -> dict[str, Any]:

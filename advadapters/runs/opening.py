@@ -84,9 +84,10 @@ def write_run(
 
     make: abstract variables of the config -> variables. data: what the run remembers of
     images, which need not be there then. All that can fail comes before the folder is
-    made. Raises UsageError if there is a run at the path already.
+    made. What a call that was killed has left there is completed. Raises UsageError if
+    there is a run at the path already.
     """
-    if workdir.holds_run(path):
+    if workdir.holds_run(path) and not workdir.is_begun(path):
         raise UsageError(f"{path} holds a run already: name a new folder")
     mesh, config = meshes.make(), defaults.complete(config)
     run = builders.build(config, mesh, data and identity.absent(data))
@@ -97,7 +98,8 @@ def write_run(
     state = state.replace(step=state.step + run.steps)
     with open_checkpoints(new) as saved:
         try:
-            saved.save(run.steps, meshes.put(state, meshes.replicated(mesh)))
+            if saved.latest() != run.steps:
+                saved.save(run.steps, meshes.put(state, meshes.replicated(mesh)))
         except checkpoints.NotFinite as error:
             raise UsageError(f"{path} would hold no usable network: {error}") from None
     return new

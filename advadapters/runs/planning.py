@@ -19,6 +19,21 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def count_products(run: Any, jaxpr: Any, devices: int) -> dict[str, float]:
+    """FLOPs per image on paper: of a forward pass, of a step, of a step with loops once."""
+    import jax
+
+    from advadapters import builders, costs
+
+    plain = jax.eval_shape(run.network.init, jax.random.key(0))
+    if run.film:
+        plain["lambda"] = jax.ShapeDtypeStruct((), "float32")
+    image = builders.abstract_images(run, 1)
+    forward = jax.make_jaxpr(run.network.evaluate)(plain, image)
+    step, once = (costs.products(jaxpr, devices, o) / run.batch_size for o in (False, True))
+    return {"forward": costs.products(forward.jaxpr), "paper": step, "paper_once": once}
+
+
 def measure(name: str, run: Any, mesh: Any, chip: Any) -> list[dict[str, Any]]:
     """[row]: everything that is known of each suite, on the networks of each width."""
     import jax

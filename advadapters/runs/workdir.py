@@ -157,6 +157,17 @@ def holds_run(path: str | os.PathLike) -> bool:
     return (epath.Path(os.path.expanduser(path)) / "config.json").exists()
 
 
+@hosts.once
+def is_begun(path: str | os.PathLike) -> bool:
+    """Whether a run that is put together, as by `soup`, was cut short.
+
+    Its lineage.json is written last. A run that is trained has no such file, but a log.
+    """
+    folder = epath.Path(os.path.expanduser(path))
+    last = ("lineage.json", "metrics.jsonl", "results.json")
+    return not any((folder / name).exists() for name in last)
+
+
 def refuse_other(folder: AnyPath, old: Config, new: Config) -> None:
     """Raises UsageError naming the keys that differ."""
     old, new = leaves(old), leaves(new)

@@ -75,7 +75,9 @@ def test_what_evaluation_costs(tmp_path, capsys):
     # gradients of images at as much again, or a little more.
     config = CONFIG.read()
     about = dryrun.build("cpu:2", config)
-    forward = dryrun.counted(about[1], jax.make_jaxpr(lambda: 0)().jaxpr, 2)["forward"]
+    forward = planning.count_products(about[1], jax.make_jaxpr(lambda: 0)().jaxpr, 2)[
+        "forward"
+    ]
     assert row["flops"] / forward == pytest.approx(43, rel=0.1)
     compute = row["flops"] * 13 * 8 / (197e12 / 6)
     assert row["seconds"]["compute"] == pytest.approx(compute)

@@ -282,6 +282,17 @@ def test_a_soup_of_strangers_is_warned_of_and_of_other_models_refused(
     assert "warning: the ingredients have different ancestors" in capsys.readouterr().out
     assert main(["soup", *argv]) == 2
     assert "holds a run already" in capsys.readouterr().err
+    # What was cut short, before or after the checkpoint, is completed.
+    mix = tmp_path / "mix"
+    kept = (mix / "lineage.json").read_text()
+    for part in ((), ("checkpoints",)):
+        (mix / "lineage.json").unlink()
+        for name in part:
+            shutil.rmtree(mix / name)
+        assert main(["soup", *argv]) == 0
+        assert (mix / "lineage.json").read_text() == kept and any(
+            (mix / "checkpoints").iterdir()
+        )
     argv = [f"--ingredients={season / 'linf'},{wide}", f"--output={tmp_path / 'no'}"]
     assert main(["soup", *argv]) == 2
     assert "differ in config.model.activation" in capsys.readouterr().err

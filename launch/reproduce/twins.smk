@@ -1,0 +1,18 @@
+# Liu et al. (2023), "TWINS": a robust ResNet-50 of ImageNet, fine-tuned robustly.
+#
+#   snakemake -s launch/reproduce/twins.smk --configfile launch/reproduce/rehearsal.yaml
+#
+# ends with RUNS/tables/twins.trainings.md. docs/reproduce.md tells the rest.
+
+include: "common.smk"
+
+
+rule all:
+    input:
+        [
+            f"{folder(name, seed)}/autoattack.json"
+            for name in of_paper("twins")
+            for seed in SEEDS
+        ],
+        f"{RUNS}/tables/twins.trainings.md",
+    default_target: True
