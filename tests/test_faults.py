@@ -3,13 +3,17 @@
 import errno
 import json
 import os
+import resource
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 
 import pytest
 
 from advadapters import files, hosts
+from advadapters.data import imaging
 from advadapters.errors import UsageError
 from advadapters.runs import workdir
 
@@ -127,3 +131,32 @@ def test_a_full_disk_is_one_line(tmp_path):
         assert rows
     finally:
         subprocess.run(["umount", "-l", os.fspath(disk)], check=True)
+
+
+def png(side):
+    """A black PNG, which is small however many pixels it has."""
+
+    def chunk(name, data):
+        code = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", code)
+
+    row, packer = b"\0" * (3 * side + 1), zlib.compressobj(9)
+    data = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def test_an_image_of_gigabytes_is_not_decoded():
+    bomb = png(12_000)
+    assert len(bomb) < 500_000 and 12_000**2 > imaging.PIXELS
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert imaging.decode(bomb, 3) is None
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+    assert imaging.decode(png(64), 3).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("text", ("[1]", "7", "null", '{"a": 1}', '[{"value": 1}]', "[["))
+def test_results_that_are_none_are_made_again(text, tmp_path):
+    (tmp_path / "results.json").write_text(text)
+    assert workdir.read_results(tmp_path) is None

@@ -1,9 +1,16 @@
 """Decoding and cropping on the host, with OpenCV; images are uint8 [H, W, C]."""
 
+import os
+
 import numpy as np
 
 from advadapters.data.splits import Image
 from advadapters.shapes import UInt8
+
+# OpenCV reads this when it is first imported, and refuses larger images by their headers. A
+# file of 48 kB can hold an image of gigabytes. It is three quarters of Pillow's limit.
+PIXELS = 2**27
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(PIXELS))
 
 
 def decode(data: bytes, channels: int) -> Image | None:
@@ -17,7 +24,8 @@ def decode(data: bytes, channels: int) -> Image | None:
       channels: 3 for RGB or 1 for gray.
 
     Returns:
-      The image, or None where it cannot be decoded.
+      The image, or None where it cannot be decoded, or has more pixels than the variable
+      OPENCV_IO_MAX_IMAGE_PIXELS of the environment allows (by default 2**27).
     """
     import cv2
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from advadapters.data import encoded
 from advadapters.errors import UsageError
 
+REST = 1 << 20  # bytes that are read at once behind the end of an archive
+
 
 class Entry(NamedTuple):
     """An image in a tar file: the file's number, and what its header says.
@@ -157,6 +159,9 @@ def _members(tar: Any, above: tuple[str, ...] = (), start: int = 0) -> Iterator[
                 yield from _members(inner, folder, info.offset_data)
         else:
             yield Member(above, start + info.offset_data, info, tar)
+    # An archive ends with zeros up to its end. A header that was zeroed looks like the end,
+    # and what follows would be lost without a word.
     tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
-        raise tarfile.TarError(f"no tar header at byte {start + tar.offset}")
+    while block := tar.fileobj.read(REST):
+        if block.strip(b"\0"):
+            raise tarfile.TarError(f"no tar header at byte {start + tar.offset}")

@@ -165,6 +165,12 @@ def garbage_inside(path):
     path.write_bytes(data)
 
 
+def zeros_inside(path):
+    data = bytearray(path.read_bytes())
+    data[1024:1536] = b"\0" * 512  # the second header, as a lost block of a disk
+    path.write_bytes(data)
+
+
 def size_below_zero(path):
     data = bytearray(path.read_bytes())
     header = data[1024:1536]  # the second one
@@ -187,6 +193,7 @@ def size_below_zero(path):
         ),
         (cut_off, "cannot read .*train.tar"),
         (garbage_inside, "no tar header at byte 1024"),
+        (zeros_inside, "no tar header at byte 1024"),
         (size_below_zero, "has a size below 0"),
         (lambda path: pack(path, {"a.png": png(1)}), "outside of class folders.*train.txt"),
         (lambda path: pack(path, {"a.png": b"", "c/b.png": b""}), "'a.png' is in no class"),
