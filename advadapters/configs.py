@@ -1,14 +1,13 @@
-"""Configurations: plain values from a Python file, overrides, and strict reading.
+"""Configurations: plain values from a Python file, and what is changed in them.
 
-A config file defines get_config(variant) -> ml_collections.ConfigDict. Its values
-are read key by key through `Section`, which refuses wrong types and keys that
-nobody reads. This module is light: `--help` and bad flags need no jax.
+A config file defines get_config(variant) -> ml_collections.ConfigDict. Its values are read
+key by key through `sections.Section`. This module is light: `--help` and bad flags need no
+jax.
 """
 
 import ast
 import contextlib
 import difflib
-import math
 import os
 import pathlib
 import re
@@ -16,14 +15,12 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from advadapters.errors import UsageError, check_word
-
-T = TypeVar("T")
 
 # The config files that come with the package: in it, or in a checkout beside it.
 HERE = pathlib.Path(__file__).parent
@@ -183,6 +180,40 @@ def override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     return result.to_dict()
 
 
+def change(config: ConfigDict, changes: Mapping[str, Any]) -> None:
+    """Sets values of a config, {"a.b": value}, with the checks that flags have.
+
+    Raises:
+      UsageError: a key does not exist, or a value has another type than the one there.
+    """
+    section: Any
+    for key, value in changes.items():
+        value = value.item() if hasattr(value, "item") else value  # numbers of numpy
+        if free := FREE.fullmatch(f"--config.{key}="):
+            path = (free["weights"] or free["sections"]).split(".")
+            _set_free(
+                config, path, free["weight"] or free["section"], value, f"{key}={value!r}"
+            )
+            continue
+        section, names = config, key.split(".")
+        for number, name in enumerate(names):
+            if not isinstance(section, ConfigDict) or name not in section:
+                known = list(section) if isinstance(section, ConfigDict) else []
+                similar = difflib.get_close_matches(name, known, 1)
+                hint = f". Did you mean {similar[0]!r}?" if similar else ""
+                raise UsageError(f"no such config key: {name!r} in config.{key}{hint}")
+            if number < len(names) - 1:
+                section = section[name]
+        kind = type(section[names[-1]])
+        try:
+            if value is None:
+                raise TypeError
+            section[names[-1]] = value
+        except TypeError:
+            name = "a section" if kind is ConfigDict else kind.__name__
+            raise UsageError(f"config.{key} must be {name}, got {value!r}") from None
+
+
 def _put(config: Any, path: Sequence[str], name: str | None, text: str) -> None:
     """Sets a section whose keys are free names or, if there is a name, that key of it."""
     flag = "--config." + ".".join([*path, name] if name else path)
@@ -192,16 +223,23 @@ def _put(config: Any, path: Sequence[str], name: str | None, text: str) -> None:
         raise UsageError(
             f"{flag}={text!r} is no number, no fraction and no section like {{...}}"
         ) from None
+    _set_free(config, path, name, value, f"{flag}={text}")
+
+
+def _set_free(
+    config: Any, path: Sequence[str], name: str | None, value: Any, where: str
+) -> None:
+    """What `_put` does, with a value; where: KEY=VALUE, as errors show it."""
     parent = config
     for key in path:
         if key not in config:
-            raise UsageError(f"no such config key: {key!r} in {flag}")
+            raise UsageError(f"no such config key: {key!r} in {where.partition('=')[0]}")
         config, parent = config[key], config
-    value = config.to_dict() | {name: value} if name else value
-    if not isinstance(value, dict):
-        raise UsageError(f"{flag}={text} must be a section like {{...}}")
+    content = config.to_dict() | {name: value} if name else value
+    if not isinstance(content, dict):
+        raise UsageError(f"{where} must be a section like {{...}}")
     # Folders give their names to the domains of soups, and may have dots in theirs.
-    parent[path[-1]] = ConfigDict(value, allow_dotted_keys=True)
+    parent[path[-1]] = ConfigDict(content, allow_dotted_keys=True)
 
 
 def packaged() -> dict[str, pathlib.Path]:
@@ -289,106 +327,3 @@ def reason(error: BaseException) -> str:
     first, *more = str(text).strip().splitlines()
     hints = [line.strip() for line in more if line.startswith("Did you mean")]
     return ". ".join([first, *hints])
-
-
-class Section:
-    """Values of one part of a config, taken key by key.
-
-    with Section("config.data", values) as data:
-        size = data.take("image_size", int, low=1)
-
-    Leaving the block raises UsageError for the first key that was not taken.
-    """
-
-    def __init__(self, name: str, values: Any) -> None:
-        if not isinstance(values, dict):
-            raise UsageError(f"{name} must be a section with keys, got {values!r}")
-        self.name = name
-        self.left = dict(values)  # that were not taken yet
-        self.known: list[str] = []  # keys that were taken
-
-    def __enter__(self) -> "Section":
-        return self
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None and self.left:
-            raise UsageError(
-                f"unknown key {self.name}.{next(iter(self.left))}; there are: "
-                + ", ".join(self.known)
-            )
-
-    def take(
-        self,
-        key: str,
-        kind: type[T],
-        *,
-        low: float | None = None,
-        above: float | None = None,
-        below: float | None = None,
-        high: float | None = None,
-        of: type | None = None,
-    ) -> T:
-        """The value of a key.
-
-        Args:
-          key: of this section; it must be there.
-          kind: the type of the value. Floats must be finite.
-          low: the least value that is allowed, if any.
-          above: what the value must be larger than, if anything.
-          below: what the value must be smaller than, if anything.
-          high: the largest value that is allowed, if any.
-          of: the type of the elements of a tuple.
-
-        Raises:
-          UsageError: the key is missing or its value is not allowed.
-        """
-        value = self._take_any(key, kind, of)
-        for wrong, bound in (
-            (low is not None and not value >= low, f"at least {low}"),
-            (above is not None and not value > above, f"above {above}"),
-            (below is not None and not value < below, f"below {below}"),
-            (high is not None and not value <= high, f"at most {high}"),
-        ):
-            if wrong:
-                raise UsageError(f"{self.name}.{key} must be {bound}, got {value!r}")
-        return value
-
-    def _take_any(self, key: str, kind: type, of: type | None) -> Any:
-        """`take` without bounds."""
-        self.known.append(key)
-        if key not in self.left:
-            raise UsageError(f"{self.name}.{key} is missing ({kind.__name__})")
-        value: Any = self.left.pop(key)
-        if kind is float and type(value) is int:
-            value = float(value)
-        if kind is tuple and isinstance(value, list):
-            value = tuple(value)
-        if of is float and kind is tuple and isinstance(value, tuple):
-            value = tuple(float(v) if type(v) is int else v for v in value)
-        if type(value) is not kind:
-            raise UsageError(f"{self.name}.{key} must be {kind.__name__}, got {value!r}")
-        items = value if kind is tuple else (value,)
-        if of and not all(type(item) is of for item in items):
-            raise UsageError(f"{self.name}.{key} must hold {of.__name__}, got {value!r}")
-        if not all(math.isfinite(item) for item in items if isinstance(item, float)):
-            raise UsageError(f"{self.name}.{key} must be finite, got {value!r}")
-        return value
-
-    def choice(self, key: str, allowed: Iterable[str]) -> str:
-        """The value of a key that must be one of the strings in `allowed`."""
-        value = self.take(key, str)
-        check_word(allowed, value, f"{self.name}.{key}")
-        return value
-
-    def section(self, key: str) -> "Section":
-        """The section below a key."""
-        return Section(f"{self.name}.{key}", self.take(key, dict))
-
-    def sections(self, key: str) -> dict[str, "Section"]:
-        """{name: Section} of a section whose keys are free names."""
-        return self.section(key).parts()
-
-    def parts(self) -> dict[str, "Section"]:
-        """{name: Section} of all keys that were not taken, each of them a section."""
-        values, self.left = self.left, {}
-        return {name: Section(f"{self.name}.{name}", v) for name, v in values.items()}

@@ -113,25 +113,24 @@ def _product(
     lhs: Operand,
     rhs: Operand,
     *,
-    window_strides: tuple[int, ...],
-    padding: tuple[tuple[int, int], ...],
-    lhs_dilation: tuple[int, ...],
-    rhs_dilation: tuple[int, ...],
     dimension_numbers: lax.ConvDimensionNumbers,
     precision: Any,
     preferred_element_type: Any,
-    **_: Any,
+    **params: Any,
 ) -> Operand:
-    """One product of matrices: of all that the window sees in each place, with weights."""
+    """One product of matrices: of all that the window sees in each place, with weights.
+
+    params: the others of a convolution, by the names that `lax` gives them.
+    """
     images, weights, result = dimension_numbers
     places, size, steps = [], list(lhs.shape), [1] * lhs.ndim
     config = [(0, 0, 0)] * lhs.ndim
     for number, (axis, other) in enumerate(zip(images[2:], weights[2:], strict=True)):
-        config[axis] = (*padding[number], lhs_dilation[number] - 1)
-        steps[axis] = rhs_dilation[number]
+        config[axis] = (*params["padding"][number], params["lhs_dilation"][number] - 1)
+        steps[axis] = params["rhs_dilation"][number]
         size[axis] = (rhs.shape[other] - 1) * steps[axis] + 1
     lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), config)
-    for axis, stride in zip(images[2:], window_strides, strict=True):
+    for axis, stride in zip(images[2:], params["window_strides"], strict=True):
         places.append(range(0, lhs.shape[axis] - size[axis] + 1, stride))
     # Both are summed over the same axes, in the order of the second.
     summed = sorted(zip(weights[1:], images[1:], strict=True))

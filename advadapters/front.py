@@ -29,6 +29,7 @@ from advadapters.exports.writing import Exportable
 from advadapters.pixels import to_float
 from advadapters.runs import evaluating, exporting, opening, training
 from advadapters.runs.open_run import OpenRun
+from advadapters.sections import Section
 from advadapters.shapes import Float, HostImages, Int, Logits, LogitsFn
 
 BATCH = 256  # images that a Classifier looks at in one call of its program
@@ -235,7 +236,7 @@ class Run(NamedTuple):
         suites = opened.run.evaluation.suites
         if attacks is not None:
             sections = {
-                name: configs.Section(f"attacks.{name}", dict(settings))
+                name: Section(f"attacks.{name}", dict(settings))
                 for name, settings in attacks.items()
             }
             suites = read_fixed(sections, images.shape[1:])
@@ -316,8 +317,8 @@ def config(name: str, **changes: Any) -> dict[str, Any]:
 
     changes: values of keys. Inner keys have dots, as in `**{"optimizer.base_lr": 1e-3}`.
     """
-    flags = [f"--config.{key}={value}" for key, value in changes.items()]
-    settings, _ = configs.parse([f"--config={name}", *flags], {})
+    settings, _ = configs.parse([f"--config={name}"], {})
+    configs.change(settings, changes)
     return settings.to_dict()
 
 
@@ -372,7 +373,7 @@ def pgd(norm: str, eps: float, steps: int = 20, **settings: Any) -> dict[str, An
 
 def table(rows: Sequence[Row]) -> str:
     """Rows of `Run.evaluate` as a Markdown table, in percent with 95% intervals."""
-    return tables.markdown(rows)
+    return tables.results_table(rows)
 
 
 def plot_tradeoff(rows: Sequence[Row], suite: str = "", ax: Any = None) -> Any:

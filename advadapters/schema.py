@@ -81,7 +81,7 @@ def settings_of(owner: Callable[..., Any]) -> dict[str, Setting]:
 
 
 def read(section: Any, name: str, setting: Setting) -> Any:
-    """The value of a setting in a `configs.Section`; its default where it is left out."""
+    """The value of a setting in a `sections.Section`; its default where it is left out."""
     if name not in section.left and setting.default is not MISSING:
         section.known.append(name)
         return setting.default

@@ -31,6 +31,7 @@ FLOORS = [
         "hosts",
         "precision",
         "schema",
+        "sections",
     },
     {"models", "adapters", "attacks", "data", "flags", "soups", "profiles"},
     {"networks"},

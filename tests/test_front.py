@@ -246,6 +246,35 @@ def test_configs_come_by_name_with_values_changed():
     config = aa.config("digits:nominal", epochs=5, **{"optimizer.base_lr": 1e-3})
     assert (config["epochs"], config["optimizer"]["base_lr"]) == (5.0, 1e-3)
     assert config["domains"] == ("clean",)
+    changes = {
+        "adapters": ["norms", "head"],
+        "attacks.l2": {"name": "pgd"},
+        "start.mixture.clean": 1,
+        "seed": np.int64(3),
+    }
+    config = aa.config("digits:cotrain", **changes)
+    assert config["adapters"] == ("norms", "head") and config["seed"] == 3
+    assert config["attacks"]["l2"] == {"name": "pgd"} and "linf" in config["attacks"]
+    assert config["start"]["mixture"] == {"clean": 1}
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("epochs", "ten", "config.epochs must be float, got 'ten'"),
+        ("epochs", None, "config.epochs must be float, got None"),
+        ("seed", 0.5, "config.seed must be int, got 0.5"),
+        ("adapters", "norms", "config.adapters must be tuple, got 'norms'"),
+        ("optimizer", 3, "config.optimizer must be a section, got 3"),
+        ("optimizer.base_lrr", 1.0, "no such config key: 'base_lrr' in config.optimizer"),
+        ("epochs.x", 1, "no such config key: 'x' in config.epochs.x"),
+        ("nope.x", 1, "no such config key: 'nope' in config.nope.x"),
+        ("start.mixture", 5, "start.mixture=5 must be a section like"),
+    ],
+)
+def test_values_of_configs_are_checked_like_flags(key, value, message):
+    with pytest.raises(aa.UsageError, match=message):
+        aa.config("digits:cotrain", **{key: value})
 
 
 def test_a_folder_with_the_name_of_a_config_does_not_hide_it(tmp_path, monkeypatch):
@@ -255,7 +284,7 @@ def test_a_folder_with_the_name_of_a_config_does_not_hide_it(tmp_path, monkeypat
 
 
 def test_training_from_python(tmp_path):
-    flags = {"model.size": "8x1x16x1", "evaluation.suites": "{}", "model.patch": 4}
+    flags = {"model.size": "8x1x16x1", "evaluation.suites": {}, "model.patch": 4}
     config = aa.config("digits:nominal", epochs=0.1, **flags)
     run = aa.train(config, tmp_path / "run")
     assert (run.domains, run.step) == (("clean",), 1)

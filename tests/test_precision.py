@@ -15,11 +15,11 @@ from models import small
 from advadapters import defaults, networks
 from advadapters.attacks import programs, versions
 from advadapters.builders.views import read_fixed
-from advadapters.configs import Section
 from advadapters.data import corruptions, randaugment
 from advadapters.evaluation import accuracy, statistics
 from advadapters.models.added import Added
 from advadapters.models.film import Film
+from advadapters.sections import Section
 
 LORA = Added("lora", "lnlora", (".*/q", ".*/proj", "patch_embed", "head"), 1, 1.0)
 NECK = Added("neck", "bottleneck", (".*/fc2",), 2, 1.0)

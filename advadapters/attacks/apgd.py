@@ -7,6 +7,7 @@ original projects on the L2 ball and then clips), and each example draws from it
 key.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,8 +17,16 @@ import jax.numpy as jnp
 
 from advadapters import losses, rng
 from advadapters.attacks.ascent import with_slopes
-from advadapters.attacks.contract import Loss, Outcome, Steps, checked, rows_where
-from advadapters.balls import BALLS, Ball
+from advadapters.attacks.contract import (
+    Loss,
+    Outcome,
+    Problem,
+    Steps,
+    checked,
+    problem_of,
+    rows_where,
+)
+from advadapters.balls import Ball
 from advadapters.shapes import (
     Array,
     Bool,
@@ -31,7 +40,6 @@ from advadapters.shapes import (
     Marks,
     Number,
     PerImage,
-    PRNGKey,
     PRNGKeys,
 )
 
@@ -105,50 +113,36 @@ def apgd(
 ) -> Images:
     """Adversarial images [B, H, W, C]; where none is found, those with the highest loss."""
     labels = losses.class_of(labels)
-    return run_apgd(
-        logits_fn, images, labels, key, norm=norm, eps=eps, steps=steps, loss=loss
-    ).points
+    problem = problem_of(logits_fn, images, labels, key, norm=norm, eps=eps)
+    return run_apgd(problem, steps=steps, loss=loss).points
 
 
 def run_apgd(
-    logits_fn: LogitsFn,
-    images: Images,
-    labels: Classes,
-    key: PRNGKey | PRNGKeys,
+    problem: Problem,
     *,
-    norm: str,
-    eps: Number,
     steps: int = 100,
     loss: str = "cross_entropy",
     targets: Classes | None = None,
     expectation: int = 1,
-    active: Marks | None = None,
 ) -> Outcome:
     """One run of APGD, from one random start.
 
     Args:
-      logits_fn: images -> logits; with expectation > 1, (images, key) -> logits.
-      images: [B, H, W, C] float32 in [0, 1]. labels: [B] int.
-      key: one key or one per example [B].
-      norm, eps: the ball. eps may be traced.
+      problem: what is attacked; with expectation > 1 its network is a random one. The loop
+        ends when all active examples are broken, in every draw.
+      steps: the number of iterations at most.
       loss: a name in LOSSES, or with targets [B] a name in TARGETED.
-      expectation: gradients are means over that many draws of a randomised network.
-      active: bool [B], the examples that matter; the loop ends when all are broken, in
-        every draw.
+      targets: classes to go for, None for any but the label.
+      expectation: gradients are means over that many draws of a random network.
     """
-    ball = BALLS[norm]
-    images = jax.lax.stop_gradient(images)
-    active = jnp.ones(images.shape[0], bool) if active is None else active
-    keys = rng.per_example(key, images.shape[0])
-    look = _looker(logits_fn, labels, loss, targets, expectation, keys)
-    start = jax.vmap(lambda k: ball.outward(rng.fold(k, "apgd"), images.shape[1:], eps))(
-        keys
+    ball, images, eps = problem.ball, problem.images, problem.eps
+    look = _looker(problem, loss, targets, expectation)
+    start = jax.vmap(lambda key: ball.outward(key, images.shape[1:], eps))(
+        problem.draws("apgd")
     )
-    if norm != "l1":
-        due, windows = checkpoints(steps)
+    if problem.norm != "l1":
         points = ball.project(images + start, images, eps)
-        done = _climb(ball, look, images, points, eps, steps, (due, windows), active)
-        return _outcome(done)
+        return _outcome(_climb(problem, look, points, steps, checkpoints(steps)))
     shares = [math.ceil(share * steps) for _, share in L1_STAGES[:-1]]
     lengths = jnp.array([*shares, steps - sum(shares)], jnp.int32)
     radii = eps * jnp.array([radius for radius, _ in L1_STAGES], jnp.float32)
@@ -161,8 +155,9 @@ def run_apgd(
         points = ball.project(points, images, radius)
         # Points outside the real ball count for nothing, so earlier stages run on.
         last = radius == radii[-1]
-        watched = jnp.where(last, active, True)
-        done = _climb(ball, look, images, points, radius, length, always, watched, last)
+        watched = jnp.where(last, problem.active, True)
+        staged = dataclasses.replace(problem, eps=radius, active=watched)
+        done = _climb(staged, look, points, length, always, last)
         return done.best, done
 
     start = jnp.asarray(images + start)
@@ -178,15 +173,9 @@ def _outcome(done: Climb) -> Outcome:
     return Outcome(jax.lax.stop_gradient(points), broken, done.step + 1)
 
 
-def _looker(
-    logits_fn: LogitsFn,
-    labels: Classes,
-    loss: str,
-    targets: Classes | None,
-    expectation: int,
-    keys: PRNGKeys,
-) -> Look:
+def _looker(problem: Problem, loss: str, targets: Classes | None, expectation: int) -> Look:
     """The function that looks at points: the means over all draws of a random network."""
+    logits_fn, labels = problem.logits_fn, problem.labels
     function = losses.LOSSES[loss] if targets is None else losses.TARGETED[loss]
     extra = () if targets is None else (targets,)
 
@@ -202,7 +191,7 @@ def _looker(
         if expectation == 1:
             rows, wrong, slope = once(points, None)
             return rows, wrong.astype(rows.dtype), slope
-        draws = jax.random.split(rng.fold(keys[0], "draws", step), expectation)
+        draws = jax.random.split(rng.fold(problem.keys[0], "draws", step), expectation)
 
         def add(total: Sums, draw: Draw) -> tuple[Sums, None]:
             rows, wrong, slope = once(points, draw)
@@ -221,21 +210,19 @@ def _looker(
 
 
 def _climb(
-    ball: Ball,
+    problem: Problem,
     look: Look,
-    images: Images,
     points: Images,
-    eps: Number,
     steps: int | Int[Array, ""],
     schedule: Schedule,
-    active: Marks,
     valid: bool | Bool[Array, ""] = True,
 ) -> Climb:
     """The loop: at most `steps` iterations, fewer when all active rows are broken.
 
     valid: whether misclassified points count (they do not outside the real ball).
     """
-    sparse = ball is BALLS["l1"]
+    ball, images, eps = problem.ball, problem.images, problem.eps
+    sparse = problem.norm == "l1"
     rows, wrong, slope = look(points, 0)
     first = eps if sparse else 2.0 * eps
     sparsity = _density(points, images)
@@ -262,7 +249,7 @@ def _climb(
     due, windows = schedule
 
     def more(state: Climb) -> Bool[Array, ""]:
-        return (state.step < steps) & jnp.any(active & (state.wrong < 1))
+        return (state.step < steps) & jnp.any(problem.active & (state.wrong < 1))
 
     def iterate(state: Climb) -> Climb:
         if sparse:

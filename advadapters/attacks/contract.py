@@ -1,19 +1,34 @@
 """What attacks share: settings, checked before anything is traced, and their outcome."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Collection
 from typing import Annotated, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 import advadapters.convolutions  # noqa: F401, installs its rule
 from advadapters import losses, rng, schema
 from advadapters.attacks import checks
-from advadapters.balls import BALLS
+from advadapters.balls import BALLS, Ball
 from advadapters.errors import UsageError, check_word
 from advadapters.pixels import to_float
-from advadapters.shapes import AnyArray, Array, Float, Images, Int, Logits, Marks
+from advadapters.shapes import (
+    AnyArray,
+    Array,
+    Classes,
+    Float,
+    Images,
+    Int,
+    Logits,
+    LogitsFn,
+    Marks,
+    Number,
+    PRNGKey,
+    PRNGKeys,
+)
 
 TARGETS = ("", "random", "least_likely")
 
@@ -39,6 +54,55 @@ class Outcome(NamedTuple):
     points: Images
     broken: Marks
     forwards: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What one run of an attack is given, whichever attack it is; made by `problem_of`.
+
+    Attributes:
+      logits_fn: images -> logits; of a random network, (images, key) -> logits.
+      images: float32 in [0, 1], through which no gradient flows.
+      labels: class numbers.
+      keys: a random key for each image.
+      norm: the name of the ball.
+      eps: its radius, which may be traced.
+      active: the examples that matter; a run may end when all of them are broken.
+    """
+
+    logits_fn: LogitsFn
+    images: Images
+    labels: Classes
+    keys: PRNGKeys
+    norm: str
+    eps: Number
+    active: Marks
+
+    @property
+    def ball(self) -> Ball:
+        """The ball of the norm."""
+        return BALLS[self.norm]
+
+    def draws(self, *parts: str | int | Int[Array, ""]) -> PRNGKeys:
+        """A key for each image of what these parts name, see `rng.fold`."""
+        return jax.vmap(lambda key: rng.fold(key, *parts))(self.keys)
+
+
+def problem_of(
+    logits_fn: LogitsFn,
+    images: Images,
+    labels: Classes,
+    key: PRNGKey | PRNGKeys,
+    *,
+    norm: str,
+    eps: Number,
+    active: Marks | None = None,
+) -> Problem:
+    """The Problem of these images, all of them active by default; key: one, or one each."""
+    images = jax.lax.stop_gradient(images)
+    active = jnp.ones(images.shape[0], bool) if active is None else active
+    keys = rng.per_example(key, images.shape[0])
+    return Problem(logits_fn, images, labels, keys, norm, eps, active)
 
 
 def checked(attack: Callable[..., Images]) -> Callable[..., Images]:

@@ -10,9 +10,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from advadapters import losses, rng, trees
-from advadapters.attacks.contract import Outcome, Steps, checked, rows_where
-from advadapters.balls import BALLS, Ball, flat
+from advadapters import losses, trees
+from advadapters.attacks.contract import (
+    Outcome,
+    Problem,
+    Steps,
+    checked,
+    problem_of,
+    rows_where,
+)
+from advadapters.balls import Ball, flat
 from advadapters.shapes import (
     Array,
     Bool,
@@ -24,7 +31,6 @@ from advadapters.shapes import (
     Marks,
     Number,
     PerImage,
-    PRNGKey,
     PRNGKeys,
     Scalar,
 )
@@ -60,38 +66,32 @@ def fab(
 ) -> Images:
     """Adversarial images [B, H, W, C] inside the ball, the images where none is found."""
     labels = losses.class_of(labels)
-    return run_fab(logits_fn, images, labels, key, norm=norm, eps=eps, steps=steps).points
+    problem = problem_of(logits_fn, images, labels, key, norm=norm, eps=eps)
+    return run_fab(problem, steps=steps).points
 
 
 def run_fab(
-    logits_fn: LogitsFn,
-    images: Images,
-    labels: Classes,
-    key: PRNGKey | PRNGKeys,
+    problem: Problem,
     *,
-    norm: str,
-    eps: Number,
     steps: int = 100,
     targets: Classes | None = None,
     random_start: bool = False,
-    active: Marks | None = None,
 ) -> Outcome:
     """One run of FAB; an image is broken where a misclassified point lies within eps.
 
     Args:
+      problem: what is attacked. The loop ends when all active examples are broken.
+      steps: the number of iterations at most.
       targets: [B] classes whose boundary is searched, or None for the nearest boundary
         (which differentiates every logit).
       random_start: begin at a random point half-way to the sphere, not at the image.
-      active: bool [B], the examples that matter; the loop ends when all are broken.
     """
-    ball = BALLS[norm]
-    images = jax.lax.stop_gradient(images)
-    active = jnp.ones(images.shape[0], bool) if active is None else active
+    ball, images, eps = problem.ball, problem.images, problem.eps
+    logits_fn, labels = problem.logits_fn, problem.labels
     points = images
     if random_start:
-        keys = rng.per_example(key, images.shape[0])
-        start = jax.vmap(lambda k: ball.sample(rng.fold(k, "fab"), images.shape[1:], eps))
-        points = jnp.clip(images + start(keys) / 2, 0, 1)
+        start = jax.vmap(lambda key: ball.sample(key, images.shape[1:], eps))
+        points = jnp.clip(images + start(problem.draws("fab")) / 2, 0, 1)
     origin = flat(images)
 
     def plane(points: Images) -> Plane:
@@ -103,7 +103,7 @@ def run_fab(
         return distance <= eps
 
     def more(walk: Walk) -> Bool[Array, ""]:
-        return (walk.step < steps) & jnp.any(active & ~inside(walk.distance))
+        return (walk.step < steps) & jnp.any(problem.active & ~inside(walk.distance))
 
     def iterate(walk: Walk) -> Walk:
         gap, weights = trees.finite(plane(walk.points))

@@ -8,14 +8,15 @@ each, for Linf and L2. Ours: L1, which the dual norm suggests as well; a class w
 gradient comes last, not first; any misclassification is a success, not the target alone.
 """
 
+import dataclasses
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from advadapters import losses, rng, schema, trees
+from advadapters import losses, schema, trees
 from advadapters.attacks.apgd import run_apgd
-from advadapters.attacks.contract import Steps, checked, rows_where
+from advadapters.attacks.contract import Steps, checked, problem_of, rows_where
 from advadapters.balls import BALLS, divisor
 from advadapters.shapes import (
     Array,
@@ -58,23 +59,20 @@ def malt(
     labels = losses.class_of(labels)
     counts = dict(nearest=nearest, candidates=candidates)
     targets = nearest_classes(logits_fn, images, labels, norm=norm, **counts)
-    images = jax.lax.stop_gradient(images)
-    keys = rng.per_example(key, len(images))
+    problem = problem_of(logits_fn, images, labels, key, norm=norm, eps=eps)
 
     def attempt(best: Best, numbered: tuple[Int[Array, ""], Classes]) -> tuple[Best, None]:
         points, score = best
         number, classes = numbered
-        draws = jax.vmap(lambda key: rng.fold(key, "malt", number))(keys)
-        run = run_apgd(
-            logits_fn, images, labels, draws, norm=norm, eps=eps, steps=steps,
-            loss="dlr", targets=classes, active=score < jnp.inf,
-        )  # fmt: skip
+        keys, active = problem.draws("malt", number), score < jnp.inf
+        again = dataclasses.replace(problem, keys=keys, active=active)
+        run = run_apgd(again, steps=steps, loss="dlr", targets=classes)
         margin = losses.margin(logits_fn(run.points), labels)
         new = jnp.where(run.broken, jnp.inf, margin)
         points = rows_where(new > score, run.points, points)
         return (points, jnp.fmax(score, new)), None
 
-    nothing = (images, jnp.full(len(images), -jnp.inf, jnp.float32))
+    nothing = (problem.images, jnp.full(len(images), -jnp.inf, jnp.float32))
     numbered = (jnp.arange(len(targets)), targets)
     (points, _), _ = jax.lax.scan(attempt, nothing, numbered)
     return jax.lax.stop_gradient(points)

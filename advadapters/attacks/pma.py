@@ -8,32 +8,36 @@ first step of all goes the wrong way and raises the label's probability. Ours: L
 by the steps of their balls, and where nothing is found the point with the largest margin.
 """
 
-import functools
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from advadapters import losses, rng
+from advadapters import losses
 from advadapters.attacks.ascent import Ascent, ascend, spread, within
-from advadapters.attacks.contract import Outcome, Restarts, Steps, checked, rows_where
+from advadapters.attacks.contract import (
+    Outcome,
+    Problem,
+    Restarts,
+    Steps,
+    checked,
+    problem_of,
+    rows_where,
+)
 from advadapters.attacks.pgd import sample
-from advadapters.balls import BALLS
 from advadapters.shapes import (
     AnyArray,
     Array,
     Bool,
-    Classes,
     Float,
     Images,
     Int,
     Labels,
     LogitsFn,
-    Marks,
     Number,
     PerImage,
-    PRNGKey,
     PRNGKeys,
 )
 
@@ -67,13 +71,12 @@ def pma(
     restarts: each is two runs of so many steps, one for each term of the margin.
     """
     labels = losses.class_of(labels)
-    climb = functools.partial(_climb, norm=norm, eps=eps, steps=steps)
+    problem = problem_of(logits_fn, images, labels, key, norm=norm, eps=eps)
 
     def attempt(best: Best, number: Int[Array, ""]) -> tuple[Best, None]:
-        keys = jax.vmap(lambda k: rng.fold(k, number))(rng.per_example(key, len(images)))
-        terms = 1 - number % 2, number % 2
-        active = best.score < jnp.inf
-        run = climb(logits_fn, images, labels, keys, terms, active)
+        terms, active = (1 - number % 2, number % 2), best.score < jnp.inf
+        again = dataclasses.replace(problem, keys=problem.draws(number), active=active)
+        run = _climb(again, terms, steps)
         return _keep_best(best, run.kept.points, None, run.kept.score), None
 
     nothing = Best(images, jnp.full(len(images), -jnp.inf, jnp.float32))
@@ -81,30 +84,16 @@ def pma(
     return jax.lax.stop_gradient(best.points)
 
 
-def run_pma(
-    logits_fn: LogitsFn,
-    images: Images,
-    labels: Classes,
-    key: PRNGKey | PRNGKeys,
-    *,
-    norm: str,
-    eps: Number,
-    steps: int = 100,
-    first: str = "own",
-    active: Marks | None = None,
-) -> Outcome:
+def run_pma(problem: Problem, *, steps: int = 100, first: str = "own") -> Outcome:
     """One run of PMA, from one random start.
 
     Args:
+      problem: what is attacked. The loop ends when all active examples are broken.
+      steps: the number of iterations at most.
       first: what the first half of the steps climbs, "own": less of the label's
         probability, or "rival": more of the largest other one.
-      active: bool [B], the examples that matter; the loop ends when all are broken.
     """
-    terms = {"own": (1, 0), "rival": (0, 1)}[first]
-    climb = functools.partial(_climb, norm=norm, eps=eps, steps=steps)
-    keys = rng.per_example(key, len(images))
-    active = jnp.ones(len(images), bool) if active is None else active
-    run = climb(logits_fn, images, labels, keys, terms, active)
+    run = _climb(problem, {"own": (1, 0), "rival": (0, 1)}[first], steps)
     return Outcome(run.kept.points, run.kept.score == jnp.inf, run.step + 1)
 
 
@@ -123,29 +112,19 @@ def schedule(
     return phases.astype(np.int32), sizes.astype(np.float32)
 
 
-def _climb(
-    logits_fn: LogitsFn,
-    images: Images,
-    labels: Classes,
-    keys: PRNGKeys,
-    terms: tuple[Weight, Weight],
-    active: Marks,
-    *,
-    norm: str,
-    eps: Number,
-    steps: int,
-) -> Ascent:
+def _climb(problem: Problem, terms: tuple[Weight, Weight], steps: int) -> Ascent:
     """The loop; what it keeps is the Best of all points, the last ones included.
 
     terms: (weight of the label's falling probability, of its rival's rising) in the first
     half of the steps; they may be traced.
     """
-    ball, images = BALLS[norm], jax.lax.stop_gradient(images)
+    ball, images, eps = problem.ball, problem.images, problem.eps
     phases, sizes = map(jnp.asarray, schedule(steps))
     weights = jnp.array([(-1, 0), terms, (1, 1)], jnp.float32)  # of each phase
 
     def objective(points: Images, step: Int[Array, ""]) -> tuple[PerImage, PerImage]:
-        logits, weight = logits_fn(points), weights[phases[step]]
+        logits, weight = problem.logits_fn(points), weights[phases[step]]
+        labels = problem.labels
         shares = jax.nn.softmax(logits.astype(jnp.float32))
         label, rival = losses.label_and_rival(shares, labels)
         wrong = losses.misclassified(logits, labels)
@@ -158,10 +137,10 @@ def _climb(
         return ball.step(points, slope, eps * sizes[step], count)
 
     def broken(state: Ascent) -> Bool[AnyArray, ""]:
-        return ~jnp.any(active & (state.kept.score < jnp.inf))
+        return ~jnp.any(problem.active & (state.kept.score < jnp.inf))
 
     project = within(ball, images, eps)
-    start = jax.vmap(lambda k: rng.fold(k, "pma"))(keys)
+    start = problem.draws("pma")
     start = project(images + sample(ball, start, 0, images.shape[1:], eps))
     nothing = Best(images, jnp.full(len(images), -jnp.inf, jnp.float32))
     state = ascend(

@@ -10,7 +10,7 @@ import numpy as np
 
 from advadapters import losses, rng
 from advadapters.attacks import checks
-from advadapters.attacks.contract import Outcome, rows_where
+from advadapters.attacks.contract import Outcome, problem_of, rows_where
 from advadapters.attacks.malt import nearest_classes
 from advadapters.pixels import to_float
 from advadapters.shapes import (
@@ -193,9 +193,8 @@ def attack_batch(
     if targeted:
         settings["targets"] = task.targets
     labels, keys, active = task.labels, task.keys, task.active
-    outcome = run(
-        logits_fn, images, labels, keys, norm=norm, eps=eps, active=active, **settings
-    )
+    problem = problem_of(logits_fn, images, labels, keys, norm=norm, eps=eps, active=active)
+    outcome = run(problem, **settings)
     whole = jnp.isfinite(outcome.points).all(axis=(1, 2, 3))
     points = rows_where(whole, outcome.points, images)
     share, lost = judge(judges, logits_fn, points, labels, keys)

@@ -16,13 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from advadapters import losses, rng, schema
-from advadapters.attacks.contract import Outcome, checked, rows_where
+from advadapters.attacks.contract import (
+    Outcome,
+    Problem,
+    checked,
+    problem_of,
+    rows_where,
+)
 from advadapters.balls import BALLS, Ball
 from advadapters.shapes import (
     AnyArray,
     Array,
     Bool,
-    Classes,
     Float,
     Images,
     Int,
@@ -75,43 +80,30 @@ def square(
 ) -> Images:
     """The best images [B, H, W, C] found within the queries."""
     labels = losses.class_of(labels)
-    return run_square(
-        logits_fn, images, labels, key, norm=norm, eps=eps, queries=queries
-    ).points
+    problem = problem_of(logits_fn, images, labels, key, norm=norm, eps=eps)
+    return run_square(problem, queries=queries).points
 
 
-def run_square(
-    logits_fn: LogitsFn,
-    images: Images,
-    labels: Classes,
-    key: PRNGKey | PRNGKeys,
-    *,
-    norm: str,
-    eps: Number,
-    queries: int = 5000,
-    active: Marks | None = None,
-) -> Outcome:
+def run_square(problem: Problem, *, queries: int = 5000) -> Outcome:
     """Random search; a tie counts only if the label loses it."""
-    images = jax.lax.stop_gradient(images)
-    active = jnp.ones(images.shape[0], bool) if active is None else active
-    keys = rng.per_example(key, images.shape[0])
-    linf = norm == "linf"
+    images, eps, linf = problem.images, problem.eps, problem.norm == "linf"
     sides = side_lengths(queries, images.shape[1:3], smallest=1 if linf else 3)
     if linf:
         start, propose = _linf_moves(images, eps)
     else:
-        start, propose = _window_moves(images, eps, BALLS[norm], sides)
+        start, propose = _window_moves(images, eps, problem.ball, sides)
     sides = jnp.array(sides)
 
     def loss_of(points: Images) -> tuple[PerImage, Marks]:
-        logits = logits_fn(points)
+        logits = problem.logits_fn(points)
+        labels = problem.labels
         return losses.margin(logits, labels), losses.misclassified(logits, labels)
 
     def more(search: Search) -> Bool[Array, ""]:
-        return (search.step < queries) & jnp.any(active & ~search.broken)
+        return (search.step < queries) & jnp.any(problem.active & ~search.broken)
 
     def query(search: Search) -> Search:
-        draws = jax.vmap(lambda k: rng.fold(k, "square", search.step))(keys)
+        draws = problem.draws("square", search.step)
         points = propose(draws, search.points, sides[search.step])
         loss, wrong = loss_of(points)
         # What is broken stays as it is.
@@ -123,7 +115,7 @@ def run_square(
             broken=search.broken | wrong,
         )
 
-    points = start(jax.vmap(lambda k: rng.fold(k, "square start"))(keys))
+    points = start(problem.draws("square start"))
     search = Search(jnp.zeros((), jnp.int32), points, *loss_of(points))
     search = jax.lax.while_loop(more, query, search)
     points = jax.lax.stop_gradient(search.points)

@@ -12,22 +12,14 @@ import jax.numpy as jnp
 from advadapters import losses
 from advadapters.attacks import checks
 from advadapters.attacks.apgd import run_apgd
-from advadapters.attacks.contract import Outcome
+from advadapters.attacks.contract import Outcome, Problem
 from advadapters.attacks.fab import run_fab
 from advadapters.attacks.malt import CANDIDATES
 from advadapters.attacks.pgd import pgd
 from advadapters.attacks.pma import run_pma
 from advadapters.attacks.square import run_square
 from advadapters.errors import UsageError, pick
-from advadapters.shapes import (
-    Classes,
-    Images,
-    LogitsFn,
-    Marks,
-    Number,
-    PRNGKey,
-    PRNGKeys,
-)
+from advadapters.shapes import Classes
 
 # Attacks in their order: names, or (name, settings).
 Version = tuple[Any, ...] | list[Any]
@@ -110,24 +102,14 @@ def versions(norm: str) -> dict[str, Version]:
     }
 
 
-def run_multitargeted(
-    logits_fn: LogitsFn,
-    images: Images,
-    labels: Classes,
-    key: PRNGKey | PRNGKeys,
-    *,
-    norm: str,
-    eps: Number,
-    targets: Classes,
-    steps: int = 20,
-    active: Marks | None = None,
-) -> Outcome:
+def run_multitargeted(problem: Problem, *, targets: Classes, steps: int = 20) -> Outcome:
     """PGD on one target's logit difference (Gowal et al. 2019)."""
     points = pgd(
-        logits_fn, images, labels, key, norm=norm, eps=eps, steps=steps,
-        loss="logit_difference", targets=targets, keep="best",
+        problem.logits_fn, problem.images, problem.labels, problem.keys,
+        norm=problem.norm, eps=problem.eps, steps=steps, loss="logit_difference",
+        targets=targets, keep="best",
     )  # fmt: skip
-    broken = losses.misclassified(logits_fn(points), labels)
+    broken = losses.misclassified(problem.logits_fn(points), problem.labels)
     return Outcome(points, broken, jnp.int32(steps + 2))
 
 

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from advadapters.configs import Section
 from advadapters.data import imaging, pipeline, randaugment, sources, splits
 from advadapters.data.augment import Batch, make_augment
 from advadapters.data.randaugment import make_randaugment
 from advadapters.errors import UsageError
+from advadapters.sections import Section
 from advadapters.shapes import Bytes, PRNGKey, PRNGKeys
 
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from advadapters.builders.views import Attack, read_tricks, read_views
-from advadapters.configs import Section
 from advadapters.errors import UsageError, pick
 from advadapters.models.film import Film
 from advadapters.networks import Network
+from advadapters.sections import Section
 from advadapters.training.method import Method
 from advadapters.training.oat import OAT, need_known
 from advadapters.training.twins import TWINS

@@ -9,12 +9,12 @@ import jax
 from advadapters import schema, trees
 from advadapters.builders import methods
 from advadapters.builders.data import Data
-from advadapters.configs import Section
 from advadapters.errors import UsageError
 from advadapters.models import MODELS, added, attention, film, layers
 from advadapters.models.film import Film
 from advadapters.networks import Network, make_network
 from advadapters.precision import PRECISIONS
+from advadapters.sections import Section
 from advadapters.training import states
 
 # Readers of the fields of models that hold more than a word or a number.

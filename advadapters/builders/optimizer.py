@@ -7,8 +7,8 @@ from typing import Any
 import optax
 
 from advadapters import schema
-from advadapters.configs import Section
 from advadapters.errors import UsageError
+from advadapters.sections import Section
 from advadapters.training import optim
 
 Drops = Sequence[tuple[int, float | int]]  # (step, factor of the rate from there on)

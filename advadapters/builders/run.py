@@ -21,11 +21,11 @@ from advadapters.builders.use import (
     initial_variables,
     read_networks,
 )
-from advadapters.configs import Section
 from advadapters.data import pipeline, splits
 from advadapters.errors import UsageError, pick
 from advadapters.models.film import Film
 from advadapters.networks import Network
+from advadapters.sections import Section
 from advadapters.training import states, step
 from advadapters.training.loop import Every
 from advadapters.training.method import Facts, Method

@@ -14,12 +14,12 @@ from advadapters.builders import methods
 from advadapters.builders.data import Data, need_divisible, read_data
 from advadapters.builders.model import Widths, check_patterns, read_exact, read_model
 from advadapters.builders.views import need_trained, read_attacks, read_fixed, read_growing
-from advadapters.configs import Section
 from advadapters.data import identity, splits
 from advadapters.errors import UsageError
 from advadapters.evaluation import suites
 from advadapters.models.film import Film
 from advadapters.networks import ENSEMBLE, Network, ensemble
+from advadapters.sections import Section
 from advadapters.shapes import Array, Integer
 from advadapters.training import states
 from advadapters.training.method import Method

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from advadapters import losses, schema, soups
 from advadapters.attacks import ATTACKS, checks, contract
-from advadapters.configs import Section
 from advadapters.errors import UsageError, pick
 from advadapters.networks import Network
+from advadapters.sections import Section
 from advadapters.training import radius, views
 
 MODES = ("eval", "train")

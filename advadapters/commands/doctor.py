@@ -23,13 +23,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from advadapters import configs
 from advadapters.errors import UsageError
 from advadapters.files import write_whole
 from advadapters.flags import ConfigFile, Shown
 from advadapters.markdown import markdown_table
 from advadapters.runs import machine
 from advadapters.schema import Between
+from advadapters.sections import Section
 
 PACKAGES = (
     "advadapters", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
@@ -91,7 +91,7 @@ def main(flags: Flags) -> int:
         for line in data.source.notes:
             print(line)
         report["data"] = measure(data, flags.images, flags.rounds)
-        print("\n" + markdown(report["data"]))
+        print("\n" + speed_table(report["data"]))
     if wanted:
         report["needed"] = needed(report, wanted, flags.chips)
         print("\n" + advice(report["needed"], report["host"]))
@@ -139,7 +139,7 @@ def read(config: dict[str, Any] | None, spec: str) -> Any:
     else:
         classes, values = 0, defaults.config().to_dict()["data"]
         values |= dict(source=spec, crop="random_resized", interpolation="bicubic")
-    with configs.Section("config.data", values) as section:
+    with Section("config.data", values) as section:
         return read_data(section, classes, meshes.make(jax.devices()[:1]))
 
 
@@ -180,7 +180,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def markdown(measured: Mapping[str, Any]) -> str:
+def speed_table(measured: Mapping[str, Any]) -> str:
     """The table of `measure`."""
     lines = []
     for name, seconds in measured["stages"].items():

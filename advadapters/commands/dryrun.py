@@ -101,7 +101,7 @@ def main(flags: Flags) -> int:
         if flags.output:
             write(flags.output, rows, sum(evaluated.values(), []))
     evaluations = sum(evaluated.values(), [])
-    tables = (markdown(rows) if rows else "", planning.markdown(evaluations))
+    tables = (costs_table(rows) if rows else "", planning.plan_table(evaluations))
     for text in filter(None, tables):
         print(text + "\n")
     lines = [advice(row) for row in rows] + [planning.advice(row) for row in evaluations]
@@ -248,7 +248,7 @@ def version(package: str) -> str | None:
         return None
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def costs_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """All rows as a table."""
     return markdown_table(COLUMNS, map(cells, rows))
 

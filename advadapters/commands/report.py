@@ -125,7 +125,7 @@ def describe(folders: Sequence[Any], runs: Sequence[Any], classes: bool) -> str:
     for suite in [name for name in tables if name != "clean"] if classes else []:
         rows = by_class.changes(networks, tables, suite)
         lines += ["", f"Classes by what robustness to {suite} costs them:", ""]
-        lines.append(by_class.markdown(rows, suite))
+        lines.append(by_class.class_table(rows, suite))
     return "\n".join(lines) + "\n"
 
 
@@ -137,7 +137,7 @@ def write_evidence(path: str, output: str) -> int:
     from advadapters.runs import experiments, workdir
 
     file = epath.Path(path).expanduser()
-    page = ledger.markdown(experiments.read_ledger(file), file.name)
+    page = ledger.evidence_page(experiments.read_ledger(file), file.name)
     workdir.write_text(epath.Path(output).expanduser(), page)
     print(f"written to {output}")
     return 0
@@ -165,7 +165,7 @@ def write_papers(parts: Sequence[str], output: str) -> int:
             (f"ours{images}", command, [read_seed(path, way, key) for path in paths])
             for key, images in keys.items()
         ]
-    table = published.markdown(ours)
+    table = published.poster_table(ours)
     workdir.write_text(epath.Path(output).expanduser(), table + "\n")
     print(f"{table}\nwritten to {output}")
     return 0

@@ -114,7 +114,7 @@ def summarise(folder: pathlib.Path) -> str:
 
     results = rows.load((folder / "evaluation.json").read_text())
     summary = best(results) + "\n\n" + barriers(results)
-    text = tables.markdown(results) + "\n\n" + summary + "\n"
+    text = tables.results_table(results) + "\n\n" + summary + "\n"
     workdir.write_text(folder / "season.md", text)
     return summary
 

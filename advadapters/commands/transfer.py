@@ -58,7 +58,7 @@ def main(flags: Flags) -> int:
     for suite, counts, examples in matrices(opened, variables, test, cases, suites):
         of_suite = transfer.rows(cases, suite, counts, examples, step)
         rows += of_suite
-        print(transfer.markdown(of_suite, suite))
+        print(transfer.transfer_table(of_suite, suite))
         print("".join(f"{line}\n" for line in transfer.strange(of_suite)), end="")
     file = opened.folder / "transfer.json"
     workdir.write_text(file, dump(rows))

@@ -55,7 +55,7 @@ def changes(
     return sorted(rows, key=lambda row: row["clean"][1] - row["clean"][0])
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], suite: str, most: int = 10) -> str:
+def class_table(rows: Sequence[Mapping[str, Any]], suite: str, most: int = 10) -> str:
     """A line per class, the `most` that lose the most clean accuracy, percent."""
     first, second = rows[0]["from"], rows[0]["to"]
     titles = [f"{name}, {end}" for name in ("clean", suite) for end in (first, second)]

@@ -114,7 +114,7 @@ def load(text: str) -> list[LedgerRow]:
     return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
-def markdown(rows: Sequence[LedgerRow], name: str = "ledger.jsonl") -> str:
+def evidence_page(rows: Sequence[LedgerRow], name: str = "ledger.jsonl") -> str:
     """The page: for each experiment how it was run, and a table of its claims."""
     parts = [HEAD.format(name=name)]
     for experiment in dict.fromkeys(row["experiment"] for row in rows):

@@ -44,7 +44,7 @@ ROWS = {
 }  # fmt: skip
 
 
-def markdown(ours: Mapping[str, Sequence[tuple[str, str, Sequence[Seed]]]]) -> str:
+def poster_table(ours: Mapping[str, Sequence[tuple[str, str, Sequence[Seed]]]]) -> str:
     """The poster's table, lines of ours below each of its own where there are runs.
 
     ours: {name: [(what it is called, command, [{suite: accuracy in [0, 1]} of each seed]),

@@ -165,7 +165,7 @@ def summary(rows: Sequence[Row], imagenet: bool) -> list[Row]:
     return sums
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def corruption_table(rows: Sequence[Row]) -> str:
     """A markdown table: a line per corruption, a column per network, percent.
 
     Cells are means over the severities; clean, mean and mCE have lines of their own.

@@ -7,7 +7,7 @@ from advadapters.evaluation.rows import Row, by_network
 from advadapters.markdown import markdown_table
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def results_table(rows: Sequence[Row]) -> str:
     """A markdown table: a line per network, a column per suite, percent with interval.
 
     Where networks cost differently, their MFLOP per image are the last column.

@@ -200,7 +200,7 @@ def strange(rows: Sequence[TransferRow]) -> list[str]:
     ]
 
 
-def markdown(rows: Sequence[TransferRow], suite: str) -> str:
+def transfer_table(rows: Sequence[TransferRow], suite: str) -> str:
     """A table: a line per attacked network, a column per network that it is tried on."""
     values = {(r.through, r.network): 100 * r.value for r in rows if r.suite == suite}
     sources, targets = (dict.fromkeys(names) for names in zip(*values, strict=True))

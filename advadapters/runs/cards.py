@@ -132,7 +132,7 @@ def _results(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
     return (
         f"On {images} images, in percent, with 95% intervals over the images. Each network "
         f"is attacked through itself. {again} measures them again.\n\n"
-        f"{tables.markdown(list(map(Row.of_plain, shown)))}"
+        f"{tables.results_table(list(map(Row.of_plain, shown)))}"
     )
 
 

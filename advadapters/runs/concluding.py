@@ -105,5 +105,5 @@ def conclude(
     chosen = [entry_of(folder, name, settings) for settings in asked]
     rows = [row for row in rows_of(chosen, imagenet) if row.network in networks]
     corrupted = any(row.corruption for row in rows)
-    print(shifts.markdown(rows) if corrupted else tables.markdown(rows))
+    print(shifts.corruption_table(rows) if corrupted else tables.results_table(rows))
     print(f"written to {folder / name} and {name}.json: {len(entries)} suites in all")

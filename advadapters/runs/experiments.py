@@ -283,7 +283,7 @@ def write(rows: Sequence[Mapping[str, Any]], file: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = ledger.merged(old, rows)
     workdir.write_text(file, ledger.dump(rows))
-    page = ledger.markdown(rows, file.name)
+    page = ledger.evidence_page(rows, file.name)
     workdir.write_text(file.with_name("evidence.md"), page)
 
 

@@ -91,7 +91,7 @@ def times(row: Row, program: Any, chip: Any, exact: bool) -> dict[str, Any]:
     return {"seconds": seconds, "hours": hours, "chip_hours": hours * row["devices"]}
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def plan_table(rows: Sequence[Row]) -> str:
     """All rows as a table, "" for none."""
     return markdown_table(COLUMNS, map(cells, rows)) if rows else ""
 

@@ -56,7 +56,7 @@ def _train(
         finished = workdir.read_results(folder) if start == run.steps else None
         if finished:
             print(f"{folder}: finished already, {run.steps} steps; nothing to do")
-            print(tables.markdown(finished))
+            print(tables.results_table(finished))
             return 0
         if start:
             state, start = saved.newest(lambda step: saved.restore(abstract, step), folder)
@@ -79,7 +79,7 @@ def _train(
     settings = evaluating.settings_of(opened, results)
     predictions.write(folder / "results.npz", cases, results, settings)
     workdir.write_results(folder, rows)
-    print(tables.markdown(rows))
+    print(tables.results_table(rows))
     print(f"written to {folder}: results.json, results.md, tradeoff.png{adapters}")
     return 0
 

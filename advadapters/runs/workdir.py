@@ -14,7 +14,7 @@ from etils import epath
 from advadapters import defaults, files, hosts
 from advadapters.errors import UsageError
 from advadapters.evaluation.rows import Row, dump, load
-from advadapters.evaluation.tables import draw_tradeoff, markdown
+from advadapters.evaluation.tables import draw_tradeoff, results_table
 from advadapters.files import AnyPath
 
 Config = dict[str, Any]  # of a run, nested plain values
@@ -308,7 +308,7 @@ def write_whole(
 def write_results(folder: AnyPath, rows: Sequence[Row]) -> None:
     """tradeoff.png, results.md and, last, results.json: it says that all is there."""
     write_whole(folder / "tradeoff.png", lambda raw: draw_tradeoff(rows, raw))
-    write_text(folder / "results.md", markdown(rows) + "\n")
+    write_text(folder / "results.md", results_table(rows) + "\n")
     write_text(folder / "results.json", dump(rows))
 
 

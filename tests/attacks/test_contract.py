@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import on_problem
 
 from advadapters import losses, schema
 from advadapters.attacks import ATTACKS
@@ -15,8 +16,8 @@ from advadapters.attacks.fab import run_fab
 from advadapters.attacks.versions import run_multitargeted
 from advadapters.balls import BALLS
 from advadapters.builders.views import read_fixed
-from advadapters.configs import Section
 from advadapters.errors import UsageError
+from advadapters.sections import Section
 
 EPS = {"linf": 0.1, "l2": 0.5, "l1": 2.0}
 SHAPE, CLASSES = (6, 6, 6, 1), 5
@@ -33,8 +34,8 @@ def cases(norm):
     """{name: attack(logits_fn, images, labels, key)}: every attack in all its ways."""
     targets = {"targets": 1 + jnp.arange(SHAPE[0]) % 2}
     pgd = functools.partial(ATTACKS["pgd"], steps=3)
-    apgd = functools.partial(points_of(run_apgd), steps=6)
-    fab = functools.partial(points_of(run_fab), steps=3)
+    apgd = functools.partial(points_of(on_problem(run_apgd)), steps=6)
+    fab = functools.partial(points_of(on_problem(run_fab)), steps=3)
     found = {
         "fgsm": functools.partial(ATTACKS["pgd"], steps=1, random_start=False),
         "pgd": pgd,
@@ -43,7 +44,9 @@ def cases(norm):
         "pgd least likely": functools.partial(pgd, target="least_likely"),
         "adam": functools.partial(pgd, optimizer="adam", keep="best", loss="margin"),
         "pgd targets": functools.partial(pgd, loss="dlr", **targets),
-        "multitargeted": functools.partial(points_of(run_multitargeted), **targets),
+        "multitargeted": functools.partial(
+            points_of(on_problem(run_multitargeted)), **targets
+        ),
         "apgd": apgd,
         "apgd dlr": functools.partial(apgd, loss="dlr"),
         "apgd targets": functools.partial(apgd, loss="dlr", **targets),
@@ -199,7 +202,9 @@ def test_traces_under_strict_promotion(norm, rng):
     images, labels = data(rng)
     strict = (jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"))
     noisy = lambda x, key: linear(x)  # noqa: E731
-    draws = functools.partial(run_apgd, norm=norm, eps=EPS[norm], steps=6, expectation=3)
+    draws = functools.partial(
+        on_problem(run_apgd), norm=norm, eps=EPS[norm], steps=6, expectation=3
+    )
     with strict[0], strict[1]:
         for attack in cases(norm).values():
             run = functools.partial(attack, linear)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from problems import on_problem
 
 from advadapters import balls, losses, meshes
 from advadapters.attacks import ATTACKS
@@ -182,7 +183,7 @@ def test_fab_finds_the_shortest_way_to_a_linear_boundary(norm, rng):
     if norm != "l1":
         dual = {"linf": np.abs(slope).sum(), "l2": np.linalg.norm(slope)}[norm]
         np.testing.assert_allclose(shortest, np.abs(scores) / dual, rtol=1e-4)
-    fab = functools.partial(run_fab, logits_fn, norm=norm, steps=100)
+    fab = functools.partial(on_problem(run_fab), logits_fn, norm=norm, steps=100)
     run = jax.jit(lambda *args, eps: fab(*args, jax.random.key(0), eps=eps).broken)
     for share, breaks in ((1.03, True), (0.97, False)):
         for i in range(6):

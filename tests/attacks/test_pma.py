@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import on_problem
 
 from advadapters import losses
 from advadapters.attacks.pma import run_pma, schedule
@@ -54,7 +55,7 @@ def test_linear_optimum(norm, rng):
         return jnp.stack([5 + 0 * score, score, 0 * score - 1], axis=1)
 
     for first in ("own", "rival"):
-        found = run_pma(
+        found = on_problem(run_pma)(
             network, images, jnp.zeros(3, int), jax.random.key(0), norm=norm, eps=eps,
             steps=20, first=first,
         )  # fmt: skip
@@ -71,7 +72,9 @@ def test_it_stops_when_all_that_matters_is_broken(rng):
         score = points.mean((1, 2, 3)) - images.mean((1, 2, 3))
         return jnp.stack([0.01 - score, score], axis=1)
 
-    run = functools.partial(run_pma, network, images, key=jax.random.key(0), norm="linf")
+    run = functools.partial(
+        on_problem(run_pma), network, images, key=jax.random.key(0), norm="linf"
+    )
     found = run(jnp.zeros(4, int), eps=0.1, steps=50)
     assert found.broken.all() and found.forwards < 10
     wrong = network(found.points).argmax(1) == 1
@@ -79,7 +82,9 @@ def test_it_stops_when_all_that_matters_is_broken(rng):
     # The second and fourth cannot be broken; whether they matter decides how long.
     labels, active = jnp.array([0, 1, 0, 1]), jnp.array([True, False, True, False])
     away = lambda points: network(points).at[1::2, 1].add(9)  # noqa: E731
-    run = functools.partial(run_pma, away, images, labels, jax.random.key(0), norm="linf")
+    run = functools.partial(
+        on_problem(run_pma), away, images, labels, jax.random.key(0), norm="linf"
+    )
     found = run(eps=0.1, steps=50, active=active)
     assert found.broken.tolist() == active.tolist() and found.forwards < 10
     assert run(eps=0.1, steps=50).forwards == 51

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import on_problem
 
 from advadapters.attacks.apgd import run_apgd
 from advadapters.attacks.fab import run_fab
@@ -16,9 +17,9 @@ from advadapters.losses import margin
 EPS = {"linf": 0.05, "l2": 0.15, "l1": 0.8}
 REACH = 1e-3  # how much further an image may get in another batch: logits are about 4
 RUNS = {
-    "apgd": (run_apgd, dict(steps=12)),
-    "fab": (run_fab, dict(steps=6)),
-    "square": (run_square, dict(queries=40)),
+    "apgd": (on_problem(run_apgd), dict(steps=12)),
+    "fab": (on_problem(run_fab), dict(steps=6)),
+    "square": (on_problem(run_square), dict(queries=40)),
 }
 
 
@@ -38,7 +39,7 @@ def setup(shape, rng, classes=4):
 @pytest.mark.parametrize("sides", [(1, 9), (9, 1), (1, 1), (2, 7)])
 def test_narrow_images(sides, norm, rng):
     logits_fn, images, labels = setup((6, *sides, 3), rng)
-    run = functools.partial(run_square, norm=norm, eps=EPS[norm], queries=60)
+    run = functools.partial(on_problem(run_square), norm=norm, eps=EPS[norm], queries=60)
     found = jax.jit(run, static_argnums=0)(logits_fn, images, labels, jax.random.key(0))
     assert found.points.min() >= 0 and found.points.max() <= 1
     assert BALLS[norm].norm(found.points - images).max() <= EPS[norm] * (1 + 1e-5)
@@ -48,7 +49,7 @@ def test_narrow_images(sides, norm, rng):
 
 def test_a_tie_counts_if_the_label_loses_it():
     images = jnp.full((2, 4, 4, 1), 0.5)
-    found = run_square(
+    found = on_problem(run_square)(
         lambda x: jnp.zeros((len(x), 3)), images, jnp.array([0, 1]), jax.random.key(0),
         norm="linf", eps=0.1, queries=5,
     )  # fmt: skip

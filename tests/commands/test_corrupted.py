@@ -185,7 +185,7 @@ def test_mce_is_1_for_the_network_it_divides_by():
     found = shifts.summary(rows, imagenet=True)
     assert [row.suite for row in found] == ["corruptions mean", "mCE"]
     assert found[1].value == pytest.approx(1, abs=1e-3)
-    assert "| mCE | 100.0 |" in shifts.markdown([*rows, *found])
+    assert "| mCE | 100.0 |" in shifts.corruption_table([*rows, *found])
     half = shifts.summary(network_rows(lambda *_: 0.5), imagenet=True)[1]
     assert half.value == pytest.approx(np.mean([0.5 / v for v in shifts.ALEXNET.values()]))
     assert len(shifts.summary(rows, imagenet=False)) == 1

@@ -107,7 +107,7 @@ def test_the_ledger_says_what_the_runs_say(finished):
     rows = ledger.load((folder / "runs" / "ledger.jsonl").read_text())
     assert rows == ledger.load((folder / "docs" / "ledger.jsonl").read_text())
     page = (folder / "docs" / "evidence.md").read_text()
-    assert page == ledger.markdown(rows) and page.count("| S | Table 1 |") == 5
+    assert page == ledger.evidence_page(rows) and page.count("| S | Table 1 |") == 5
     assert "\nAt the paper's size: one hour, by a dry run\n" in page
     found = {row["id"]: row for row in rows}
     assert list(found) == ["more", "near", "front", "weaker", "chosen"]

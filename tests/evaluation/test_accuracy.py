@@ -235,7 +235,7 @@ def test_rows_and_markdown():
     rows = example_rows()
     assert rows[0].metric == "accuracy" and rows[3].metric == "robust_accuracy"
     assert rows[3].value == 0.4 and rows[3].n == 100
-    lines = tables.markdown(rows).splitlines()
+    lines = tables.results_table(rows).splitlines()
     assert lines[0] == "| mixture | clean accuracy, % | pgd20_linf robust, % |"
     assert [line.split(" | ")[0] for line in lines[2:]] == [
         "| clean mode", "| 0.9 clean + 0.1 linf", "| linf mode",

@@ -220,7 +220,9 @@ def test_a_row_tells_all_that_judged_it():
     assert pair["by_seed"] == pytest.approx([0.20, 0.22]) and pair["images"] == 100
     assert pair["low"] < pair["difference"] < pair["high"]
     assert (told["verdict"], told["why"], told["seeds"]) == ("holds", "", [0, 1])
-    line = next(one for one in ledger.markdown([told]).splitlines() if "Table 1" in one)
+    line = next(
+        one for one in ledger.evidence_page([told]).splitlines() if "Table 1" in one
+    )
     low, high = (f"{100 * pair[key]:.1f}" for key in ("low", "high"))
     ours = f"clean: a 81.0, b 60.0, +21.0 ({low} to {high})"
     assert line == f"| S | Table 1 | {ours} | 2 | **holds** | 0.5 |"
@@ -247,4 +249,4 @@ def test_newer_rows_take_the_place_of_older_ones():
 
 def test_the_page_of_evidence_is_what_the_ledger_says():
     rows = ledger.load((DOCS / "ledger.jsonl").read_text())
-    assert (DOCS / "evidence.md").read_text() == ledger.markdown(rows)
+    assert (DOCS / "evidence.md").read_text() == ledger.evidence_page(rows)

@@ -142,7 +142,7 @@ def test_no_name_is_read_back():
     tables.draw_against(axes, rows, "pgd", "C0")
     marked = [text.get_text() for text in axes.texts]
     assert marked == [str(networks[n]) for n in alone] and len(marked) == 3
-    assert tables.markdown(rows).startswith("| mixture |")
+    assert tables.results_table(rows).startswith("| mixture |")
 
 
 def test_networks_of_one_shown_name_stay_apart():
@@ -150,7 +150,7 @@ def test_networks_of_one_shown_name_stay_apart():
     networks = [mixture_case("ab", mixture).identity for mixture in near]
     networks += [mixture_case("ab", near[0], ensemble=True).identity]
     networks += [dataclasses.replace(networks[0], statistics=100)]
-    lines = tables.markdown(rows_by(networks, clean=[10, 20, 30, 40])).splitlines()[2:]
+    lines = tables.results_table(rows_by(networks, clean=[10, 20, 30, 40])).splitlines()[2:]
     assert [line.split("| ")[2][:4] for line in lines] == ["10.0", "20.0", "30.0", "40.0"]
 
 
@@ -198,7 +198,7 @@ def test_rows_of_an_old_file_are_read_and_written_with_all_their_fields():
         old.pop("ensemble", None)
         assert new.items() >= old.items()
     assert rows.load(rows.dump(found)) == found
-    assert "| 0.9 clean + 0.1 linf | 50.0 (40.0-60.0) |" in tables.markdown(found)
+    assert "| 0.9 clean + 0.1 linf | 50.0 (40.0-60.0) |" in tables.results_table(found)
     for text in ("{}", "[1]", '[{"suite": "clean"}]', "["):
         with pytest.raises(ValueError):
             rows.load(text)

@@ -133,7 +133,7 @@ def test_rows_and_table():
     assert found[None, 0.5] == 2 and len(rows) == 12
     assert {row.through.kind for row in rows} == {"mode", "soup", "any"}
     assert json.loads(dump(rows))[3]["through"] == {"kind": "any", "mixture": {}}
-    lines = transfer.markdown(rows, "pgd").splitlines()
+    lines = transfer.transfer_table(rows, "pgd").splitlines()
     assert lines[0].startswith("| pgd: attacked through | clean mode | 0.5 clean + 0.5 l")
     assert lines[2] == "| clean mode | 50.0 | 60.0 | 70.0 |"
     assert lines[-1] == "| any | 30.0 | 20.0 | 10.0 |"

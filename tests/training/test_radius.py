@@ -20,9 +20,9 @@ from advadapters.builders.views import (
     read_growing,
     read_tricks,
 )
-from advadapters.configs import Section
 from advadapters.errors import UsageError
 from advadapters.models import film, vit
+from advadapters.sections import Section
 from advadapters.training import oat, radius, states, step, twins, views
 
 KEY = jax.random.key(7)

@@ -13,8 +13,8 @@ import tiny
 from advadapters import meshes
 from advadapters.attacks.pgd import pgd
 from advadapters.builders.views import read_tricks
-from advadapters.configs import Section
 from advadapters.models import layers, vit
+from advadapters.sections import Section
 from advadapters.training import states, step, tricks, views
 
 BOTH = tuple(tricks.TRICKS)
