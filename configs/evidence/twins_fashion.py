@@ -3,7 +3,7 @@
 Paper: Liu, Xu, Ji, Zhang and Chan, "TWINS: A Fine-Tuning Framework for Improved
   Transferability of Adversarial Robustness and Generalization" (CVPR 2023). Wings and
   losses are the paper's code's; network, data, radius, steps and rates are ours, and so are
-  the margins.
+  the margins. The rate of fine-tuning was chosen on held-out images with `at`, see RATE.
 Command: advadapters study --config=configs/evidence/twins_fashion.py
     --workdir=runs/evidence/twins_fashion --minutes=20 --ledger=docs/ledger.jsonl
 Data: Fashion-MNIST (Debian's package dataset-fashion-mnist) at 14x14 pixels. A network is
@@ -20,6 +20,8 @@ from advadapters.configs import variant
 EPS = 0.1
 METHODS = {"twins_at": "twins_at", "at": "adversarial", "pretrain": "adversarial"}
 VARIANTS = tuple(METHODS)
+# Of 0.02, 0.1 and 0.3, which ended at 72.2, 79.3 and 81.2% under PGD-5 (seed 0).
+RATE = 0.3
 
 
 def get_config(name=""):
@@ -35,7 +37,7 @@ def get_config(name=""):
     config.checkpoint_every = 200
     drops = () if first else ((20, 0.1), (33, 0.01))  # as the paper's 30 and 50 of 60
     config.optimizer = defaults.sgd(
-        base_lr=0.1 if first else 0.02,
+        base_lr=0.1 if first else RATE,
         weight_decay=1e-4,
         warmup_epochs=1.0 if first else 0.0,
         clip_norm=1.0,
