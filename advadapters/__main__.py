@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from absl import logging
 from advadapters import files, flags, hosts
 from advadapters.errors import UsageError
 
+INTERRUPTED = 128 + signal.SIGINT
 VERBS = {
     "train": "train a network, evaluate its modes and the soups between them",
     "evaluate": "clean and robust accuracy of mixtures of a trained network",
@@ -99,6 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except hosts.Preempted as error:
         print(f"{error}; the same command goes on from there", flush=True)
         return 128 + error.number
+    except KeyboardInterrupt as error:
+        print(f"advadapters {verb}: stopped by Ctrl-C", file=sys.stderr)
+        hosts.fail(INTERRUPTED, error)
+        return INTERRUPTED
     except BaseException as error:
         if reason := files.trouble(error):
             print(f"advadapters {verb}: {reason}", file=sys.stderr)

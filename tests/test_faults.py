@@ -12,7 +12,9 @@ import zlib
 
 import pytest
 
+from advadapters import __main__ as program
 from advadapters import files, hosts
+from advadapters.commands import doctor
 from advadapters.data import imaging
 from advadapters.errors import UsageError
 from advadapters.runs import workdir
@@ -160,3 +162,20 @@ def test_an_image_of_gigabytes_is_not_decoded():
 def test_results_that_are_none_are_made_again(text, tmp_path):
     (tmp_path / "results.json").write_text(text)
     assert workdir.read_results(tmp_path) is None
+
+
+def test_a_folder_that_cannot_be_written_is_refused_first(tmp_path):
+    """A file system that is read-only: root may write to everything else."""
+    workdir.need_writable(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="cannot write to /proc/self, where the results"):
+        workdir.need_writable("/proc/self")
+
+
+def test_ctrl_c_elsewhere_is_one_line(monkeypatch, capsys):
+    def interrupted(flags: doctor.Flags) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "main", interrupted)
+    assert program.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "advadapters doctor: stopped by Ctrl-C\n"

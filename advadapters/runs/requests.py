@@ -148,13 +148,21 @@ def evaluate(request: Request) -> None:
     """Asks a run's networks what is requested and not there yet, and prints a table."""
     check(request)
     # Imported here, since the help and bad flags need none of it.
-    from advadapters.runs import concluding, evaluating, image_choice, opening, parts
+    from advadapters.runs import (
+        concluding,
+        evaluating,
+        image_choice,
+        opening,
+        parts,
+        workdir,
+    )
 
     suites = read_suites(request)
     on_test = suites is not None
     opened = opening.open_trained(
         request.workdir, request.overrides, images=bool(request.statistics) or on_test
     )
+    workdir.need_writable(opened.folder)
     run = opened.run
     cases = run.method.read_cases(request, run.evaluation.cases)
     names = suite_names(run, suites)

@@ -37,6 +37,20 @@ def open_workdir(path: str | os.PathLike, config: Config, data: Any = None) -> e
     return folder
 
 
+@hosts.once
+def need_writable(path: str | os.PathLike) -> None:
+    """Raises UsageError where nothing can be written, before hours of work are in vain."""
+    file = epath.Path(path) / ".writable"
+    try:
+        file.write_bytes(b"")
+        file.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to {path}, where the results go: {error.strerror or error}; "
+            "make it writable, or copy it elsewhere"
+        ) from None
+
+
 @contextlib.contextmanager
 def alone(path: str | os.PathLike) -> Iterator[None]:
     """Lets nobody else train in a folder meanwhile; raises UsageError if somebody does.
