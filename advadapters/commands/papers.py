@@ -9,11 +9,12 @@ the interval, the number of seeds and the command. The row of what was not run i
 {flags}
 
 Every training step is traced and none is compiled, which takes seconds each. Operations
-are of matrix products, a product and a sum each, all loops of attacks included. Times are
-at the chips' peak in bfloat16, so nothing is faster. What memory and links cost besides,
-whether a batch fits, and what evaluation costs, `dryrun` tells for one training. The last
-column says what of a training is not the paper's, or is only remembered. A training that
-several papers share counts in the sum of each, and once in the sum of all.
+are of matrix products, a product and a sum each, with all loops of attacks but those of no
+fixed length, as APGD has, which count once. Times are at the chips' peak in bfloat16, so
+nothing is faster. What memory and links cost besides, whether a batch fits, and what
+evaluation costs, `dryrun` tells for one training. The last column says what of a training
+is not the paper's, or is only remembered. A training that several papers share counts in
+the sum of each, and once in the sum of all.
 """
 
 import dataclasses

@@ -14,6 +14,7 @@ ROOT = os.path.relpath(os.path.join(HERE, "..", ".."))
 RUNS = config["runs"]
 SEEDS = config["seeds"]
 TRAININGS = config["trainings"]
+ATTACKED = []  # trainings that AutoAttack judges too, as a workflow says
 
 
 def fitting(table, name):
@@ -79,10 +80,8 @@ def results_of(names, file="results.json"):
 
 
 def evaluate_flags(name):
-    """The flags of `evaluate` for the network of a training that is compared with others."""
-    network = TRAININGS[name].get("network")
-    flags = [f"--mixture={network}"] if network else []
-    return " ".join([*flags, set_flags(), "--suite=corruptions"])
+    """The flags of `evaluate` for a training on all test sets."""
+    return f"{TRAININGS[name].get('evaluate', '')} {set_flags()} --suite=corruptions"
 
 
 def set_flags():
@@ -138,6 +137,7 @@ rule table:
         lambda w: [
             f"{folder(name, seed)}/results.json" for name in of_paper(w.paper) for seed in SEEDS
         ],
+        lambda w: [f"{folder(name, s)}/autoattack.json" for name in ATTACKED for s in SEEDS],
     output:
         f"{RUNS}/tables/{{paper}}.trainings.md",
     params:

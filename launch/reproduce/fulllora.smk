@@ -7,12 +7,10 @@
 include: "common.smk"
 
 
+ATTACKED = of_paper("fulllora")
+
+
 rule all:
     input:
-        [
-            f"{folder(name, seed)}/autoattack.json"
-            for name in of_paper("fulllora")
-            for seed in SEEDS
-        ],
         f"{RUNS}/tables/fulllora.trainings.md",
     default_target: True

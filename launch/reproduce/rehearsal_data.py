@@ -1,13 +1,14 @@
 """Writes what the rehearsal of the papers reads: made-up images and pretrained networks.
 
-    python launch/reproduce/rehearsal_data.py DIR
+    python launch/reproduce/rehearsal_data.py DIR [NAME ...]
 
-DIR/tfds holds data sets with the names, versions and features that TensorFlow Datasets
-gives them, as ArrayRecord files: ImageNet and six other test sets of it, CIFAR-10 and
-CIFAR-100, SVHN, STL-10 and Imagenette. An image is a coarse pattern of its class with
-noise, so that a small network can learn the classes. DIR/weights holds small networks with
-random weights and the names of those that are published: MAE's encoder, timm's ViT and a
-robust ResNet-50. Numbers that the rehearsal finds say nothing about the methods.
+Without names of data sets, all of them. DIR/tfds holds data sets with the names, versions
+and features that TensorFlow Datasets gives them, as ArrayRecord files: ImageNet and six
+other test sets of it, CIFAR-10 and CIFAR-100, SVHN, STL-10 and Imagenette. An image is a
+coarse pattern of its class with noise, so that a small network can learn the classes.
+DIR/weights holds small networks with random weights and the names of those that are
+published: MAE's encoder, timm's ViT and a robust ResNet-50. Numbers that the rehearsal
+finds say nothing about the methods.
 """
 
 import pathlib
@@ -218,13 +219,12 @@ def write_weights(folder: pathlib.Path) -> None:
 
 def main() -> None:
     """Writes everything; what is there already is left as it is."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit(__doc__)
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-") or {*sys.argv[2:]} - {*NAMES}:
+        sys.exit(f"{__doc__}\nThe data sets are {', '.join(NAMES)}.")
     folder = pathlib.Path(sys.argv[1])
-    for name in NAMES:
+    for name in sys.argv[2:] or NAMES:
         write_set(name, str(folder / "tfds"))
     write_weights(folder / "weights")
-    (folder / "ready").write_text("all is written\n")  # last
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ include: "common.smk"
 include: "poster.smk"
 
 
-COTRAINED = [n for n in of_paper("revisiting_adapters") if "alpha_" in n or "adapters/" in n]
-TOKENS = [name for name in COTRAINED if "alpha_" in name]
+TOKENS = [n for n in of_paper("revisiting_adapters") if "alpha_" in n]
+ATTACKED = [*TOKENS, "imagenet/linf"]
 CHOSEN = {
     "clean or robust mode": "ingredient",
     "one soup": "single",
@@ -36,7 +36,6 @@ rule all:
     input:
         f"{RUNS}/tables/revisiting_adapters.md",
         f"{RUNS}/tables/revisiting_adapters.trainings.md",
-        [f"{folder(name, seed)}/autoattack.json" for name in TOKENS for seed in SEEDS],
     default_target: True
 
 

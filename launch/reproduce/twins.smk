@@ -7,12 +7,10 @@
 include: "common.smk"
 
 
+ATTACKED = of_paper("twins")
+
+
 rule all:
     input:
-        [
-            f"{folder(name, seed)}/autoattack.json"
-            for name in of_paper("twins")
-            for seed in SEEDS
-        ],
         f"{RUNS}/tables/twins.trainings.md",
     default_target: True
