@@ -18,8 +18,9 @@ from advadapters.configs import variant
 
 EPS, RANK = 0.1, 2
 VARIANTS = ("lnlora", "lora", "full", "linear_probe", "nominal")
-# As configs/digits_lora.py, where they were chosen on held-out images.
-RATES = {"full": 4e-3, "nominal": 4e-3, "linear_probe": 1.6e-2}
+# Chosen on held-out images, seed 0, robust under PGD-5: LNLoRA ended at 39.2, 46.6 and 42.5%
+# with 4e-3, 1.6e-2 and 6.4e-2, full fine-tuning at 54.3 and 61.7% with 1e-3 and 4e-3.
+RATES = {"full": 4e-3, "nominal": 4e-3}
 
 
 def get_config(name=""):
@@ -27,7 +28,7 @@ def get_config(name=""):
     model = defaults.model("vit", "64x3x256x4", patch=7)
     config = defaults.fashion(model, train_images=10_000, test_images=5_000)
     config.epochs = 20.0 if name == "nominal" else 15.0
-    config.optimizer.base_lr = RATES.get(name, 6.4e-2)
+    config.optimizer.base_lr = RATES.get(name, 1.6e-2)
     attacks = {"linf": defaults.pgd("linf", EPS, steps=3)}
     if name == "nominal":
         config.update(defaults.method("nominal", attacks))
