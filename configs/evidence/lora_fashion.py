@@ -18,8 +18,8 @@ from advadapters.configs import variant
 
 EPS, RANK = 0.1, 2
 VARIANTS = ("lnlora", "lora", "full", "linear_probe", "nominal")
-# Chosen on held-out images, seed 0, robust under PGD-5: LNLoRA ended at 39.2, 46.6 and 42.5%
-# with 4e-3, 1.6e-2 and 6.4e-2, full fine-tuning at 54.3 and 61.7% with 1e-3 and 4e-3.
+# Chosen on held-out images, seed 0, robust under PGD-5: LNLoRA ended at 39.2, 46.6 and
+# 42.5% with 4e-3, 1.6e-2 and 6.4e-2, full fine-tuning at 54.3 and 61.7% with 1e-3 and 4e-3.
 RATES = {"full": 4e-3, "nominal": 4e-3}
 
 
