@@ -246,16 +246,16 @@ class Run(NamedTuple):
             opened, self.variables, cases, results, self.step, attacked=suites
         )
 
-    def export(self, path: str | os.PathLike) -> None:
+    def export(self, path: str | os.PathLike, width: float = 1.0) -> None:
         """Writes all soups to one file: a network with the mixture as an input.
 
-        A run of one domain is a fixed network, as a soup is, see `Classifier.export`.
-        Raises UsageError for a run that is conditioned on lambda.
+        A run of one domain is a fixed network, as a soup is, see `Classifier.export`. A run
+        that is conditioned on lambda is a network with lambda as an input.
 
         path: that of a file .stablehlo, which `load_exported` reads on CPUs, GPUs and TPUs.
-        It needs no more than JAX.
+        It needs no more than JAX. width: that of the networks, of a run with several.
         """
-        exporting.write(self.opened, self.variables, self.step, path)
+        exporting.write(self.opened, self.variables, self.step, path, width=width)
 
     def _case(self, weights: Mapping[str, float] | Sequence[float]) -> networks.Case:
         """The network of these weights. Raises UsageError for those of no soup."""

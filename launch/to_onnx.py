@@ -65,6 +65,8 @@ def convert(source, target):
 
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # warns of each reshape
     metadata, parameters, check = reading.read_arrays(source)
+    if metadata.get(reading.LAMBDAS) is not None:
+        raise UsageError("export the network at one lambda, by --lambda=0.2")
     function = function_of(metadata, parameters)
     inputs = {"images": ("B", *metadata["image"])}
     if metadata["domains"]:

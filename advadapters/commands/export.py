@@ -4,7 +4,8 @@ Writes the network of a trained run for other programs:
 
   --to=stablehlo  one file that JAX alone runs, on CPUs, GPUs and TPUs, with gradients, for
                   batches of any size. Unless a flag chooses one network, the mixture stays
-                  an input: weights of the domains for all images, or for each.
+                  an input: weights of the domains for all images, or for each. Of a run
+                  that is conditioned on lambda, lambda is the input.
                   `advadapters.load_exported` reads it with jax, numpy and flatbuffers.
   --to=timm       a new folder that timm and transformers load: model.safetensors with
                   timm's names, LoRAs merged; config.json; and README.md, a model card. Of
@@ -47,6 +48,12 @@ class Flags:
     width: Annotated[
         float, Shown("0.5"), "with --lambda, of a run of several widths, one of these"
     ] = 1.0
+    push: Annotated[
+        str,
+        Shown("USER/NAME"),
+        "of a folder, the repository of the Hugging Face Hub that it is uploaded to, with "
+        "the login of huggingface_hub",
+    ] = ""
     step: Step = "latest"
 
 
@@ -56,16 +63,23 @@ def main(flags: Flags) -> int:
         raise UsageError("give either --mixture=... or --lambda=...")
     from advadapters.runs import exporting, opening
 
+    if flags.push:
+        if flags.to == "stablehlo" or flags.output.endswith(".npz"):
+            raise UsageError("--push uploads a folder: add --to=timm, or another but .npz")
+        exporting.hub()  # raises UsageError where it is not installed
     if flags.to == "stablehlo":
         exporting.check_path(flags.output)
     opened = opening.open_trained(flags.workdir, images=False)
     case = read_case(opened.run, flags)
     variables, step = opening.restore_variables(opened, flags.step)
     if flags.to == "stablehlo":
-        exporting.write(opened, variables, step, flags.output, case)
+        width = flags.width if case is None else 1.0
+        exporting.write(opened, variables, step, flags.output, case, width)
     else:
         exporting.write_folder(opened, variables, step, flags.output, case, flags.to)
     print(f"step {step} of {flags.workdir} -> {flags.output}")
+    if flags.push:
+        print(f"{flags.output} -> {exporting.push(flags.output, flags.push)}")
     return 0
 
 

@@ -5,12 +5,12 @@ The file is a zip, nothing in it compressed, with these members and no others:
     metadata.json           what the network is
     network.stablehlo       `jax.export`: (parameters, images [B, H, W, C]) -> logits
                             [B, L]; where there are domains, a mixture [K] comes before
-                            the images
-    rows.stablehlo          the same with a mixture for each image [B, K]; not in a file
-                            of one fixed network
+                            the images, and lambda [] of a network that goes by it
+    rows.stablehlo          the same with a mixture [B, K] or lambda [B] for each image;
+                            not in a file of one fixed network
     parameters.safetensors  the first argument, {path: array}
-    check.safetensors       images, mixtures, and the logits that they had when the file
-                            was written
+    check.safetensors       images, mixtures or lambdas, and the logits that they had when
+                            the file was written
 
 Reading one needs jax, numpy and flatbuffers, and nothing of it is unpickled.
 """
@@ -22,7 +22,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,6 +39,8 @@ PARAMETERS, CHECK = "parameters.safetensors", "check.safetensors"
 LARGEST_METADATA = 16 * 1024**2  # bytes
 # What checks that shapes fit; other calls of this kind may run any code of this process.
 HARMLESS = "stablehlo.custom_call @shape_assertion("
+# Of a network that goes by lambda, the metadata tell which it knows, [] for all in [0, 1].
+LAMBDAS = "lambdas"
 FIELDS: dict[str, type] = {  # of the metadata
     "format": int,
     "name": str,
@@ -69,7 +71,7 @@ def load_exported(path: str | os.PathLike, check: bool = True) -> Exported:
     path = os.fspath(path)
     with _told(path):
         metadata, members = _read(path)
-        parameters = tensors.unpack(members[PARAMETERS])
+        parameters = _read_parameters(members[PARAMETERS])
         programs = {
             name: _read_program(name, members[name], metadata, parameters)
             for name in (NETWORK, ROWS)
@@ -87,13 +89,14 @@ def read_arrays(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """(metadata, parameters {path: array}, check) of a file, as it is for other programs.
 
-    check: "images" [N, H, W, C], their "logits" [M, N, L], and the "mixtures" [M, K] of
-    these, where there are domains. Raises UsageError for a file that is damaged or is none.
+    check: "images" [N, H, W, C], their "logits" [M, N, L], and the "mixtures" [M, K] or
+    "lambdas" [M] of these, where there are any. Raises UsageError for a file that is
+    damaged or is none.
     """
     path = os.fspath(path)
     with _told(path):
         metadata, members = _read(path)
-        parameters = tensors.unpack(members[PARAMETERS])
+        parameters = _read_parameters(members[PARAMETERS])
         return metadata, parameters, _read_check(members[CHECK], metadata)
 
 
@@ -129,9 +132,21 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, bytes]]:
     hashes = {name: sha256(data) for name, data in members.items() if name != METADATA}
     if metadata["sha256"] != hashes:
         raise ValueError("its members are not those that its metadata was written for")
-    if (ROWS in members) != bool(metadata["domains"]):
-        raise ValueError(f"{ROWS} goes with domains, and there are either")
+    if (ROWS in members) != (knob_shape(metadata) is not None):
+        raise ValueError(f"{ROWS} goes with domains or lambdas, and there are either")
     return metadata, members
+
+
+def knob_shape(metadata: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The shape of what chooses the network: lambda, a mixture, or nothing."""
+    if metadata.get(LAMBDAS) is not None:
+        return ()
+    return (len(metadata["domains"]),) if metadata["domains"] else None
+
+
+def knobs_name(metadata: Mapping[str, Any]) -> str:
+    """What these are called among the arrays of a check."""
+    return LAMBDAS if metadata.get(LAMBDAS) is not None else "mixtures"
 
 
 def sha256(data: bytes) -> str:
@@ -165,7 +180,23 @@ def _read_metadata(data: bytes) -> dict[str, Any]:
         raise ValueError(f"{METADATA} tells no [H, W, C] of images")
     if not all(isinstance(rows, list) for rows in metadata["eps"].values()):
         raise ValueError(f"{METADATA} has radii that are no lists")
+    lambdas = metadata.get(LAMBDAS)
+    if lambdas is not None and not (
+        isinstance(lambdas, list)
+        and all(isinstance(lam, float | int) and 0 <= lam <= 1 for lam in lambdas)
+        and not metadata["domains"]
+    ):
+        raise ValueError(f"{METADATA} has lambdas that are no numbers in [0, 1]")
     return metadata
+
+
+def _read_parameters(data: bytes) -> dict[str, np.ndarray]:
+    """The parameters {path: array}; raises ValueError for numbers that are not finite."""
+    parameters = tensors.unpack(data)
+    for path, array in parameters.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{PARAMETERS} has values that are not finite in {path!r}")
+    return parameters
 
 
 def _read_program(
@@ -187,14 +218,16 @@ def _read_program(
     if any(text.count("custom_call") != text.count(HARMLESS) for text in texts):
         raise ValueError("its program calls code outside of itself, which no export does")
     rows = [(path, array.shape, array.dtype) for path, array in sorted(parameters.items())]
-    if given != rows or keywords or len(mixtures) != bool(metadata["domains"]):
+    shape = knob_shape(metadata)
+    if given != rows or keywords or len(mixtures) != (shape is not None):
         raise ValueError("its parameters are not those that its program takes")
     if images.shape[1:] != tuple(metadata["image"]):
         raise ValueError("its program takes images of another size than it tells")
     for mixture in mixtures:
-        count, axes = len(metadata["domains"]), 1 + (name == ROWS)
-        if mixture.ndim != axes or mixture.shape[-1] != count:
-            raise ValueError(f"{name} takes other weights than those of {count} domains")
+        rows_first = int(name == ROWS)
+        axes = len(shape or ()) + rows_first
+        if mixture.ndim != axes or mixture.shape[rows_first:] != shape:
+            raise ValueError(f"{name} takes other weights than those of its domains")
     if logits.shape[1:] != (len(metadata["classes"]),):
         raise ValueError("its program has another number of classes than it tells")
     return program
@@ -203,17 +236,18 @@ def _read_program(
 def _read_check(data: bytes, metadata: dict[str, Any]) -> dict[str, np.ndarray]:
     """Images, mixtures and logits of a check; raises ValueError for other arrays."""
     arrays = tensors.unpack(data)
-    domains, classes = len(metadata["domains"]), len(metadata["classes"])
-    names = {"images", "logits"} | ({"mixtures"} if domains else set())
+    shape, classes = knob_shape(metadata), len(metadata["classes"])
+    knobs = knobs_name(metadata)
+    names = {"images", "logits"} | (set() if shape is None else {knobs})
     if arrays.keys() != names:
         raise ValueError(f"{CHECK} holds {sorted(arrays)}, not {sorted(names)}")
     count = len(arrays["images"])
-    mixtures = len(arrays["mixtures"]) if domains else 1
+    mixtures = 1 if shape is None else len(arrays[knobs])
     right = (
         arrays["images"].shape == (count, *metadata["image"])
         and arrays["images"].dtype == np.uint8
         and arrays["logits"].shape == (mixtures, count, classes)
-        and (not domains or arrays["mixtures"].shape == (mixtures, domains))
+        and (shape is None or arrays[knobs].shape == (mixtures, *shape))
     )
     if not right or not count or not mixtures:
         raise ValueError(f"{CHECK} holds arrays of other shapes than the metadata tell")

@@ -14,19 +14,31 @@ from jax import export
 from advadapters import files, soups, trees
 from advadapters.errors import UsageError
 from advadapters.exports import reading, tensors
-from advadapters.shapes import AnyArray, Images, Logits, Mixture, Mixtures
+from advadapters.shapes import (
+    AnyArray,
+    Float,
+    Images,
+    Logits,
+    Mixture,
+    Mixtures,
+    PerImage,
+    Scalar,
+)
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 CHECKED = 4  # images whose logits are stored
 
 Leaves = Mapping[str, AnyArray]  # parameters by path
+Knob = Mixture | Scalar  # weights of the domains, or lambda
+Knobs = Mixtures | PerImage  # one for each image
 
 
 class Exportable(NamedTuple):
     """What of a network goes into a file.
 
     evaluate: (plain, images) -> logits, see `networks.Network`.
-    at: (tree, mixture [K]) -> plain; None where the tree is one.
+    at: (tree, mixture [K]) -> plain, or (tree, lambda []) -> plain of a network that is
+      conditioned on it; None where the tree is one.
     tree: the parameters, of all domains if there are any; this process can read them.
     """
 
@@ -39,20 +51,24 @@ def write(network: Exportable, path: files.AnyPath, about: Mapping[str, Any]) ->
     """Writes a network to a file, whole or not at all.
 
     about: the metadata in `reading.FIELDS`, but for the format and the hashes; "domains"
-    are those that the network takes weights of, none without `network.at`.
+    are those that the network takes weights of, none without `network.at`. A network that
+    takes lambda has none, and "lambdas", see `reading`.
 
     Raises UsageError where jax has no flatbuffers to write programs with.
     """
-    count = len(about["domains"])
+    knobs = knobs_to_check(about)
     parameters = {
         name: np.asarray(jax.device_get(leaf))
         for name, leaf in trees.leaves_by_path(network.tree).items()
     }
     image = tuple(about["image"])
     with _no_locations():
-        programs = _programs(network, parameters, image, count)
+        shape = None if knobs is None else knobs.shape[1:]
+        programs = _programs(network, parameters, image, shape)
         members = {name: _serialize(program) for name, program in programs.items()}
-    check = _check(programs[reading.NETWORK], parameters, image, count)
+    check = _check(programs[reading.NETWORK], parameters, image, knobs)
+    if knobs is not None:
+        check |= {reading.knobs_name(about): knobs}
     members |= {reading.PARAMETERS: tensors.pack(parameters)}
     members |= {reading.CHECK: tensors.pack(check)}
     hashes = {name: reading.sha256(data) for name, data in members.items()}
@@ -81,19 +97,22 @@ def _no_locations() -> Iterator[None]:
 
 
 def _programs(
-    network: Exportable, parameters: Mapping[str, np.ndarray], image: tuple, count: int
+    network: Exportable,
+    parameters: Mapping[str, np.ndarray],
+    image: tuple[int, ...],
+    shape: tuple[int, ...] | None,
 ) -> dict[str, export.Exported]:
-    """{member: program}; image: [H, W, C], count: K."""
+    """{member: program}; image: [H, W, C], shape: of a mixture or lambda, or None."""
 
     def alone(leaves: Leaves, images: Images) -> Logits:
         return network.evaluate(_tree(network, leaves), images)
 
-    def mixed(leaves: Leaves, mixture: Mixture, images: Images) -> Logits:
+    def chosen(leaves: Leaves, knob: Knob, images: Images) -> Logits:
         assert network.at is not None
-        return network.evaluate(network.at(_tree(network, leaves), mixture), images)
+        return network.evaluate(network.at(_tree(network, leaves), knob), images)
 
-    def by_row(leaves: Leaves, mixtures: Mixtures, images: Images) -> Logits:
-        return jax.vmap(lambda w, x: mixed(leaves, w, x[None])[0])(mixtures, images)
+    def by_row(leaves: Leaves, knobs: Knobs, images: Images) -> Logits:
+        return jax.vmap(lambda w, x: chosen(leaves, w, x[None])[0])(knobs, images)
 
     (batch,) = export.symbolic_shape("batch")
     leaves = {
@@ -101,12 +120,12 @@ def _programs(
         for name, array in parameters.items()
     }
     images = jax.ShapeDtypeStruct((batch, *image), jnp.float32)
-    if not count:
+    if shape is None:
         return {reading.NETWORK: _export(alone, leaves, images)}
-    shared_mixture = jax.ShapeDtypeStruct((count,), jnp.float32)
-    each = jax.ShapeDtypeStruct((batch, count), jnp.float32)
+    shared = jax.ShapeDtypeStruct(shape, jnp.float32)
+    each = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
     return {
-        reading.NETWORK: _export(mixed, leaves, shared_mixture, images),
+        reading.NETWORK: _export(chosen, leaves, shared, images),
         reading.ROWS: _export(by_row, leaves, each, images),
     }
 
@@ -133,10 +152,30 @@ def _serialize(program: export.Exported) -> bytes:
         raise UsageError(f"{error}: pip install flatbuffers") from None
 
 
+def knobs_to_check(about: Mapping[str, Any]) -> Float[np.ndarray, "M ..."] | None:
+    """Mixtures [M, K] or lambdas [M] at which logits are stored, None of a fixed network.
+
+    Each mode and all domains alike; or the lambdas that the network knows, 0, 1/2 and 1 if
+    it takes any.
+    """
+    if about.get(reading.LAMBDAS) is not None:
+        return np.array(about[reading.LAMBDAS] or (0.0, 0.5, 1.0), np.float32)
+    count = len(about["domains"])
+    if not count:
+        return None
+    members = [soups.one_hot(count, k) for k in range(count)]
+    if count > 1:
+        members.append(soups.average(count, range(count)))
+    return np.array(members, np.float32)
+
+
 def _check(
-    program: export.Exported, parameters: Mapping[str, np.ndarray], image: tuple, count: int
+    program: export.Exported,
+    parameters: Mapping[str, np.ndarray],
+    image: tuple[int, ...],
+    knobs: Float[np.ndarray, "M ..."] | None,
 ) -> dict[str, np.ndarray]:
-    """Images of noise, mixtures, and their logits: each mode, and all domains alike.
+    """Images of noise and their logits [M, N, L], for each of the knobs.
 
     Noise, so that no file holds an image that somebody owns; half of it is as smooth as
     pictures are.
@@ -148,11 +187,8 @@ def _check(
     images = np.round(255 * fine).astype(np.uint8)
     pixels = images.astype(np.float32) / np.float32(255)
     call = jax.jit(program.call)
-    if not count:
-        return {"images": images, "logits": np.asarray(call(parameters, pixels))[None]}
-    members = [soups.one_hot(count, k) for k in range(count)]
-    if count > 1:
-        members.append(soups.average(count, range(count)))
-    mixtures = np.array(members, np.float32)
-    logits = [np.asarray(call(parameters, mixture, pixels)) for mixture in mixtures]
-    return {"images": images, "mixtures": mixtures, "logits": np.stack(logits)}
+    if knobs is None:
+        logits = [np.asarray(call(parameters, pixels))]
+    else:
+        logits = [np.asarray(call(parameters, knob, pixels)) for knob in knobs]
+    return {"images": images, "logits": np.stack(logits)}

@@ -100,7 +100,7 @@ class Layers(NamedTuple):
         return self._replace(path=module.path)
 
     def conditioned(
-        self, film: Film | None, lam: float | Num[AnyArray, "..."] | None, batch: int
+        self, film: Film | None, lam: float | Num[AnyArray, "..."] | None, batch: Any
     ) -> "Layers":
         """The same with the condition that lambda makes, see `film.condition_of`."""
         return self._replace(film=film, condition=condition_of(film, lam, batch))

@@ -42,6 +42,7 @@ def card(
         usage.strip(),
         _preparation(about, config["data"]),
         "## Training",
+        _command(source),
         _radii(about["eps"]),
         _data(config, record),
         "## Results",
@@ -88,6 +89,28 @@ def _preparation(about: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         f"Evaluation resized images by `{data['interpolation']}` and kept {rows}x{columns} "
         f"pixels in the middle, with {data['crop_ratio']:g} of the shorter side."
     )
+
+
+def _command(source: Mapping[str, Any]) -> str:
+    """How the run is trained again, of the config that the card ends with."""
+    return f"""\
+The config at the end of this page is all that the training depends on, besides the data.
+With that JSON in `{source["run"]}/config.json` and these lines in `again.py`,
+
+```python
+from advadapters.runs import workdir
+from ml_collections import ConfigDict
+
+
+def get_config(variant=""):
+    return ConfigDict(workdir.read_config("{source["run"]}"))
+```
+
+this command trains the network again:
+
+```bash
+advadapters train --config=again.py --workdir=again
+```"""
 
 
 def _radii(eps: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

@@ -11,7 +11,7 @@ from etils import epath
 import advadapters
 from advadapters import hosts, meshes, networks, trees
 from advadapters.errors import UsageError
-from advadapters.exports import folders, tensors, timm_files, writing
+from advadapters.exports import folders, reading, tensors, timm_files, writing
 from advadapters.runs import cards, workdir
 from advadapters.runs.open_run import OpenRun
 
@@ -24,20 +24,23 @@ def write(
     step: int,
     path: str | os.PathLike,
     case: networks.Case | None = None,
+    width: float = 1.0,
 ) -> None:
     """Writes the networks of a run as one that takes a mixture, see `exports.reading`.
 
+    A run that is conditioned on lambda becomes a network that takes lambda.
+
     opened, variables, step: a run and what was read of a checkpoint. case: the one network
-    (`networks.Case`) to write in their place. A run of one domain takes no mixture. Raises
-    UsageError without a case for a run that is conditioned on lambda, and for a file that
-    cannot be written.
+    (`networks.Case`) to write in their place. width: of the networks, where there are
+    several. A run of one domain takes no mixture. Raises UsageError for a file that cannot
+    be written.
     """
     run = opened.run
-    if case is None and (run.film or len(run.method.widths) > 1):
-        raise UsageError(
-            "this run goes by lambda: export one network of it, by --lambda=0.2 or "
-            "run.at(0.2).export(...)"
-        )
+    if case is None and "lambda" in run.method.numbers:
+        _write_by_lambda(opened, variables, step, path, width)
+        return
+    if width != 1:
+        raise UsageError("--width: this run has networks of one width")
     if case is None and len(run.domains) == 1:
         case = networks.mixture_case(run.domains, (1.0,))
     about = describe(opened, step, case)
@@ -48,6 +51,28 @@ def write(
         plain = jax.jit(chosen.at)(variables, case.knob)
         network = writing.Exportable(chosen.evaluate, None, plain)
     write_network(network, path, about)
+
+
+def _write_by_lambda(
+    opened: OpenRun,
+    variables: Mapping[str, Any],
+    step: int,
+    path: str | os.PathLike,
+    width: float,
+) -> None:
+    """`write` of all networks of one width as one that takes lambda."""
+    run, method = opened.run, opened.run.method
+    case = method.cases_at({"width": [width]})[0]  # raises UsageError for another width
+    network = run.networks[case.network]
+
+    def at(tree: Any, lam: Any) -> Any:
+        return network.at(tree, method.knob_at(lam, case.network))
+
+    known = run.film.lambdas if run.film and run.film.encoding != "none" else ()
+    about = describe(opened, step, None) | {"domains": [], reading.LAMBDAS: list(known)}
+    if case.identity.width is not None:
+        about["source"]["network"] = {"width": case.identity.width}
+    write_network(writing.Exportable(network.evaluate, at, variables), path, about)
 
 
 def write_network(
@@ -208,3 +233,32 @@ def _write_folder(target: epath.Path, contents: folders.Folder, card: str) -> No
         not np.array_equal(back[name], array) for name, array in arrays.items()
     ):
         raise UsageError(f"{written} does not hold what was written: is the disk full?")
+
+
+def hub() -> Any:
+    """The client of the Hugging Face Hub; raises UsageError where it is not installed."""
+    try:
+        import huggingface_hub  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UsageError(
+            "--push needs huggingface_hub: pip install 'advadapters[hub]'"
+        ) from None
+    return huggingface_hub.HfApi()
+
+
+def push(folder: str | os.PathLike, repository: str) -> str:
+    """Uploads a folder to a repository of the Hub, which is made if there is none.
+
+    Returns its address. Raises UsageError where the Hub refuses it or is not reached.
+    """
+    path, client = os.path.abspath(os.path.expanduser(folder)), hub()
+    try:
+        client.create_repo(repository, exist_ok=True)
+        commit = f"Written by advadapters {advadapters.__version__}"
+        client.upload_folder(repo_id=repository, folder_path=path, commit_message=commit)
+    except Exception as error:  # those of its HTTP client too, which changes
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise UsageError(
+            f"cannot push {folder} to {repository}: {reason} (`hf auth login` logs in)"
+        ) from None
+    return f"https://huggingface.co/{repository}"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from advadapters import soups
 from advadapters.errors import UsageError
 from advadapters.flags import Choice
-from advadapters.networks import Case, Network, Variables, mixture_case
+from advadapters.networks import Case, Knob, Network, Variables, mixture_case
 from advadapters.shapes import AnyArray, PRNGKey, Scalar, Shaped
 from advadapters.training import radius
 from advadapters.training.cases import read_soups
@@ -136,6 +136,10 @@ class Method(Protocol):
     def cases_at(self, numbers: Mapping[str, Sequence[float]]) -> list[Case]:
         """The networks at the numbers of each flag; one that is left out has all values."""
         raise UsageError("this network is not conditioned on numbers: choose a mixture")
+
+    def knob_at(self, lam: Any, width: float) -> Knob:
+        """The network for a lambda that may be traced, [], see `networks.Knob`."""
+        raise UsageError("this network is not conditioned on lambda: choose a mixture")
 
     def read_cases(self, choice: Choice, usual: Sequence[Case]) -> list[Case]:
         """The networks that are chosen, or `usual` where none is."""

@@ -95,6 +95,16 @@ class OAT(Method):
         mixture = one_hot(len(self.domains()), domain)
         return Knob(np.array(mixture, np.float32), np.float32(lam))
 
+    def knob_at(self, lam: Any, width: float) -> Knob:
+        """`knob` of a lambda that may be traced, []."""
+        lam = jnp.asarray(lam, jnp.float32)
+        if self.mixed:
+            return Knob(jnp.stack([1 - lam, lam]))
+        count, first = len(self.domains()), self.widths.index(width) * (1 + self.dual)
+        last = first + int(self.dual)  # the same domain if there is but one
+        rows = jnp.array([one_hot(count, k) for k in (first, last)], jnp.float32)
+        return Knob(jnp.where(lam > 0, rows[1], rows[0]), lam)
+
     def loss(self, networks: Mapping[float, Network], axis: str | None = None) -> Loss:
         """Makes loss(variables, batch, key), see `oat_loss`."""
         return oat_loss(networks, self)

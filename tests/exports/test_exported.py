@@ -221,6 +221,14 @@ def calling(members):
     return bytes(program.serialize(vjp_order=1))
 
 
+def undefined(members):
+    """The parameters, one of them not a number."""
+    arrays = dict(tensors.unpack(members[reading.PARAMETERS]))
+    name = next(iter(arrays))
+    return tensors.pack(arrays | {name: np.full_like(arrays[name], np.nan)})
+
+
+MANY = {f"x{i}": np.zeros(1, np.float32) for i in range(10_000)}
 PARAMETERS, NETWORK = reading.PARAMETERS, reading.NETWORK
 DAMAGED = {
     "empty": (lambda m: b"", "not a zip"),
@@ -253,6 +261,12 @@ DAMAGED = {
     "a tail": (lambda m: told(m | {PARAMETERS: m[PARAMETERS] + b"x"}), "after the last"),
     "a head": (lambda m: told(m | {PARAMETERS: b"\xff" * 8}), "header .* cut off"),
     "no parameters": (lambda m: told(m | {PARAMETERS: tensors.pack({})}), "takes"),
+    "10,000 leaves": (
+        lambda m: told(m | {PARAMETERS: tensors.pack(MANY)}),
+        "are not those that its program takes",
+    ),
+    "nan": (lambda m: told(m | {PARAMETERS: undefined(m)}), "not finite"),
+    "lambdas": (lambda m: told(m, lambdas=[0.5]), "lambdas that are no numbers"),
     "no check": (lambda m: told(m | {reading.CHECK: tensors.pack({})}), "holds .., not"),
     "no program": (lambda m: told(m | {NETWORK: b"MLIR" * 99}), "reads no program"),
     "swapped": (

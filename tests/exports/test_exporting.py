@@ -1,9 +1,11 @@
 """Runs and their soups as files, from Python and from the command line."""
 
+import contextlib
 import functools
 import json
 import pathlib
 import re
+import sys
 
 import jax
 import numpy as np
@@ -12,9 +14,9 @@ import pytest
 pytest.importorskip("flatbuffers")
 
 import advadapters as aa
+from advadapters import configs
 from advadapters.__main__ import main
 from advadapters.evaluation import tables
-from advadapters.evaluation.rows import Row
 from advadapters.exports import tensors
 from advadapters.runs import opening
 
@@ -35,10 +37,15 @@ def write_run(config, folder):
     data = {"classes": names, "train": part, "test": part}
     draw = np.random.default_rng(0)
 
-    def fill(leaf):
-        return np.float32(0.3 * draw.normal(size=leaf.shape))
+    def fill(path, leaf):
+        noise = 0.3 * draw.normal(size=leaf.shape)
+        variance = jax.tree_util.keystr(path, simple=True).endswith("var")
+        return np.float32(0.5 + np.abs(noise) if variance else noise)
 
-    opening.write_run(config, folder, lambda like: jax.tree.map(fill, like), data)
+    def make(like):
+        return jax.tree_util.tree_map_with_path(fill, like)
+
+    opening.write_run(config, folder, make, data)
     return aa.load(folder)
 
 
@@ -122,10 +129,50 @@ def test_bad_flags_are_refused_in_one_line(case, run, tmp_path, monkeypatch, cap
     assert not list(tmp_path.iterdir())
 
 
+OAT = {key: SMALL[key] for key in SMALL if key != "model.size"}
+BY_LAMBDA = {  # a random code for each lambda; any lambda, and norms of its own for 0
+    "vit": ("digits_oat:vit", SMALL),
+    "dual": ("digits_oat:oat_none", OAT | {"model.size": "10-1"}),
+    "mixed": ("digits_oat:vit_tokens", SMALL),
+}
+
+
+@pytest.mark.parametrize("kind", BY_LAMBDA)
+def test_a_run_that_goes_by_lambda_is_one_file_that_takes_it(kind, tmp_path):
+    name, settings = BY_LAMBDA[kind]
+    run = write_run(aa.config(name, **settings), tmp_path / "run")
+    run.export(tmp_path / "run.stablehlo")
+    network = aa.load_exported(tmp_path / "run.stablehlo")
+    known = tuple(run.opened.run.method.lambdas)
+    assert network.domains == () and network.lambdas == (known if kind == "vit" else ())
+    assert repr(network).startswith("Exported(lambda ")
+    lambdas = known[: len(IMAGES)]
+    rows = [run.at(lam)(IMAGES) for lam in lambdas]
+    assert np.abs(rows[0] - rows[-1]).max() > 1e-3
+    for lam, expected in zip(lambdas, rows, strict=True):
+        close(network(IMAGES, lam), expected)
+    count = len(lambdas)
+    each = [row[i] for i, row in enumerate(rows)]
+    close(network(IMAGES[:count], np.float32(lambdas)), each)
+    for lam, message in (
+        (None, "goes by lambda: give a number"),
+        ({"clean": 1.0}, "goes by lambda: give a number"),
+        (1.5, "lambda 1.5: this network knows"),
+        (np.nan, "lambda nan: this network knows"),
+        ([0.0] * 2, "2 lambdas for 6 images"),
+        ("a", "lambda is a number in"),
+    ):
+        with pytest.raises(aa.UsageError, match=message):
+            network(IMAGES, lam)
+    if kind == "vit":
+        with pytest.raises(aa.UsageError, match="lambda 0.55: this network knows 0.0, "):
+            network(IMAGES, 0.55)
+    with pytest.raises(aa.UsageError, match="--width: .0.5. was not trained"):
+        run.export(tmp_path / "half.stablehlo", width=0.5)
+
+
 def test_a_run_that_goes_by_lambda_is_exported_at_one(tmp_path):
     run = write_run(aa.config("digits_oat:vit", **SMALL), tmp_path / "run")
-    with pytest.raises(aa.UsageError, match="goes by lambda: export one network"):
-        run.export(tmp_path / "run.stablehlo")
     output = tmp_path / "one.stablehlo"
     flags = [f"--workdir={run.path}", f"--output={output}", "--lambda=0.2"]
     assert main(["export", *flags]) == 0
@@ -140,24 +187,72 @@ def test_a_soup_is_saved_as_a_folder_with_its_card(run, tmp_path):
     soups = [{"clean": 0.3, "linf": 0.7}, {"clean": 1}]
     rows = run.evaluate(IMAGES, np.arange(6) % 5, soups=soups, attacks={})
     results = pathlib.Path(run.path) / "results.json"
-    results.write_text(json.dumps(rows))
+    results.write_text(json.dumps([row.plain() for row in rows]))
     soup.save(folder)
     assert {file.name for file in folder.iterdir()} == {
         "model.safetensors", "config.json", "README.md",
     }  # fmt: skip
     card = (folder / "README.md").read_text()
     assert card.startswith("---\npipeline_tag: image-classification\n")
-    assert f"| 0.3 clean + 0.7 linf | {tables.percent(Row.of_plain(rows[0]))} |" in card
+    assert f"| 0.3 clean + 0.7 linf | {tables.percent(rows[0])} |" in card
     assert '--workdir=run --mixture="clean=0.3,linf=0.7"` measures' in card
     assert "clean mode" not in card and "| linf | pgd, linf 0.12 |" in card
     assert "cat, dog, eel" in card and f"Step {run.step} of the run `run`" in card
     config = json.loads((folder / "config.json").read_text())
     assert config["label_names"] == ["cat", "dog", "eel", "fox", "gnu"]
+    need_config_again(run, card, tmp_path)
     arrays = tensors.unpack((folder / "model.safetensors").read_bytes())
     kernel = soup.params["head"]["kernel"]
     np.testing.assert_array_equal(arrays["head.weight"], kernel.T)
     with pytest.raises(aa.UsageError, match="not empty: name a new folder"):
         soup.save(folder)
+
+
+class FakeHub:
+    """Takes what is pushed; refuses what is not of "me"."""
+
+    def __init__(self):
+        self.files = {}
+
+    def HfApi(self):
+        return self
+
+    def create_repo(self, repository, exist_ok):
+        if not repository.startswith("me/"):
+            raise OSError("403 Forbidden\nmore lines")
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        files = sorted(path.name for path in pathlib.Path(folder_path).iterdir())
+        self.files[repo_id] = files
+
+
+def test_a_folder_is_pushed_to_the_hub(run, tmp_path, monkeypatch, capsys):
+    fake = FakeHub()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    flags = ["export", f"--workdir={run.path}", "--to=timm", "--mixture=clean=1"]
+    assert main([*flags, f"--output={tmp_path}/a", "--push=me/soup"]) == 0
+    assert fake.files == {"me/soup": ["README.md", "config.json", "model.safetensors"]}
+    assert f"{tmp_path}/a -> https://huggingface.co/me/soup" in capsys.readouterr().out
+    assert main([*flags, f"--output={tmp_path}/b", "--push=you/soup"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot push" in line and "403 Forbidden (`hf auth login`" in line
+    assert main([*flags, f"--output={tmp_path}/c.npz", "--push=me/soup"]) == 2
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert main([*flags, f"--output={tmp_path}/d", "--push=me/soup"]) == 2
+    assert "pip install 'advadapters[hub]'" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def need_config_again(run, card, folder):
+    """The lines of a card make the config of the run again."""
+    code = card.split("```python\nfrom advadapters")[1].partition("```")[0]
+    (folder / "again.py").write_text(f"from advadapters{code}".replace('"run"', '"kept"'))
+    (folder / "kept").mkdir()
+    text = card.split("```json\n")[1].partition("```")[0]
+    (folder / "kept" / "config.json").write_text(text)
+    with contextlib.chdir(folder):
+        config, _ = configs.parse([f"--config={folder}/again.py"], {})
+    assert config.to_dict() == run.config
 
 
 def test_timm_and_transformers_load_the_folder(run, tmp_path):
