@@ -11,6 +11,7 @@ them. Without OUT nothing is written.
 """
 
 import dataclasses
+import re
 from typing import Annotated, Any
 
 from advadapters.errors import UsageError
@@ -38,6 +39,12 @@ class Flags:
     resample: Annotated[
         str, OneOf(WAYS), Shown("linear"), "how these are resized: bicubic, cubic or linear"
     ] = "bicubic"
+    grid: Annotated[
+        str,
+        Shown("14x20"),
+        "rows and columns of patches, where the positions of IN are no square; with "
+        "--image_size they are resized to one",
+    ] = ""
     heads: Annotated[
         int | None,
         Between(low=1),
@@ -64,13 +71,31 @@ def main(flags: Flags) -> int:
     if output and output.exists():
         raise UsageError(f"{output} is there already: name a new file")
     is_run = source.is_dir() and (source / "checkpoints").exists()
-    loaded = from_run(flags) if is_run else weights.read(source)
+    if is_run and flags.grid:
+        raise UsageError("--grid is of files; the positions of runs are squares")
+    loaded = from_run(flags) if is_run else weights.read(source, read_grid(flags))
     loaded, fates = resized(loaded, flags)
+    fates |= {"pos_embed": "resampled"} if flags.grid else {}
     print(described(loaded, fates, flags.input))
     if output:
         weights.save(output, loaded)
         print(f"written: {output}, for config.start.weights")
     return 0
+
+
+def read_grid(flags: Flags) -> Any:
+    """The `fitting.Rectangle` of the flags, None without --grid."""
+    from advadapters.weights.fitting import Rectangle
+
+    if not flags.grid:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", flags.grid)
+    if match is None or flags.image_size is None:
+        raise UsageError(
+            f"--grid={flags.grid} must be ROWSxCOLUMNS like 14x20, with --image_size=224"
+        )
+    sides = int(match[1]), int(match[2])
+    return Rectangle(*sides, flags.image_size, flags.patch or 0, flags.resample)
 
 
 def from_run(flags: Flags) -> Any:

@@ -52,7 +52,7 @@ class First(NamedTuple):
 def read(run: Run) -> First:
     """The first parameters that `run.start` asks for.
 
-    Every leaf of either network is loaded, resampled or folded (see `weights.fitting`),
+    Every leaf of either network is loaded, or changed as `weights.fitting` does it,
     initialised from the run's seed (those that `fresh` matches), or dropped (those of the
     other network that `dropped` or `fresh` matches).
 
@@ -68,6 +68,11 @@ def read(run: Run) -> First:
     whole, changes = there["params"], {}
     if start.model["name"] == "vit":
         there["params"], changes = _fit_vit(whole, here["params"], start)
+        if any(path.startswith("blocks/") for path in here["params"]):
+            whole = weights.fitting.scanned_blocks(_arrays(whole))  # as fates call them
+    elif start.weights:
+        there["params"] = _arrays(whole)
+        weights.fitting.recolour(there["params"], _shapes(here["params"]), changes)
     try:
         trees.select([path for leaves in there.values() for path in leaves], start.dropped)
     except trees.PatternError as error:
@@ -192,10 +197,19 @@ def _need_pool_with_norm(start: Start, leaves: Flat) -> None:
 
 def _fit_vit(there: Flat, here: Flat, start: Start) -> weights.fitting.Fitted:
     """The leaves of a ViT, for one with leaves like `here`."""
-    arrays = {path: np.asarray(leaf) for path, leaf in there.items()}
-    shapes = {path: tuple(leaf.shape) for path, leaf in here.items()}
     channels = len(start.model["mean"])
+    arrays, shapes = _arrays(there), _shapes(here)
     return weights.fitting.fit_vit(arrays, shapes, channels, start.resample)
+
+
+def _arrays(flat: Flat) -> dict[str, np.ndarray]:
+    """The leaves as numpy's arrays."""
+    return {path: np.asarray(leaf) for path, leaf in flat.items()}
+
+
+def _shapes(flat: Flat) -> dict[str, tuple[int, ...]]:
+    """The shapes of the leaves."""
+    return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
 
 def from_run(start: Start) -> tuple[dict[str, Any], list[str]]:
@@ -345,7 +359,7 @@ def table(
       there, here: the leaves of either network, by branch and path.
     """
     lines = []
-    for fate in ("loaded", "resampled", "folded", "initialised", "dropped"):
+    for fate in ("loaded", "resampled", "recoloured", "folded", "initialised", "dropped"):
         paths = [(b, p) for b in fates for p, other in fates[b].items() if other == fate]
         parts = collections.Counter(
             re.sub(r"\d+", "*", path.partition("/")[0]) for _, path in paths

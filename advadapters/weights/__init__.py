@@ -22,6 +22,7 @@ FAMILIES = (
     vits.TIMM,
     vits.HF_VIT,
     vits.HF_DINOV2,
+    vits.HF_CLIP,
     vits.FLAX,
     resnets.RESNET,
     resnets.CIFAR_RESNET,
@@ -48,8 +49,10 @@ class Weights(NamedTuple):
     kind: str
 
 
-def read(path: AnyPath) -> Weights:
+def read(path: AnyPath, grid: fitting.Rectangle | None = None) -> Weights:
     """The weights in a file, or in a folder with one.
+
+    grid: of the positions of a ViT where they are no square.
 
     Raises UsageError for what is none, is damaged, or is of a network that no model here
     can be.
@@ -59,17 +62,22 @@ def read(path: AnyPath) -> Weights:
         if "advadapters" in file.about:
             return _ours(file)
         family = rules.choose(FAMILIES, list(file.arrays))
-        return _theirs(file, family)
+        return _theirs(file, family, grid)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
 
 
-def _theirs(file: formats.File, family: rules.Family) -> Weights:
+def _theirs(
+    file: formats.File, family: rules.Family, grid: fitting.Rectangle | None
+) -> Weights:
     """The weights of another program."""
     arrays = _unrolled(file.arrays) if family is vits.FLAX else file.arrays
     named = rules.read(family, arrays)
     about, data = settings.from_about(file.about)
     shown = {}
+    if grid:
+        params = fitting.squared(named.leaves["params"], grid)
+        named = named._replace(leaves=named.leaves | {"params": params})
     if family.model == "vit":
         shown = settings.from_vit(named.leaves["params"])
     usual = family.usual

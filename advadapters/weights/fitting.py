@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from advadapters.errors import UsageError
 from advadapters.weights import resample, settings
 from advadapters.weights.layouts import Leaf
 
@@ -20,12 +21,52 @@ _SCALED = {"layer_scale1": "attn/proj", "layer_scale2": "mlp/fc2"}
 
 
 class Fitted(NamedTuple):
-    """leaves: {path: leaf}. fates: {path: "resampled" or "folded"} of those that changed,
-    and of those that are in others now.
+    """leaves: {path: leaf}. fates: {path: "resampled", "recoloured" or "folded"} of those
+    that changed, and of those that are in others now.
     """
 
     leaves: Flat
     fates: dict[str, str]
+
+
+class Rectangle(NamedTuple):
+    """A grid of positions that is no square, and the images that it is made a square for.
+
+    rows, columns: of the grid. image_size: side of the images in pixels. patch: side of
+    their patches, 0 for that of the file. way: a row of `resample.WAYS`.
+    """
+
+    rows: int
+    columns: int
+    image_size: int
+    patch: int
+    way: str
+
+
+def squared(leaves: Flat, grid: Rectangle) -> Flat:
+    """The leaves of a ViT with the positions of a rectangle made those of a square.
+
+    Raises UsageError where the positions are not those of the rectangle.
+    """
+    positions, first = leaves.get("pos_embed"), int("class_token" in leaves)
+    if positions is None or "patch_embed/kernel" not in leaves:
+        raise UsageError("--grid: the weights have no learned positions")
+    prompts = leaves["prompt"].shape[1] if "prompt" in leaves else 0
+    before = positions.shape[1] - grid.rows * grid.columns
+    if before not in (0, first, first + prompts):
+        raise UsageError(
+            f"--grid={grid.rows}x{grid.columns}: the weights have {positions.shape[1]} "
+            f"positions and {first} class token"
+        )
+    patch = grid.patch or settings.patch_of(len(leaves["patch_embed/kernel"]))[0]
+    if grid.image_size % patch:
+        raise UsageError(
+            f"--image_size={grid.image_size} is no multiple of the patch, {patch}"
+        )
+    shape, side = (grid.rows, grid.columns), grid.image_size // patch
+    square = resample.positions(positions[0, before:], side, grid.way, shape)
+    whole = np.concatenate([positions[0, :before], square])[None]
+    return leaves | {"pos_embed": whole}
 
 
 def fit_vit(there: Flat, here: Shapes, channels: int, way: str) -> Fitted:
@@ -44,6 +85,7 @@ def fit_vit(there: Flat, here: Shapes, channels: int, way: str) -> Fitted:
     )
     for step in steps:
         step(leaves, unrolled, fates)
+    recolour(leaves, unrolled, fates)
     _resample_positions(leaves, unrolled, fates, way)
     _resample_patches(leaves, unrolled, fates, (channels, way))
     if not scanned:
@@ -139,11 +181,39 @@ def _fold_positions(leaves: Flat, here: Shapes, fates: dict[str, str]) -> None:
 def _add_biases(leaves: Flat, here: Shapes, fates: dict[str, str]) -> None:
     """Biases that are absent there are zero."""
     for path, shape in here.items():
-        if not path.endswith(("/attn/qkv/bias", "patch_embed/bias")):
+        # The projection of CLIP has none, where a head has one.
+        if not path.endswith(("/attn/qkv/bias", "patch_embed/bias", "head/bias")):
             continue
         if path not in leaves and f"{path.removesuffix('bias')}kernel" in leaves:
             leaves[path] = np.zeros(shape, np.float32)
             fates[path] = "folded"
+
+
+def recolour(leaves: Flat, here: Shapes, fates: dict[str, str]) -> None:
+    """Kernels of colour images for gray ones, and the other way around, as timm does it.
+
+    For gray images, kernels are summed over the colours: a gray image gives what the same
+    image in three equal colours gave. For colour images, a third of the kernel goes to each
+    colour: an image gives what the mean of its colours gave. Both disregard that means and
+    deviations may differ between colours.
+    """
+    for path in ("patch_embed/kernel", "stem/kernel"):
+        if path not in leaves or path not in here:
+            continue
+        kernel, shape = leaves[path], here[path]
+        old, new = _colours(kernel.shape), _colours(shape)
+        if {old, new} != {1, 3}:
+            continue
+        tiles = kernel.reshape(-1, old, kernel.shape[-1])
+        tiles = tiles.sum(axis=1, keepdims=True) if old == 3 else np.repeat(tiles / 3, 3, 1)
+        rows = (*kernel.shape[:-2], new) if kernel.ndim == 4 else (-1,)
+        leaves[path] = tiles.reshape(*rows, kernel.shape[-1]).astype(np.float32)
+        fates[path] = "recoloured"
+
+
+def _colours(shape: tuple[int, ...]) -> int:
+    """The channels of images for kernels of shapes [h, w, C, D] and [p p C, D]."""
+    return shape[2] if len(shape) == 4 else settings.patch_of(shape[0])[1]
 
 
 def _resample_positions(
@@ -173,4 +243,4 @@ def _resample_patches(
     new, _ = settings.patch_of(here[path][0])
     if colours == channels and old != new:
         leaves[path] = resample.patches(leaves[path], old, new, way)
-        fates[path] = "resampled"
+        fates.setdefault(path, "resampled")

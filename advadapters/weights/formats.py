@@ -9,7 +9,6 @@ import io
 import json
 import re
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,15 +22,10 @@ from advadapters.weights.layouts import Stored
 
 Arrays = dict[str, Stored]
 
-_DAMAGED = (
-    OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError,
-    MemoryError, OverflowError, SyntaxError, zipfile.BadZipFile, zlib.error,
-    AttributeError, TypeError, RecursionError,
-)  # fmt: skip
-
 # Bytes that a compressed file may unpack to: so many, or so many times its size.
 _ROOM, _RATIO = 2**30, 100
 _MOST_ARRAYS = 100_000
+_LONGEST_NAME = 500  # characters
 
 # Files of a folder, in the order in which they are looked for.
 _USUAL_NAMES = (
@@ -68,9 +62,15 @@ def read(path: AnyPath) -> File:
         return _read(path)
     except UsageError as error:
         raise UsageError(f"cannot read weights from {path}: {error}") from None
-    except _DAMAGED as error:
+    except Exception as error:  # whatever parsers of foreign bytes raise
         reason = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
-        raise UsageError(f"cannot read weights from {path}: {reason[:300]}") from None
+        reason = _printable(reason[:300])
+        raise UsageError(f"cannot read weights from {path}: {reason}") from None
+
+
+def _printable(text: str) -> str:
+    """A text in which other characters are shown by their numbers, as repr does."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _read(path: AnyPath) -> File:
@@ -100,6 +100,9 @@ def _read(path: AnyPath) -> File:
     arrays = readers[kind]()
     if len(arrays) > _MOST_ARRAYS:
         raise UsageError(f"{len(arrays):,} arrays are no network's")
+    for name in arrays:
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise UsageError(f"{name[:100]!r} is no name of an array")
     return File(kind, arrays, about)
 
 
@@ -173,7 +176,7 @@ def _from_index(path: AnyPath) -> Arrays:
         raise UsageError("it is JSON without a weight_map, so no index of weights")
     arrays: Arrays = {}
     for part in sorted({str(value) for value in places.values()}):
-        if not re.fullmatch(r"[\w.-]*[\w-]", part):
+        if not re.fullmatch(r"[\w.-]*[\w-]", part) or part.endswith(".json"):
             raise UsageError(f"its part {part[:200]!r} is no file beside it")
         arrays |= _read(path.parent / part).arrays
     lacking = [name for name in places if name not in arrays]
@@ -234,7 +237,7 @@ def _from_torch(data: bytes) -> Arrays:
             contents = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         match = re.search(
-            r"(Unsupported (?:global|class|operand)[^.]*|GLOBAL [\w.]+)", str(error)
+            r"(Unsupported (?:global|class|operand)[^.\n]*|GLOBAL [\w.]+)", str(error)
         )
         what = match[1] if match else "it is no file of plain tensors"
         raise UsageError(f"torch refuses it as unsafe: {what}") from None

@@ -55,12 +55,21 @@ def linear(old: int, new: int) -> Matrix:
 WAYS = {"bicubic": bicubic, "cubic": cubic, "linear": linear}
 
 
-def positions(grid: Float[np.ndarray, "N D"], side: int, way: str) -> Leaf:
-    """Positions of a square of patches, row by row, for one of side x side of them."""
-    old = round(len(grid) ** 0.5)
-    matrix = pick(WAYS, way, "config.start.resample")(old, side)
-    square = grid.reshape(old, old, -1).astype(np.float64)
-    resized = np.einsum("ai,bj,ijd->abd", matrix, matrix, square)
+def positions(
+    grid: Float[np.ndarray, "N D"],
+    side: int,
+    way: str,
+    old: tuple[int, int] | None = None,
+) -> Leaf:
+    """Positions of a grid of patches, row by row, for a square of side x side of them.
+
+    old: the rows and columns of the grid, by default those of a square.
+    """
+    rows, columns = old or (round(len(grid) ** 0.5),) * 2
+    make = pick(WAYS, way, "config.start.resample")
+    table = grid.reshape(rows, columns, -1).astype(np.float64)
+    matrices = make(rows, side), make(columns, side)
+    resized = np.einsum("ai,bj,ijd->abd", *matrices, table)
     return resized.reshape(side * side, -1).astype(np.float32)
 
 

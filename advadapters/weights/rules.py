@@ -109,9 +109,14 @@ def _filled(template: str, numbers: Mapping[str, int]) -> str:
     return _PLACE.sub(lambda place: str(numbers[place[1]] - bool(place[2])), template)
 
 
+def _bare(family: Family, name: str) -> str:
+    """A name without what wrappers put before it."""
+    return re.sub(f"^{family.prefix}", "", name)
+
+
 def spelled(family: Family, name: str) -> str:
     """A name as the family's table has it, if it is one of the family's."""
-    name = re.sub(f"^{family.prefix}", "", name)
+    name = _bare(family, name)
     for pattern, replacement in family.spellings:
         name = re.sub(pattern, replacement, name)
     return name
@@ -143,13 +148,14 @@ def _find(family: Family, name: str) -> _Place | None:
 def choose(families: tuple[Family, ...], names: list[str]) -> Family:
     """The family whose table has the most of the names.
 
+    Of several with the same, it is the one that has the most of them as they are spelled.
     Raises UsageError where none has any, and says what the network has that no model has.
     """
-    few = names[:20_000]
+    few = names[:2_000]
     hits = [sum(bool(_find(f, spelled(f, name))) for name in few) for f in families]
-    best = max(range(len(families)), key=hits.__getitem__)
-    if hits[best]:
-        return families[best]
+    if most := max(hits):
+        best = [f for f, count in zip(families, hits, strict=True) if count == most]
+        return max(best, key=lambda f: sum(bool(_find(f, _bare(f, n))) for n in few))
     examples = ", ".join(repr(name) for name in names[:3]) or "nothing"
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
     raise UsageError(

@@ -22,7 +22,16 @@ _ACTIVATIONS = {
     "quick_gelu": "quick",
 }
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers", "vit_mae", "vit_msn")
+_TYPES = (
+    "vit", "deit", "dinov2", "dinov2_with_registers", "vit_mae", "vit_msn",
+    "clip_vision_model",
+)  # fmt: skip
+
+
+_NEEDED = (  # leaves, by which the settings of a ViT are known
+    "patch_embed/kernel", "blocks_0/attn/qkv/kernel", "blocks_0/mlp/fc1/kernel",
+    "blocks_0/mlp/fc2/kernel",
+)  # fmt: skip
 
 
 class Grid(NamedTuple):
@@ -43,7 +52,10 @@ def grid_of(rows: int, first: int, prompts: int) -> Grid:
         side = math.isqrt(max(0, rows - sum(before)))
         if side and side**2 == rows - sum(before):
             return Grid(*before, side)
-    raise UsageError(f"{rows} positions are no square of patches and {first} class token")
+    raise UsageError(
+        f"{rows} positions are no square of patches and {first} class token: name the rows "
+        "and columns by advadapters convert --grid=ROWSxCOLUMNS --image_size=PIXELS"
+    )
 
 
 def patch_of(rows: int) -> tuple[int, int]:
@@ -62,8 +74,7 @@ def from_vit(flat: Flat) -> dict[str, Any]:
     "layer_scale" is its first value, which no leaf shows either, or 0 for none. Raises
     UsageError for leaves of a network that no setting makes.
     """
-    need = ("patch_embed/kernel", "blocks_0/attn/qkv/kernel", "blocks_0/mlp/fc1/kernel")
-    for path in need:
+    for path in _NEEDED:
         if path not in flat:
             raise UsageError(f"the weights of a ViT have no {path}")
     rows, width = flat["patch_embed/kernel"].shape
@@ -110,8 +121,21 @@ def keys_of(model: Mapping[str, Any]) -> dict[str, Any]:
 def from_about(about: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(settings of config.model, of config.data) that the files beside the weights say.
 
-    about: see `formats.File`. "heads" is one of the model's.
+    about: see `formats.File`. "heads" is one of the model's. Raises UsageError for JSON
+    that is not as those programs write it.
     """
+    try:
+        return _from_about(about)
+    except UsageError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
+        raise UsageError(
+            f"the JSON beside the weights is no description: {error}"
+        ) from None
+
+
+def _from_about(about: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`from_about`, with errors as they come."""
     if "advadapters" in about:
         described = about["advadapters"]
         return dict(described.get("model", {})), dict(described.get("data", {}))
@@ -145,6 +169,8 @@ def _from_timm(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
 
 def _from_transformers(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """`from_about` of a config.json of transformers."""
+    if config.get("model_type") == "clip":
+        config = {"model_type": "clip_vision_model"} | config.get("vision_config", {})
     kind = config.get("model_type")
     if kind is not None and kind not in _TYPES:
         raise UsageError(f"config.json: a model of type {kind!r} is not known here")
@@ -162,6 +188,8 @@ def _from_transformers(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         model |= dict(norm_eps=float(config["layer_norm_eps"]))
     if "num_attention_heads" in config:
         model |= dict(heads=int(config["num_attention_heads"]))
+    if kind == "clip_vision_model" and "hidden_act" not in config:
+        model |= dict(gelu="quick")  # which is transformers' default
     if kind in ("vit", "deit", "vit_msn"):
         model |= dict(pool="class")
     return model, {}

@@ -82,7 +82,7 @@ _HF_SPELLINGS = (
     (r"\.attention\.v_proj\.", ".attention.attention.value."),
     (r"\.attention\.o_proj\.", ".attention.output.dense."),
 )
-_HF_IGNORED = r"embeddings\.mask_token|pooler\..*|decoder\..*|position_ids"
+_HF_IGNORED = r"embeddings\.mask_token|pooler\..*|decoder\..*|(.*[._])?position_ids"
 
 _HF_EMBEDDINGS = (
     Rule("class_token", ("embeddings.cls_token",), "tokens"),
@@ -144,6 +144,42 @@ HF_DINOV2 = Family(
     spellings=_HF_SPELLINGS,
     ignored=_HF_IGNORED,
     usual=dict(gelu="erf", norm_eps=1e-6),
+)
+
+
+_CLIP_BLOCK = "encoder.layers.{i}"
+_CLIP_PARTS = tuple(f"{_CLIP_BLOCK}.self_attn.{part}_proj" for part in "qkv")
+
+# The vision tower of CLIP. The projection of its class token stands where a head would be.
+HF_CLIP = Family(
+    "transformers CLIP",
+    "vit",
+    rules=(
+        Rule("class_token", ("embeddings.class_embedding",), "token"),
+        Rule("pos_embed", ("embeddings.position_embedding.weight",), "table"),
+        *_dense("patch_embed", "embeddings.patch_embedding", "patches"),
+        *_norm("norm_pre", "pre_layrnorm"),  # as it is spelled there
+        *_norm("blocks_{i}/norm1", f"{_CLIP_BLOCK}.layer_norm1"),
+        Rule(
+            "blocks_{i}/attn/qkv/kernel",
+            tuple(f"{name}.weight" for name in _CLIP_PARTS),
+            "linears",
+        ),
+        Rule(
+            "blocks_{i}/attn/qkv/bias",
+            tuple(f"{name}.bias" for name in _CLIP_PARTS),
+            "vectors",
+        ),
+        *_dense("blocks_{i}/attn/proj", f"{_CLIP_BLOCK}.self_attn.out_proj"),
+        *_norm("blocks_{i}/norm2", f"{_CLIP_BLOCK}.layer_norm2"),
+        *_dense("blocks_{i}/mlp/fc1", f"{_CLIP_BLOCK}.mlp.fc1"),
+        *_dense("blocks_{i}/mlp/fc2", f"{_CLIP_BLOCK}.mlp.fc2"),
+        *_norm("norm", "post_layernorm"),
+        *_dense("head", "visual_projection"),
+    ),
+    prefix=WRAPPERS + r"(?:vision_model\.)*",
+    ignored=r"text_model\..*|text_projection\..*|logit_scale|embeddings\.position_ids",
+    usual=dict(norm_eps=1e-5, pool="class"),
 )
 
 

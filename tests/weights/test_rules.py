@@ -30,10 +30,15 @@ NETWORKS = {
         VIT | SCALED,
         VIT | SCALED | dict(pool="class_and_tokens", prompts=4),
     ],
+    vits.HF_CLIP.name: [VIT | dict(pre_norm=True, patch_bias=False)],
     vits.FLAX.name: [VIT, VIT | dict(pool="normed_tokens", class_token=False)],
     resnets.RESNET.name: [
         COMMON | dict(size="basic-4x2x1"),
         COMMON | dict(size="bottleneck-4x1x1", stem="imagenet"),
+    ],
+    resnets.CIFAR_RESNET.name: [
+        COMMON | dict(size="basic-4x2x1"),
+        COMMON | dict(size="bottleneck-4x1x1"),
     ],
     resnets.PREACT_RESNET.name: [COMMON | dict(size="4x1x2")],
     resnets.WIDE_RESNET.name: [COMMON | dict(size="16-2")],

@@ -71,6 +71,41 @@ def test_logits_are_those_of_transformers(kind, tmp_path):
     assert np.ptp(expected, axis=0).max() > 0.1
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["vision", "whole"])
+def test_the_vision_tower_of_clip(whole, tmp_path):
+    """Its projection stands where a head would be, and has no bias."""
+    small = {k: v for k, v in SMALL.items() if k != "num_labels"} | dict(projection_dim=5)
+    vision = transformers.CLIPVisionConfig(**small)
+    if whole:
+        text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+        text = text | {"num_attention_heads": 2, "vocab_size": 99}
+        config = transformers.CLIPConfig(
+            text_config=text, vision_config=vision.to_dict(), projection_dim=5
+        )
+        module = pretrained.stirred(transformers.CLIPModel(config))
+    else:
+        module = pretrained.stirred(transformers.CLIPVisionModelWithProjection(vision))
+    module.save_pretrained(tmp_path)
+    read = weights.read(tmp_path)
+    assert read.family == "transformers CLIP" and read.model["heads"] == 2
+    assert read.model["gelu"] == "quick" and read.model["pool"] == "class"
+    leaves = read.leaves["params"]
+    here = {path: leaf.shape for path, leaf in leaves.items()} | {"head/bias": (5,)}
+    fitted = fitting.fit_vit(leaves, here, 3, "bicubic")
+    assert fitted.fates == {"head/bias": "folded"}
+    own = pretrained.ours(read)
+    pictures = pretrained.images()
+    import torch
+
+    with torch.no_grad():
+        x = torch.from_numpy(((pictures - 0.5) / 0.5).transpose(0, 3, 1, 2).copy())
+        tower = module.vision_model(pixel_values=x).pooler_output
+        expected = module.visual_projection(tower).numpy()
+    found = pretrained.logits(own, read.leaves | {"params": fitted.leaves}, pictures)
+    np.testing.assert_allclose(found, expected, atol=2e-5, rtol=1e-5)
+    assert np.ptp(expected, axis=0).max() > 0.1
+
+
 def test_files_in_parts_are_read_as_one(tmp_path):
     module = network("dinov2")
     module.save_pretrained(tmp_path / "whole")

@@ -227,7 +227,10 @@ def test_training_starts_from_a_file(train, tmp_path, capsys):
     assert code == 2 and "head/kernel is [16, 10] here and [16, 7] there" in out
     code, out = train(*flags, "--config.model.pool=tokens")
     assert code == 2 and "config.start.fresh=('norm/.*',)" in out
-    code, out = train(*flags, "--config.start.fresh=('head/.*',)")
+    # The blocks of the file are folded as they are, and those here are one stack.
+    code, out = train(
+        *flags, "--config.start.fresh=('head/.*',)", "--config.model.scan=True"
+    )
     assert code == 0, out
     lines = {line.split()[0]: line for line in out.splitlines() if " leaves, " in line}
     assert lines.keys() >= {"loaded", "resampled", "folded", "initialised"}
@@ -268,3 +271,30 @@ def test_convert_writes_what_training_reads(tmp_path, capsys):
         assert message in error and error.count("\n") == 1
     assert main(["convert", source]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ours.safetensors", "w.npz"]
+
+
+def test_positions_of_a_rectangle_become_a_square(tmp_path, capsys):
+    """A grid that is linear along both axes stays so, but at its borders."""
+    grid = np.stack(np.meshgrid(np.arange(4.0), np.arange(5.0), indexing="ij"), -1)
+    positions = np.zeros((1, 21, 32), np.float32)
+    positions[0, 1:, :2] = grid.reshape(-1, 2)
+    np.savez(tmp_path / "w.npz", **(timm_arrays() | {"pos_embed": positions}))
+    flags = [f"--input={tmp_path}/w.npz", f"--output={tmp_path}/ours.safetensors"]
+    for argv, message in (
+        ([], "21 positions are no square of patches and 1 class token: name the rows"),
+        (["--grid=4x5"], "--grid=4x5 must be ROWSxCOLUMNS like 14x20, with --image_size"),
+        (["--grid=4by5", "--image_size=32"], "--grid=4by5 must be ROWSxCOLUMNS"),
+        (["--grid=5x5", "--image_size=32"], "--grid=5x5: the weights have 21 positions"),
+        (["--grid=4x5", "--image_size=33"], "is no multiple of the patch, 4"),
+    ):
+        assert main(["convert", *flags, *argv]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["convert", *flags, "--grid=4x5", "--image_size=32"]) == 0
+    assert "resampled        1 leaves" in capsys.readouterr().out
+    read = weights.read(tmp_path / "ours.safetensors").leaves["params"]["pos_embed"]
+    assert read.shape == (1, 65, 32) and not read[0, 0].any()
+    rows, columns = np.moveaxis(read[0, 1:, :2].reshape(8, 8, 2), -1, 0)
+    middle = slice(2, -2)
+    places = (np.arange(8) + 0.5) / 8
+    np.testing.assert_allclose(rows[middle, 0], (places * 4 - 0.5)[middle], atol=0.05)
+    np.testing.assert_allclose(columns[0, middle], (places * 5 - 0.5)[middle], atol=0.05)

@@ -84,6 +84,44 @@ def test_a_class_position_that_is_not_there_here_goes_into_the_token():
     np.testing.assert_allclose(jax.jit(ours.apply)(tree, images), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("path, side", [("patch_embed/kernel", 0), ("stem/kernel", 3)])
+def test_kernels_for_other_colours(path, side, rng):
+    """A gray image meets the summed kernel as its three equal colours met the kernel, and
+    a colour image the shared kernel as its mean met the gray one."""
+    shape = (3, 3, 3, 5) if side else (4 * 4 * 3, 5)
+    kernel = rng.normal(size=shape).astype(np.float32)
+    gray = (3, 3, 1, 5) if side else (4 * 4, 5)
+    leaves, fates = {path: kernel}, {}
+    fitting.recolour(leaves, {path: gray}, fates)
+    assert fates == {path: "recoloured"} and leaves[path].shape == gray
+    pixels = rng.normal(size=(3 if side else 4,) * 2)
+    as_colours = np.repeat(pixels[..., None], 3, axis=-1).reshape(-1)
+    expected = as_colours @ kernel.reshape(-1, 5)
+    np.testing.assert_allclose(
+        pixels.reshape(-1) @ leaves[path].reshape(-1, 5), expected, 1e-5
+    )
+    back = {path: leaves[path]}
+    fitting.recolour(back, {path: shape}, fates)
+    image = rng.normal(size=(*pixels.shape, 3))
+    expected = image.mean(-1).reshape(-1) @ leaves[path].reshape(-1, 5)
+    np.testing.assert_allclose(
+        image.reshape(-1) @ back[path].reshape(-1, 5), expected, 1e-4
+    )
+    same, none = {path: kernel}, {}
+    fitting.recolour(same, {path: shape}, none)
+    assert not none and same[path] is kernel
+
+
+def test_colours_and_patches_change_together():
+    """The kernel of 4x4 patches in colour for 8x8 patches in gray."""
+    flat = trees.flatten(tiny.drawn(tiny.network(size=TWO), 0)["params"])
+    flat["patch_embed/kernel"] = np.repeat(flat["patch_embed/kernel"], 3, axis=0)
+    here = shapes(tiny.network(size=TWO)) | {"patch_embed/kernel": (8 * 8, 16)}
+    found = fitting.fit_vit(flat, here, 1, "bicubic")
+    assert found.fates["patch_embed/kernel"] == "recoloured"
+    assert found.leaves["patch_embed/kernel"].shape == (64, 16)
+
+
 def test_only_positions_and_patches_are_resized():
     flat = trees.flatten(tiny.drawn(tiny.network(size=TWO), 0)["params"])
     here = shapes(tiny.network(size=TWO)) | {
