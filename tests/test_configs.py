@@ -79,7 +79,8 @@ def shrink(config, folder):
     config = on_random_images(config, folder, 2 * config["model"].get("patch", 4))
     sizes = {"vit": "16x1x32x2", "wide_resnet": "10-1", "resnet": "basic-8x1x1"}
     config["model"]["size"] = sizes[config["model"]["name"]]
-    config["model"]["resize"] = config["model"]["resize"] and 16
+    patch = config["model"].get("patch", 4)
+    config["model"]["resize"] = config["model"]["resize"] and 4 * patch
     config["batch_size"] = config["evaluation"]["batch_size"] = 8
     if config["loss"] != "views":  # two images a device
         config["batch_size"] = 16
