@@ -69,7 +69,7 @@ def main(flags: Flags) -> int:
     for name, config in configs.items():
         rows[name] = measure(config) | {"ours": trainings[name].get("ours", "")}
         print(f"{name}: {rows[name]['flops']:.3g} FLOP", flush=True)
-    return write(rehearsal_page(names, rows, flags), flags.output)
+    return write(papers_table(names, rows, flags), flags.output)
 
 
 def write(text: str, output: str) -> int:
@@ -148,7 +148,7 @@ def measure(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def rehearsal_page(
+def papers_table(
     papers: Mapping[str, Sequence[str]], rows: Mapping[str, Mapping[str, Any]], flags: Flags
 ) -> str:
     """A line for each training of each paper, the papers' sums, and the sum of all."""

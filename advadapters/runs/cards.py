@@ -85,9 +85,15 @@ def _introduction(about: Mapping[str, Any]) -> str:
 def _preparation(about: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     """How evaluation made images of the network's size."""
     rows, columns, _ = about["image"]
+    area = (
+        " `area` averages where images shrink and is bicubic where they grow; timm and "
+        "transformers do not have it, so the files for them name `bicubic`."
+    )
     return (
         f"Evaluation resized images by `{data['interpolation']}` and kept {rows}x{columns} "
         f"pixels in the middle, with {data['crop_ratio']:g} of the shorter side."
+        + area
+        * (data["interpolation"] == "area")
     )
 
 

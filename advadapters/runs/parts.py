@@ -19,7 +19,7 @@ from advadapters.files import AnyPath
 from advadapters.networks import Case
 from advadapters.runs import cascades, evaluating, predictions
 from advadapters.runs.evaluating import Tables
-from advadapters.runs.open_run import OpenRun
+from advadapters.runs.opening import OpenRun
 
 Answers = tuple[list[Row], Tables]
 

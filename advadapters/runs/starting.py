@@ -368,5 +368,7 @@ def table(
         size = sum(int(np.size(leaf)) for leaf in leaves)
         listed = ", ".join(f"{part} {count}" for part, count in parts.items())
         if paths:
-            lines.append(f"  {fate:12} {len(paths):>5} leaves, {size:>12,}: {listed}")
+            lines.append(
+                f"  {fate:12} {len(paths):>5} leaves, {size:>12,} parameters: {listed}"
+            )
     return lines

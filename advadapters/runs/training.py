@@ -24,7 +24,7 @@ from advadapters.runs import (
     starting,
     workdir,
 )
-from advadapters.runs.open_run import OpenRun
+from advadapters.runs.opening import OpenRun
 from advadapters.training import loop, states
 
 

@@ -106,7 +106,7 @@ def average(count: int, members: Iterable[int]) -> Weights:
     return tuple((k in members) / len(members) for k in range(count))
 
 
-def line(
+def line_between(
     count: int, first: int, second: int, weights: Iterable[SupportsFloat]
 ) -> list[Weights]:
     """Mixtures beta * first + (1 - beta) * second, Eq. 3 of Rebuffi et al. (2023).
@@ -117,7 +117,7 @@ def line(
       second: the number of another domain.
       weights: the values of beta; those outside [0, 1] extrapolate.
 
-    >>> soups.line(3, 0, 2, [0.25, 1])
+    >>> soups.line_between(3, 0, 2, [0.25, 1])
     [(0.25, 0.0, 0.75), (1.0, 0.0, 0.0)]
     """
     return [
@@ -141,7 +141,7 @@ def lines(count: int, weights: Iterable[SupportsFloat]) -> list[Weights]:
     if count == 1:
         return [(1.0,)]
     weights = list(weights)
-    return [m for k in range(1, count) for m in line(count, 0, k, weights)]
+    return [m for k in range(1, count) for m in line_between(count, 0, k, weights)]
 
 
 def simplex(count: int, step: float, extrapolation: float = 0.0) -> list[Weights]:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from advadapters.shapes import Float, PyTree
-from advadapters.soups.mixtures import Weights, line
+from advadapters.soups.mixtures import Weights, line_between
 
 
 class Barrier(NamedTuple):
@@ -49,7 +49,9 @@ def barrier(
     (0.25, 0.5)
     """
     weights = np.linspace(0, 1, points)
-    losses = np.asarray(score(line(count, first, second, weights.tolist())), np.float64)
+    losses = np.asarray(
+        score(line_between(count, first, second, weights.tolist())), np.float64
+    )
     excess = losses - (weights * losses[-1] + (1 - weights) * losses[0])
     top = int(np.argmax(excess))
     return Barrier(float(excess[top]), float(weights[top]), losses)

@@ -151,12 +151,12 @@ def over_devices(gradients: Gradients, mesh: Mesh, places: PyTree) -> Gradients:
 def differentiated(loss: Loss) -> Gradients:
     """(variables, batch, key) -> (gradients of the trained branches, stats, metrics)."""
 
-    def split_loss(
+    def loss_of_trained(
         trained: states.Tree, variables: Variables, batch: Batch, key: PRNGKey
     ) -> Outcome:
         return loss({**variables, **trained}, batch, key)
 
-    gradient = jax.grad(split_loss, has_aux=True)
+    gradient = jax.grad(loss_of_trained, has_aux=True)
 
     def gradients(
         variables: Variables, batch: Batch, key: PRNGKey

@@ -154,7 +154,7 @@ class Views(Method):
 
 
 def views_loss(
-    network: Any,
+    network: Network,
     views: Sequence[View],
     *,
     pooled: bool = True,
@@ -214,7 +214,7 @@ def views_loss(
 
 @jax.named_scope("attack")
 def show(
-    network: Any, view: View, variables: Variables, batch: Batch, key: PRNGKey
+    network: Network, view: View, variables: Variables, batch: Batch, key: PRNGKey
 ) -> tuple[Images, int | Int[AnyArray, ""]]:
     """(the view's images [B, H, W, C], the number of the attack that made them)."""
     if not view.attacks:
@@ -248,7 +248,7 @@ def show(
 
 
 def forward(
-    network: Any,
+    network: Network,
     variables: Variables,
     mixtures: AllMixtures,
     images: AllImages,

@@ -88,7 +88,8 @@ def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
         f"first parameters: {folder}, checkpoint latest\n  loaded          18 leaves" in out
     )
     assert (
-        "blocks_* 12" in out and "  initialised      2 leaves,          170: head 2" in out
+        "blocks_* 12" in out
+        and "  initialised      2 leaves,          170 parameters: head 2" in out
     )
     new = opening.open_run(workdir.read_config(tmp_path / "new"), tmp_path / "new")
     found = trees.flatten(starting.read(new.run).plain["params"])
@@ -122,7 +123,7 @@ def test_a_run_starts_from_a_mixture_of_another(studied, tmp_path, capsys):
     argv = [*argv[:-1], *sincos, "--config.start.dropped=('pos_embed',)"]
     config, _ = configs.parse(argv, {"workdir": ""})
     told = starting.read(builders.build(config.to_dict(), new.mesh)).report
-    assert "  dropped          1 leaves,          272: pos_embed 1" in told
+    assert "  dropped          1 leaves,          272 parameters: pos_embed 1" in told
     assert told.endswith("  changed: positions is sincos, there learned")
 
 

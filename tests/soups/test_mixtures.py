@@ -27,7 +27,7 @@ def test_simplex_has_every_mixture_once(count, step, extrapolation):
 
 def test_simplex_contains_the_line():
     weights = np.arange(13) / 10 - 0.1
-    line = {tuple(np.round(m, 9)) for m in soups.line(2, 0, 1, weights)}
+    line = {tuple(np.round(m, 9)) for m in soups.line_between(2, 0, 1, weights)}
     assert line == {tuple(np.round(m, 9)) for m in soups.simplex(2, 0.1, 0.1)}
 
 
@@ -109,7 +109,7 @@ def test_python_takes_no_other_weights_either(weights, tmp_path):
         lambda: soups.mix_by_path(stacked, {"x": weights}),
         lambda: score([weights], *batch),
         lambda: soups.learn(*network, *batch, weights),
-        lambda: soups.line(2, 0, 1, [1.0, np.nan]),
+        lambda: soups.line_between(2, 0, 1, [1.0, np.nan]),
         lambda: soups.simplex(2, 0.5, np.inf),
     ):
         with pytest.raises(ValueError, match="weights must|a grid of step"):

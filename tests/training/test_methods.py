@@ -3,7 +3,6 @@
 import functools
 import importlib.util
 import pathlib
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +30,16 @@ def config(variant, file="digits.py"):
     return found
 
 
-class Linear(NamedTuple):
-    """A network with one weight matrix, and the calls that views make."""
+def apply_linear(plain, images, key=None, index=None):
+    """One product with a matrix of weights."""
+    return images.reshape(images.shape[0], -1) @ plain["params"]["kernel"]
 
-    def apply(self, plain, images, key=None, index=None):
-        return images.reshape(images.shape[0], -1) @ plain["params"]["kernel"]
 
-    def train(self, plain, images, key, index, pooled):
-        return self.apply(plain, images), {}
+def train_linear(plain, images, key, index, pooled):
+    return apply_linear(plain, images), {}
+
+
+LINEAR = NET._replace(apply=apply_linear, train=train_linear)
 
 
 def linear_variables(seed=0, classes=5):
@@ -54,7 +55,7 @@ def shift(logits_fn, images, labels, keys):
 
 def value(seen, tree, batch=None, **settings):
     """The loss and its metrics."""
-    loss = views.views_loss(Linear(), seen, **settings)
+    loss = views.views_loss(LINEAR, seen, **settings)
     found, (_, metrics) = jax.jit(loss)(tree, batch or tiny.batch(), jax.random.key(0))
     return float(found), metrics
 
@@ -89,7 +90,7 @@ def test_trades_gradient_flows_through_both_images():
         kl = jnp.sum(jnp.exp(old) * (old - new), axis=1)
         return jnp.mean(losses.cross_entropy(clean, batch["labels"]) + 6 * kl)
 
-    loss = views.views_loss(Linear(), seen)
+    loss = views.views_loss(LINEAR, seen)
     found, _, _ = jax.jit(step.differentiated(loss))(tree, batch, key)
     expected = jax.grad(by_hand)(tree["shared"]["kernel"])
     np.testing.assert_allclose(found["shared"]["kernel"], expected, atol=1e-4)
@@ -134,8 +135,8 @@ def test_mart_looks_at_clean_images_without_a_loss_on_them():
     seen = build_views("mart", shift)
     tree, batch = linear_variables(), tiny.batch()
     plain = trees.plain(tree, (1.0,))
-    clean = Linear().apply(plain, batch["images"])
-    moved = Linear().apply(plain, jnp.clip(batch["images"] + 0.1, 0, 1))
+    clean = LINEAR.apply(plain, batch["images"])
+    moved = LINEAR.apply(plain, jnp.clip(batch["images"] + 0.1, 0, 1))
     expected = losses.boosted_cross_entropy(moved, batch["labels"])
     expected += 6 * losses.weighted_kl(moved, clean, batch["labels"])
     assert value(seen, tree)[0] == pytest.approx(float(expected.mean()), rel=1e-5)
@@ -152,7 +153,7 @@ def test_weight_perturbation_is_the_gradient_at_the_worst_nearby_weights():
     kernel = tree["shared"]["kernel"]
     slope = jax.grad(plain_loss)(kernel)
     worse = kernel + size * jnp.linalg.norm(kernel) * slope / jnp.linalg.norm(slope)
-    loss = views.views_loss(Linear(), seen, perturbation=size)
+    loss = views.views_loss(LINEAR, seen, perturbation=size)
     found = jax.grad(lambda t: loss(tree | t, batch, jax.random.key(0))[0])(
         states.trained(tree)
     )
@@ -187,7 +188,7 @@ def test_weight_perturbation_of_adapters_goes_by_domain():
 def test_weight_perturbation_on_eight_devices(mesh, one_device):
     """Its slopes are those of the whole batch, not of a device's part."""
     seen = [views.View("linf", (1.0,), 1.0, (shift,))]
-    loss = views.views_loss(Linear(), seen, perturbation=0.05, axis="data")
+    loss = views.views_loss(LINEAR, seen, perturbation=0.05, axis="data")
     gradient = step.differentiated(loss)
     tree, key = linear_variables(), jax.random.key(0)
     slopes = [
@@ -207,7 +208,7 @@ def test_eat_draws_norms_by_their_running_errors():
     tree = linear_variables()
     errors = jnp.array([0.6, 0.0, 0.2])
     tree = tree | {"stats": tree["stats"] | {"errors": {"attacked": errors}}}
-    loss = jax.jit(views.views_loss(Linear(), seen))
+    loss = jax.jit(views.views_loss(LINEAR, seen))
     counts = np.zeros(3)
     for number in range(200):
         _, (stats, metrics) = loss(tree, tiny.batch(), jax.random.key(number))
@@ -240,7 +241,7 @@ def test_eat_on_eight_devices_in_parts(mesh, one_device):
     tree = linear_variables()
     errors = jnp.array([0.6, 0.5, 0.2, 0.4])
     tree = tree | {"stats": tree["stats"] | {"errors": {"attacked": errors}}}
-    loss = views.views_loss(Linear(), seen, axis="data")
+    loss = views.views_loss(LINEAR, seen, axis="data")
     found = []
     for m, parts in ((mesh, 2), (one_device, 1), (one_device, 4)):
         gradient = step.accumulated(step.differentiated(loss), parts)
