@@ -28,7 +28,7 @@ from advadapters.evaluation.rows import Row
 from advadapters.exports.writing import Exportable
 from advadapters.pixels import to_float
 from advadapters.runs import evaluating, exporting, opening, training
-from advadapters.runs.opening import OpenRun
+from advadapters.runs.context import OpenRun
 from advadapters.sections import Section
 from advadapters.shapes import Float, HostImages, Int, Logits, LogitsFn
 

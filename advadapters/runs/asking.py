@@ -11,7 +11,7 @@ import numpy as np
 from advadapters import builders, hosts
 from advadapters.evaluation import accuracy, fitting
 from advadapters.networks import Case
-from advadapters.runs.opening import OpenRun
+from advadapters.runs.context import OpenRun
 
 
 class Question(NamedTuple):

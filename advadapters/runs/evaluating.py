@@ -21,7 +21,7 @@ from advadapters.evaluation.rows import Row
 from advadapters.networks import ENSEMBLE, Case
 from advadapters.runs import workdir
 from advadapters.runs.asking import Question, ask, predictor_of
-from advadapters.runs.opening import OpenRun
+from advadapters.runs.context import OpenRun
 from advadapters.shapes import Float, Int
 
 Tables = dict[str, Table]  # by suite

@@ -13,7 +13,7 @@ from advadapters import hosts, meshes, networks, trees
 from advadapters.errors import UsageError
 from advadapters.exports import folders, reading, tensors, timm_files, writing
 from advadapters.runs import cards, workdir
-from advadapters.runs.opening import OpenRun
+from advadapters.runs.context import OpenRun
 
 SUFFIX = ".stablehlo"
 

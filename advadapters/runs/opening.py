@@ -3,11 +3,10 @@
 import functools
 import os
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from etils import epath
-from jax.sharding import Mesh
 
 from advadapters import builders, checkpoints, configs, defaults, meshes
 from advadapters.adapters import files
@@ -15,22 +14,8 @@ from advadapters.data import identity
 from advadapters.defaults import TRAINING_ONLY
 from advadapters.errors import UsageError
 from advadapters.runs import changes, starting, workdir
+from advadapters.runs.context import OpenRun
 from advadapters.training import states
-
-
-class OpenRun(NamedTuple):
-    """A run with its mesh and its folder.
-
-    run: a `builders.Run`, or its `builders.Networks` where no images are read. mesh: the
-    devices. folder: a `files.AnyPath`, None where nothing is written. cache: programs that
-    were compiled, and counts, by what they are of. config: the whole config, plain values.
-    """
-
-    run: Any
-    mesh: Mesh
-    folder: Any
-    cache: dict[Any, Any]
-    config: dict[str, Any]
 
 
 def open_run(

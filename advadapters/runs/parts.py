@@ -18,8 +18,8 @@ from advadapters.evaluation.rows import Row
 from advadapters.files import AnyPath
 from advadapters.networks import Case
 from advadapters.runs import cascades, evaluating, predictions
+from advadapters.runs.context import OpenRun
 from advadapters.runs.evaluating import Tables
-from advadapters.runs.opening import OpenRun
 
 Answers = tuple[list[Row], Tables]
 

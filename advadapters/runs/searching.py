@@ -27,7 +27,7 @@ from advadapters.networks import ENSEMBLE, Case, Identity, Knob, Variables, mixt
 from advadapters.pixels import to_float
 from advadapters.runs import image_choice, opening
 from advadapters.runs.asking import Question, ask, predictor_of
-from advadapters.runs.opening import OpenRun
+from advadapters.runs.context import OpenRun
 from advadapters.runs.predictions import Predictions
 from advadapters.runs.requests import Request
 from advadapters.shapes import Bool, Float, HostImages, Int, Mixture

@@ -24,7 +24,7 @@ from advadapters.runs import (
     starting,
     workdir,
 )
-from advadapters.runs.opening import OpenRun
+from advadapters.runs.context import OpenRun
 from advadapters.training import loop, states
 
 
