@@ -18,7 +18,7 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from advadapters import digests, hosts
+from advadapters import digests, files, hosts
 from advadapters.errors import UsageError
 from advadapters.shapes import PyTree
 
@@ -63,8 +63,18 @@ class Checkpoints:
         self._keep, self._read_only, self.seconds = keep, read_only, 0.0
         self._unverified: int | None = None  # the step that was saved last
         self._verified = _KeepVerified()
-        policies: list = [checkpoint_managers.LatestN(keep), self._verified]
-        if best:
+        self._scores_are_known = True
+        if jax.process_count() == 1:
+            _write_whole_arrays()
+        try:
+            self.manager = self._open()
+        except Exception:  # Orbax reads the scores of all states, and some file is damaged
+            self.manager, self._scores_are_known = self._open(scores=False), False
+
+    def _open(self, scores: bool = True) -> ocp.CheckpointManager:
+        """Orbax's manager; scores: whether it reads those of the states that there are."""
+        policies: list = [checkpoint_managers.LatestN(self._keep), self._verified]
+        if self._has_scores:
             policies.append(
                 checkpoint_managers.BestN(
                     get_metric_fn=_score_of,
@@ -72,16 +82,15 @@ class Checkpoints:
                     keep_checkpoints_without_metrics=False,
                 )
             )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            best_fn=_score_of if self._has_scores else None,
+            cleanup_tmp_directories=not self._read_only,
+            read_only=self._read_only,
+            lightweight_initialize=not scores,
+        )
         with _quiet_orbax():
-            if jax.process_count() == 1:
-                _write_whole_arrays()
-            options = ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                best_fn=_score_of if best else None,
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
-            )
-            self.manager = ocp.CheckpointManager(folder, options=options)
+            return ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -116,6 +125,11 @@ class Checkpoints:
         """
         if text == "latest" and self.steps():
             return self.newest(read, where)
+        if text == "best" and not self._scores_are_known:
+            raise UsageError(
+                f"the scores of {where} cannot be read, as a checkpoint is damaged: name "
+                "one by its number, or go on training, which sets it aside"
+            )
         best = self.best() if text == "best" else None
         step = int(text) if text.isdecimal() else best
         if step is None or step not in self.steps():
@@ -170,7 +184,7 @@ class Checkpoints:
         self.manager.wait_until_finished()
         start = time.monotonic()
         try:
-            self._compare(self._read_on_host(step), step)
+            self._compare(self._read_on_host(step), step, all_but=())
         except Damaged as error:
             print(f"warning: {error}", flush=True)
         else:
@@ -201,11 +215,26 @@ class Checkpoints:
             except Damaged as error:
                 failures[step] = error
                 continue
+            if not self._scores_are_known:
+                failures |= self._unreadable()
             for damaged, error in failures.items():
                 self._set_aside(damaged, error)
+            if not (self._scores_are_known or self._read_only):
+                self.manager.close()
+                self.manager, self._scores_are_known = self._open(), True
             return value, step
         reasons = "; ".join(map(str, failures.values())) or "there are none"
         raise UsageError(f"{where} has no checkpoint that can be used: {reasons}")
+
+    def _unreadable(self) -> dict[int, Damaged]:
+        """{step: error} of the states whose scores and digests cannot be read."""
+        failures = {}
+        for step in self.steps():
+            try:
+                self._saved_digests(step)
+            except Damaged as error:
+                failures[step] = error
+        return failures
 
     def _set_aside(self, step: int, error: Damaged) -> None:
         """Moves a damaged state out of the way, and says so."""
@@ -226,7 +255,7 @@ class Checkpoints:
           Damaged: it cannot be read, or its digests differ.
         """
         item = self._read_on_host(step, without=("optimizer",))
-        self._compare(item, step)
+        self._compare(item, step, all_but=("optimizer",))
         return item
 
     def _read_on_host(self, step: int, without: Sequence[str] = ()) -> dict[str, Any]:
@@ -279,11 +308,20 @@ class Checkpoints:
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=places)
         return copy(state)
 
-    def _compare(self, tree: PyTree, step: int) -> None:
-        """Raises Damaged where arrays are not those that were saved."""
+    def _compare(
+        self, tree: PyTree, step: int, all_but: Sequence[str] | None = None
+    ) -> None:
+        """Raises Damaged where arrays are not those that were saved.
+
+        all_but: if not None, nothing else than these branches may be missing.
+        """
         saved = self._saved_digests(step)
-        read = digests.of_tree(tree)
+        with self._damage(step):
+            read = digests.of_tree(tree)
         wrong = [name for name, pair in read.items() if tuple(saved.get(name, ())) != pair]
+        if all_but is not None:
+            expected = [name for name in saved if name.partition("/")[0] not in all_but]
+            wrong += [name for name in expected if name not in read]
         if wrong:
             raise Damaged(
                 f"checkpoint {step} of {self.folder} is damaged: {_some(wrong)} "
@@ -333,17 +371,7 @@ class _KeepVerified:
         return [checkpoint.step == self.step for checkpoint in checkpoints]
 
 
-@hosts.once
-def _move(folder: str, aside: str) -> None:
-    """Moves a folder into another one; under a further name if there is one like it."""
-    source, target = epath.Path(folder), epath.Path(aside)
-    target.mkdir(parents=True, exist_ok=True)
-    place = target / source.name
-    number = 1
-    while place.exists():
-        number += 1
-        place = target / f"{source.name}-{number}"
-    source.rename(place)
+_move = hosts.once(files.move_into)
 
 
 def _some(paths: Sequence[str]) -> str:

@@ -43,6 +43,17 @@ def write_whole(
         raise
 
 
+def move_into(path: str, folder: str) -> None:
+    """Moves a file or a folder into a folder; under a further name if that is taken."""
+    source, target = epath.Path(path), epath.Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    place, number = target / source.name, 1
+    while place.exists():
+        number += 1
+        place = target / f"{source.name}-{number}"
+    source.rename(place)
+
+
 def trouble(error: BaseException) -> str:
     """What to tell a user of an error that a disk caused, "" of any other error.
 
