@@ -19,7 +19,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from advadapters import digests, files, hosts
-from advadapters.errors import UsageError
+from advadapters.errors import UsageError, first_few
 from advadapters.shapes import PyTree
 
 T = TypeVar("T")
@@ -73,15 +73,11 @@ class Checkpoints:
 
     def _open(self, scores: bool = True) -> ocp.CheckpointManager:
         """Orbax's manager; scores: whether it reads those of the states that there are."""
+        best = checkpoint_managers.BestN(
+            get_metric_fn=_score_of, n=1, keep_checkpoints_without_metrics=False
+        )
         policies: list = [checkpoint_managers.LatestN(self._keep), self._verified]
-        if self._has_scores:
-            policies.append(
-                checkpoint_managers.BestN(
-                    get_metric_fn=_score_of,
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+        policies += [best] if self._has_scores else []
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             best_fn=_score_of if self._has_scores else None,
@@ -156,8 +152,8 @@ class Checkpoints:
         start = time.monotonic()
         if paths := digests.not_finite(state):
             raise NotFinite(
-                f"the state after step {step} is not finite ({_some(paths)}) and was not "
-                f"saved; the last one saved is that after step {self.latest() or 0}"
+                f"the state after step {step} is not finite ({first_few(paths)}) and was "
+                f"not saved; the last one saved is that after step {self.latest() or 0}"
             )
         sums = {name: list(pair) for name, pair in digests.of_tree(state).items()}
         self.seconds += time.monotonic() - start
@@ -264,7 +260,7 @@ class Checkpoints:
             metadata = dict(reader.metadata(self._place(step)).item_metadata.tree)
         item = {name: metadata[name] for name in metadata if name not in without}
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-        return self._read_some(item, arguments, step)
+        return self._readfirst_few(item, arguments, step)
 
     def restore_part(self, abstract: Mapping[str, Any], step: int) -> Any:
         """A part of the state at a step; nothing else is read.
@@ -278,11 +274,11 @@ class Checkpoints:
           Damaged: it cannot be read, or its digests differ.
         """
         arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
-        part = self._read_some(abstract, arguments, step)
+        part = self._readfirst_few(abstract, arguments, step)
         self._compare(part, step)
         return part
 
-    def _read_some(self, item: PyTree, arguments: PyTree, step: int) -> Any:
+    def _readfirst_few(self, item: PyTree, arguments: PyTree, step: int) -> Any:
         """Some branches of a state, not compared with anything yet."""
         restore = ocp.args.PyTreeRestore(
             item=item, restore_args=arguments, partial_restore=True
@@ -301,7 +297,7 @@ class Checkpoints:
           Damaged: it cannot be read, or its digests differ.
         """
         arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
-        state = self._read_some(abstract, arguments, step)
+        state = self._readfirst_few(abstract, arguments, step)
         self._compare(state, step)
         # Restored buffers cannot always be donated; fresh copies can.
         places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -324,7 +320,7 @@ class Checkpoints:
             wrong += [name for name in expected if name not in read]
         if wrong:
             raise Damaged(
-                f"checkpoint {step} of {self.folder} is damaged: {_some(wrong)} "
+                f"checkpoint {step} of {self.folder} is damaged: {first_few(wrong)} "
                 "differ from what was saved"
             )
 
@@ -372,12 +368,6 @@ class _KeepVerified:
 
 
 _move = hosts.once(files.move_into)
-
-
-def _some(paths: Sequence[str]) -> str:
-    """The first three of some paths, and how many more there are."""
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return ", ".join(paths[:3]) + more
 
 
 @contextlib.contextmanager

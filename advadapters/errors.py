@@ -1,7 +1,7 @@
 """The one exception that a user's mistake raises, and choices by name."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 Row = TypeVar("Row")
@@ -39,3 +39,13 @@ def check_word(known: Iterable[str], name: Any, what: str) -> None:
     similar = difflib.get_close_matches(str(name).lower(), folded, n=1)
     hint = f"; did you mean {folded[similar[0]]!r}?" if similar else ""
     raise UsageError(f"unknown {what} {name!r}; there are: {listing}{hint}")
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are.
+
+    >>> first_few(["a", "b", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -56,7 +56,7 @@ def get_config(name=""):
     return config
 
 
-ROBUST, AA = "pgd40_linf", f"autoattack:autoattack_linf_{EPS:g}"
+ROBUST, AA = "pgd40_linf", f"aa:autoattack_linf_{EPS:g}"
 SOUPS = tuple(f"clean={w:g},linf={1 - w:g}" for w in WEIGHTS["cotrain"])
 CASCADE = dict(suite="autoattack", eps=4 / 255, examples=500)
 
@@ -68,7 +68,7 @@ EXPERIMENT = dict(
     seeds=2,
     soups={"independent": dict(of=("nominal", "adversarial"), weights=(0.5,))},
     evaluations={
-        "autoattack": {
+        "aa": {
             "adversarial": CASCADE,
             "cotrain": CASCADE | dict(mixture=("clean=1", "linf=1")),
         }

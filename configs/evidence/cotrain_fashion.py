@@ -42,7 +42,7 @@ def get_config(name=""):
     return config
 
 
-ROBUST, AA = "pgd20_linf", "autoattack:autoattack_linf_0.1"
+ROBUST, AA = "pgd20_linf", "aa:autoattack_linf_0.1"
 APGD = "apgd:autoattack_linf_0.1"
 CASCADE = dict(suite="autoattack-fast+standard", eps=0.1, examples=500)
 HUNDRED = dict(suite="autoattack:apgd-ce", eps=0.1, examples=2000)  # steps of APGD
@@ -59,7 +59,7 @@ EXPERIMENT = dict(
     seeds=2,
     soups={"independent": dict(of=("nominal", "adversarial"), weights=(0.5,))},
     evaluations={
-        "autoattack": {
+        "aa": {
             "adversarial": CASCADE,
             "cotrain": CASCADE | dict(mixture=("clean=1", "linf=1")),
         },

@@ -41,7 +41,7 @@ def get_config(name=""):
     return config
 
 
-CLEAN, ROBUST, AA = "clean", "pgd20_linf", "autoattack:autoattack_linf_0.1"
+CLEAN, ROBUST, AA = "clean", "pgd20_linf", "aa:autoattack_linf_0.1"
 
 
 def against(first, second, *suites):
@@ -56,7 +56,7 @@ EXPERIMENT = dict(
     data="Fashion-MNIST, 10,000 training and 5,000 test images, Linf 0.1",
     variants=("nominal", "full", "lnlora", "lora", "linear_probe"),
     seeds=2,
-    evaluations={"autoattack": {"full": CASCADE, "lnlora": CASCADE}},
+    evaluations={"aa": {"full": CASCADE, "lnlora": CASCADE}},
     claims=(
         dict(
             id="like-full",
