@@ -230,7 +230,7 @@ def read_seeds(runs: str, name: str) -> list[dict[Any, dict[str, Any]]]:
 
     seeds = []
     for folder in sorted(epath.Path(runs).expanduser().glob("seed*")):
-        files = [folder / name / f"{kind}.json" for kind in ("results", "autoattack")]
+        files = [folder / name / f"{kind}.json" for kind in ("results", "attacks")]
         texts = [file.read_text() for file in files if file.exists()]
         if texts:
             seeds.append(rows.by_network([r for t in texts for r in rows.load(t)]))

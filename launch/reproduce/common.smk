@@ -137,7 +137,7 @@ rule table:
         lambda w: [
             f"{folder(name, seed)}/results.json" for name in of_paper(w.paper) for seed in SEEDS
         ],
-        lambda w: [f"{folder(name, s)}/autoattack.json" for name in ATTACKED for s in SEEDS],
+        lambda w: [f"{folder(name, s)}/attacks.json" for name in ATTACKED for s in SEEDS],
     output:
         f"{RUNS}/tables/{{paper}}.trainings.md",
     params:
@@ -153,14 +153,14 @@ rule attack:
     input:
         folder("{name}/results.json", "{seed}"),
     output:
-        folder("{name}/autoattack.json", "{seed}"),
+        folder("{name}/attacks.json", "{seed}"),
     threads: config["threads"]
     params:
         verb=lambda w: verb("evaluate", folder(w.name, w.seed), variant(w.name)),
         flags=lambda w: " ".join(fitting(config["attack"], variant(w.name))),
         workdir=folder("{name}", "{seed}"),
     shell:
-        "{params.verb} --workdir={params.workdir} --name=autoattack {params.flags}"
+        "{params.verb} --workdir={params.workdir} --name=attacks {params.flags}"
 
 
 rule select:

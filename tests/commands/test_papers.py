@@ -71,7 +71,7 @@ def test_what_was_not_run_is_an_empty_row(plan, tmp_path, capsys):
         row = Row.of_counts(network, "clean", right, 100, 7)
         (folder / "results.json").write_text(rows.dump([row]))
     row = Row.of_counts(network, "autoattack", 10, 100, 7)
-    (folder / "autoattack.json").write_text(rows.dump([row]))
+    (folder / "attacks.json").write_text(rows.dump([row]))
     output = tmp_path / "table.md"
     flags = [f"--plan={plan}", f"--runs={tmp_path}/runs", f"--output={output}"]
     assert main(["papers", *flags]) == 0
