@@ -17,22 +17,22 @@ seeds of one thing. Writes to DIR (the first):
 {flags}
 
 --papers fills the table on the poster of Croce et al. (2023) with our rows: for each name
-the first network of evaluation.json of each DIR, a seed each, or of selection.json the
-WAY: ingredient, single, specific or ensemble, once on whole sets, those images included
-that chose, as the poster has it, and once on unseen ones. Cells that were not run stay
-empty.
+the first network of evaluation.json of each DIR, a seed each, its first ensemble for
+DIR@ensemble, or of selection.json the WAY that chose: ingredient, single, specific,
+greedy, learn or entropy, once on whole sets, those images included that chose, as the
+poster has it, and once on unseen ones. A cell is empty only where its suite was not
+evaluated, of C where some of the 75 sets were not, and a list says what is missing.
 
 --ledger makes the page of a ledger of claims that `study` wrote.
 """
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 
-from advadapters.errors import UsageError, pick
+from advadapters.errors import UsageError
 from advadapters.flags import Separated, Shown
 from advadapters.markdown import markdown_table
 
@@ -51,7 +51,9 @@ class Flags:
         "of the files to read: the --name that `evaluate` was given, or results, which "
         "`train` wrote",
     ] = "evaluation"
-    suite: Annotated[tuple[str, ...], Shown("clean,pgd20_linf"), "only these suites"] = ()
+    suite: Annotated[
+        tuple[str, ...], Shown("clean,pgd20_linf"), "only these suites; see `select`"
+    ] = ()
     papers: Annotated[
         tuple[str, ...], Separated(";"), Shown("NAME=DIR,DIR"), "rows of the poster's table"
     ] = ()
@@ -69,10 +71,10 @@ def main(flags: Flags) -> int:
     if flags.ledger:
         return write_evidence(flags.ledger, flags.output)
     if flags.papers:
-        return write_papers(flags.papers, flags.output)
+        return write_papers(flags.papers, flags.output, flags.name)
     from etils import epath
 
-    from advadapters.evaluation import pictures
+    from advadapters.evaluation import means, pictures
     from advadapters.runs import predictions, workdir
 
     folders = [epath.Path(name).expanduser() for name in flags.workdir]
@@ -80,6 +82,8 @@ def main(flags: Flags) -> int:
     first = folders[0]
     if line := predictions.left_out(first, flags.name, runs[0].networks):
         print(line)
+    names = flags.suite or shown_suites(runs[0].tables)
+    runs = [run._replace(tables=means.read(run.tables, names)) for run in runs]
     networks, tables = runs[0].networks, runs[0].tables
     drawn = {"fronts": pictures.draw_fronts}
     if pictures.faces(networks):
@@ -102,6 +106,18 @@ def main(flags: Flags) -> int:
     return 0
 
 
+def shown_suites(names: Iterable[str]) -> list[str]:
+    """The suites, many corruptions by their mean."""
+    from advadapters.evaluation import means
+
+    names = list(names)
+    for mean in means.MEANS:
+        parts = means.members(mean, names)
+        if len(parts) > MOST:
+            names = [name for name in names if name not in parts] + [mean]
+    return names
+
+
 def describe(folders: Sequence[Any], runs: Sequence[Any], classes: bool) -> str:
     """The text of report.md; classes: whether there are tables by class."""
     from advadapters.evaluation import classes as by_class
@@ -109,7 +125,7 @@ def describe(folders: Sequence[Any], runs: Sequence[Any], classes: bool) -> str:
 
     networks, tables = runs[0].networks, runs[0].tables
     means = {
-        suite: np.array([run.tables[suite].right.mean(axis=1) for run in runs])
+        suite: np.array([run.tables[suite].share.mean(axis=1) for run in runs])
         for suite in tables
     }
     cells = [
@@ -143,12 +159,15 @@ def write_evidence(path: str, output: str) -> int:
     return 0
 
 
-def write_papers(parts: Sequence[str], output: str) -> int:
-    """The poster's table with our rows, as markdown; returns the exit code."""
+def write_papers(parts: Sequence[str], output: str, evaluation: str) -> int:
+    """The poster's table with our rows, as markdown; returns the exit code.
+
+    evaluation: the name of the evaluations.
+    """
     from etils import epath
 
     from advadapters.evaluation import published
-    from advadapters.runs import workdir
+    from advadapters.runs import poster, workdir
 
     ours = {}
     for part in parts:
@@ -157,40 +176,10 @@ def write_papers(parts: Sequence[str], output: str) -> int:
         if not equals or not folders:
             raise UsageError(f"--papers: {part!r} is not NAME=DIR,DIR or NAME=DIR@WAY")
         paths = [epath.Path(folder).expanduser() for folder in folders.split(",")]
-        command = f"`advadapters {'select' if way else 'evaluate'} --workdir={folders}`"
-        keys = (
-            {"whole": ", whole sets", "value": ", unseen images"} if way else {"value": ""}
-        )
-        ours[name] = [
-            (f"ours{images}", command, [read_seed(path, way, key) for path in paths])
-            for key, images in keys.items()
-        ]
+        ours[name] = poster.lines_of(paths, way, evaluation)
     table = published.poster_table(ours)
+    empty = poster.missing(ours)
+    table += f"\n\n{empty}" if empty else ""
     workdir.write_text(epath.Path(output).expanduser(), table + "\n")
     print(f"{table}\nwritten to {output}")
     return 0
-
-
-def read_seed(folder: Any, way: str, key: str) -> dict[str, float]:
-    """{suite: accuracy} of one run, by this key of its rows.
-
-    Raises UsageError where it was not evaluated.
-    """
-    from advadapters.evaluation import rows
-
-    file = folder / ("selection.json" if way else "evaluation.json")
-    try:
-        text = file.read_text()
-        selected = json.loads(text)["rows"] if way else []
-        results = [] if way else rows.load(text)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {file}: {error}") from None
-    if way:
-        ways: dict[str, dict[str, float]] = {}
-        # Of several numbers of labels the last is the most.
-        for row in selected:
-            if row["workdir"] == str(folder):
-                ways.setdefault(row["way"], {})[row["suite"]] = row[key]
-        return pick(ways, way, "way of choosing")
-    first = next(iter(rows.by_network(results).values()))
-    return {suite: row.value for suite, row in first.items()}

@@ -17,9 +17,10 @@ test images again for what was not evaluated:
   learn    follows the gradient of the cross-entropy to the best weights from 0 to 1
   entropy  takes the evaluated soup that is surest of the images; it reads no labels
 
-Two tables: on unseen images, and on all images, those that chose included, as on the
-poster of Croce et al. (2023). Several workdirs are seeds of one thing: the tables then show
-their mean.
+Accuracies stand side by side on unseen images, and on all images, those that chose
+included, as on the poster of Croce et al. (2023). In a mean over corruptions, each labelled
+image is in one of its forms, drawn at random, and is judged in all of them. Several
+workdirs are seeds of one thing: the table then shows their mean.
 
 {flags}
 
@@ -56,8 +57,9 @@ class Flags:
     labels: Annotated[
         tuple[int, ...],
         Shown("10,50,100,500"),
-        "numbers of labelled images (default: of 10, 50, 100, 500, 1000 those that leave "
-        "half of the images unseen)",
+        "numbers of labelled images of each suite (default: of 10, 50, 100, 500, 1000 "
+        "those that leave half of the largest unseen); a suite that has fewer gives half "
+        "of its images",
     ] = ()
     draws: Annotated[
         int,
@@ -77,7 +79,12 @@ class Flags:
         "a suite, and the least accuracy in it that --by=entropy accepts, on labelled "
         "images (default: any, though a network can be sure and wrong)",
     ] = ""
-    suite: Annotated[tuple[str, ...], Shown("fog-5,snow-5"), "only these suites"] = ()
+    suite: Annotated[
+        tuple[str, ...],
+        Shown("imagenet_a,corruptions"),
+        "only these suites (default: all but union); corruptions and imagenet_c are the "
+        "mean over all corruptions and severities that were evaluated, as one suite",
+    ] = ()
     overrides: Annotated[
         Overrides, "is checked as by `evaluate`, and changes nothing here"
     ] = ()
@@ -87,7 +94,7 @@ def main(flags: Flags) -> int:
     """Returns the exit code."""
     from etils import epath
 
-    from advadapters.evaluation import choosing
+    from advadapters.evaluation import choosing, means
     from advadapters.networks import ENSEMBLE
     from advadapters.runs import changes, predictions, workdir
     from advadapters.runs.searching import Searcher
@@ -105,19 +112,19 @@ def main(flags: Flags) -> int:
             f"{folders[0]} has {len(networks)} networks to choose from: run `advadapters "
             "evaluate --grid=0.2` first"
         )
-    runs = [keep_suites(evaluation.tables, flags.suite) for evaluation in evaluations]
-    fewest = min(len(table.labels) for tables in runs for table in tables.values())
-    labels = choose_labels(flags.labels, fewest)
+    runs = [means.read(evaluation.tables, flags.suite) for evaluation in evaluations]
+    most = max(len(table.index) for tables in runs for table in tables.values())
+    labels = choose_labels(flags.labels, most)
     floor = read_floor(flags.floor, flags.by, evaluations[0].tables)
     rows, halved = [], []
     for folder, evaluation, tables in zip(folders, evaluations, runs, strict=True):
         searches = []
         if flags.by:
-            searcher = Searcher(folder, flags.name, evaluation, labels[-1], floor)
+            searcher = Searcher(folder, flags.name, evaluation, labels, floor)
             searches = searcher.search(flags.by, tables)
         of_run = choosing.rows(networks, tables, labels, flags.draws, searches)
         rows.append([dataclasses.replace(row, workdir=str(folder)) for row in of_run])
-        halved += choosing.halving_rows(networks, tables, labels[-1])
+        halved += choosing.halving_rows(networks, tables, labels)
     parts = choosing.selection_table(rows), choosing.search_table(rows)
     text = "\n\n".join(filter(None, (*parts, choosing.describe_halving(halved)))) + "\n"
     content = {
@@ -128,13 +135,6 @@ def main(flags: Flags) -> int:
     workdir.write_text(folders[0] / "selection.md", text)
     print(text + f"written to {folders[0]}: selection.json, selection.md")
     return 0
-
-
-def keep_suites(tables: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The tables of the suites that are asked for; all but "union" by default."""
-    if names:
-        return {name: pick(tables, name, "suite") for name in names}
-    return {name: table for name, table in tables.items() if name != "union"}
 
 
 def read_floor(
@@ -157,14 +157,20 @@ def read_floor(
     return suite, value
 
 
-def choose_labels(numbers: Sequence[int], images: int) -> list[int]:
-    """Growing numbers of labelled images, fewer than there are; the usual ones for ()."""
+def choose_labels(numbers: Sequence[int], images: int) -> Any:
+    """`choosing.Labels`: growing numbers, fewer than the images; the usual ones for ().
+
+    images: of the largest suite. A smaller one caps its own number only.
+    """
+    from advadapters.evaluation.choosing import Labels
+
     if not numbers:
-        return [n for n in LABELS if n <= images // 2] or [max(1, images // 2)]
+        usual = [n for n in LABELS if n <= images // 2] or [max(1, images // 2)]
+        return Labels(tuple(usual), least_unseen=0.5)
     labels = sorted(set(numbers))
     if labels[0] < 1 or labels[-1] >= images:
         raise UsageError(
             f"--labels must be whole numbers from 1 to {images - 1}, so that some of the "
             f"{images} images are unseen, got {','.join(map(str, numbers))!r}"
         )
-    return labels
+    return Labels(tuple(labels))

@@ -42,6 +42,11 @@ class Table(NamedTuple):
         return named | (self.predictions == NO_IMAGE)
 
     @property
+    def share(self) -> Bool[np.ndarray, "S N"]:
+        """The same, as of a `means.Mean` that has several forms of each image."""
+        return self.right
+
+    @property
     def not_finite(self) -> Int[np.ndarray, " S"]:
         """int [S]: on how many images the logits are not finite."""
         return (self.predictions == NO_CLASS).sum(axis=1)

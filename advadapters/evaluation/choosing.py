@@ -1,13 +1,14 @@
 """Rows and tables of soups that few labelled images chose, judged on unseen ones."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from advadapters import soups
 from advadapters.evaluation.accuracy import Table
+from advadapters.evaluation.means import Mean
 from advadapters.evaluation.studies import spread
 from advadapters.intervals import wilson
 from advadapters.markdown import markdown_table
@@ -26,7 +27,8 @@ class SelectionRow:
     Attributes:
       suite: the suite.
       way: one of `WAYS`.
-      labels: how many labelled images chose, 0 where no label is looked at.
+      labels: how many labelled images were to choose, 0 where no label is looked at.
+      used: how many did, fewer in a suite that is too small.
       candidates: how many networks were to choose from; of "learn" the ingredients.
       tied: how many of these the labelled images do not tell from the chosen one; 0 of a
         search.
@@ -40,6 +42,7 @@ class SelectionRow:
     suite: str
     way: str
     labels: int
+    used: int
     candidates: int
     tied: float
     draws: int
@@ -96,25 +99,49 @@ class Search(NamedTuple):
     right: Bool[np.ndarray, " N"]
 
 
+class Labels(NamedTuple):
+    """How many labelled images choose.
+
+    numbers: growing. least_unseen: the share of each suite that is left to judge by, at
+    least one image.
+    """
+
+    numbers: tuple[int, ...]
+    least_unseen: float = 0.0
+
+    @property
+    def most(self) -> int:
+        """The largest number."""
+        return self.numbers[-1]
+
+    def used(self, number: int, images: int) -> int:
+        """How many choose in a suite of so many images: half of one that is too small."""
+        left = max(1, round(self.least_unseen * images))
+        return number if number <= images - left else max(1, images // 2)
+
+
 def rows(
     networks: Sequence[Identity],
-    tables: Mapping[str, Table],
-    labels: Sequence[int],
+    tables: Mapping[str, Table | Mean],
+    labels: Labels,
     draws: int,
     searches: Sequence[Search] = (),
 ) -> list[SelectionRow]:
     """The rows of one run: each way of choosing on each suite.
 
-    labels: numbers of labelled images, the largest last, which "ingredient", the best of
-    the networks that are mixed, and "single", one soup for all suites, are chosen on.
-    "ensemble" is not chosen. Of equals on the labelled images, the one best on the other
-    axis is chosen (`other_axes`). The interval is Wilson's for the unseen images.
+    "ingredient", the best of the networks that are mixed, and "single", one soup for all
+    suites, are chosen on the most labels. "ensemble" is not chosen. Of equals on the
+    labelled images, the one best on the other axis is chosen (`other_axes`). The interval
+    is Wilson's for the unseen images.
     """
     whole = np.array([network.kind != ENSEMBLE for network in networks])
     (candidates,), (ensembles,) = np.nonzero(whole), np.nonzero(~whole)
     ingredients = [int(n) for n in candidates if networks[int(n)].kind == "mode"]
     rights = [table.right for table in tables.values()]
-    splits = [soups.split_images(right.shape[1], labels[-1]) for right in rights]
+    splits = [
+        soups.split_images(size, labels.used(labels.most, size))
+        for size in (right.shape[1] for right in rights)
+    ]
     pools = [pool for pool, _ in splits]
     single = soups.choose_for_all(rights, candidates, pools)
     lines = []
@@ -127,21 +154,23 @@ def rows(
             candidates: int,
             suite: str = suite,
             unseen: Int[np.ndarray, " N"] = unseen,
+            size: int = right.shape[1],
         ) -> None:
             network = networks[choice.winner[0]] if len(choice.winner) == 1 else None
-            size = len(unseen)
-            lines.append(row_of(suite, way, choice, count, candidates, size, network))
+            numbers = count, labels.used(count, size) if count else 0, candidates
+            lines.append(row_of(suite, way, choice, numbers, len(unseen), network))
 
-        others = other_axes(suite, tables)
-        images = pool[None], unseen, others
+        others, share = other_axes(suite, tables), tables[suite].share
+        images = pool[None], unseen, others, share
         if ingredients:
             best = soups.choose(right, np.array(ingredients), *images)
-            add("ingredient", best, labels[-1], len(ingredients))
+            add("ingredient", best, labels.most, len(ingredients))
         best = soups.choose(right, np.array([single]), *images)
-        add("single", best, labels[-1], len(candidates))
-        for count in labels:
-            subsets = soups.draws_of(pool, count, draws)
-            best = soups.choose(right, candidates, subsets, unseen, others)
+        add("single", best, labels.most, len(candidates))
+        for count in labels.numbers:
+            used = labels.used(count, right.shape[1])
+            subsets = soups.draws_of(pool, min(used, len(pool)), draws)
+            best = soups.choose(right, candidates, subsets, unseen, others, share)
             add("specific", best, count, len(candidates))
         for search in searches:
             if search.suite == suite:
@@ -151,7 +180,9 @@ def rows(
     return lines
 
 
-def other_axes(suite: str, tables: Mapping[str, Table]) -> list[Bool[np.ndarray, "S N"]]:
+def other_axes(
+    suite: str, tables: Mapping[str, Table | Mean]
+) -> list[Bool[np.ndarray, "S N"]]:
     """Tables right [S, N] that tell apart soups which are equal in a suite.
 
     Clean images where there are some, else all other suites, of the same images only.
@@ -168,18 +199,22 @@ def row_of(
     suite: str,
     way: str,
     choice: soups.Verdict,
-    labels: int,
-    candidates: int,
+    numbers: tuple[int, int, int],
     unseen: int,
     network: Identity | None,
 ) -> SelectionRow:
-    """One row; accuracies are means over the draws of labelled images."""
+    """One row; accuracies are means over the draws of labelled images.
+
+    numbers: labels, used and candidates of the row.
+    """
+    labels, used, candidates = numbers
     value = float(choice.accuracy.mean())
     low, high = wilson(value * unseen, unseen)
     return SelectionRow(
         suite=suite,
         way=way,
         labels=labels,
+        used=used,
         candidates=candidates,
         tied=float(choice.tied.mean()),
         draws=len(choice.winner),
@@ -198,8 +233,10 @@ def row_of_search(search: Search, unseen: Int[np.ndarray, " N"]) -> SelectionRow
     verdict = soups.Verdict(
         np.zeros(1, int), right[unseen].mean()[None], right.mean()[None], np.zeros(1)
     )
-    about = search.labels, search.candidates, len(unseen), search.network
-    return row_of(search.suite, search.way, verdict, *about)
+    used = len(right) - len(unseen) if search.labels else 0
+    numbers = search.labels, used, search.candidates
+    about = verdict, numbers, len(unseen), search.network
+    return row_of(search.suite, search.way, *about)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,18 +257,19 @@ class HalvingRow:
 
 
 def halving_rows(
-    networks: Sequence[Identity], tables: Mapping[str, Table], labels: int
+    networks: Sequence[Identity], tables: Mapping[str, Table | Mean], labels: Labels
 ) -> list[HalvingRow]:
     """How a search with a quarter of the forward passes compares, on the same images."""
     candidates = [n for n, network in enumerate(networks) if network.kind != ENSEMBLE]
     lines = []
     for suite, table in tables.items():
-        pool, _ = soups.split_images(table.right.shape[1], labels)
+        size = len(table.index)
+        pool, _ = soups.split_images(size, labels.used(labels.most, size))
         right = table.right[candidates][:, pool]
         search = soups.halving(
             lambda chosen, part, right=right: right[chosen[:, 0], part],
             np.arange(len(right))[:, None],
-            labels,
+            len(pool),
         )
         accuracy = right.mean(axis=1)
         behind = float(accuracy.max() - accuracy[search.winner])
@@ -259,24 +297,20 @@ def columns(rows: Sequence[SelectionRow]) -> dict[Column, str]:
     return {column: titles[column] for column in order}
 
 
-# Which images a table is of, by the key of the rows.
+# Which images an accuracy is of, by the field of the rows.
 PROTOCOLS = {
-    "value": "accuracy on unseen images, %",
-    "whole": "accuracy on all images, those that chose included, %",
+    "value": "unseen images",
+    "whole": "all images, those that chose included",
 }
+TITLE = f"accuracy, %: {' / '.join(PROTOCOLS.values())}"
 
 
 def selection_table(runs: Sequence[Sequence[SelectionRow]]) -> str:
-    """A table for each of PROTOCOLS; runs: a list of rows per seed."""
-    return "\n\n".join(protocol_table(runs, protocol) for protocol in PROTOCOLS)
+    """A line per suite and their mean, a column per way; percent, by both PROTOCOLS.
 
-
-def protocol_table(runs: Sequence[Sequence[SelectionRow]], protocol: str) -> str:
-    """A line per suite and their mean, a column per way; percent.
-
-    One run: unseen images with Wilson's interval, the mean and whole sets without.
-    Several: the mean over the runs and half of its 95% interval (Student's t). A way that
-    has no row in some suite has an empty cell there, and no mean.
+    runs: a list of rows per seed. One run: unseen images with Wilson's interval, the mean
+    and whole sets without. Several: the mean over the runs and half of its 95% interval
+    (Student's t). A way that has no row in some suite has an empty cell there, and no mean.
     """
     keys = columns(runs[0])
     suites = list(dict.fromkeys(row.suite for row in runs[0]))
@@ -286,15 +320,31 @@ def protocol_table(runs: Sequence[Sequence[SelectionRow]], protocol: str) -> str
     ]
     lines = []
     for suite in suites:
-        cells = [cell([run.get((suite, key)) for run in values], protocol) for key in keys]
+        cells = [both(cell, [run.get((suite, key)) for run in values]) for key in keys]
         lines.append([suite, *cells, tied(values, suite)])
     means = []
     for key in keys:
         of_runs = [[run.get((suite, key)) for suite in suites] for run in values]
-        means.append(mean_cell(of_runs, protocol))
+        means.append(both(mean_cell, of_runs))
     lines.append(["mean", *means, ""])
-    titles = [PROTOCOLS[protocol], *keys.values(), "tied"]
-    return markdown_table(titles, lines, right=[len(titles) - 1])
+    titles = [TITLE, *keys.values(), "tied"]
+    text = markdown_table(titles, lines, right=[len(titles) - 1])
+    return "\n\n".join(filter(None, (text, note_of_labels(runs[0]))))
+
+
+def both(make: Callable[[Any, str], str], rows: Any) -> str:
+    """The cell by each of PROTOCOLS, side by side; "" without one."""
+    return " / ".join(filter(None, (make(rows, protocol) for protocol in PROTOCOLS)))
+
+
+def note_of_labels(rows: Sequence[SelectionRow]) -> str:
+    """A line on the suites that are too small for so many labels; "" for none."""
+    most = max(row.labels for row in rows)
+    few = {row.suite: row.used for row in rows if row.labels == most and row.used < most}
+    if not few:
+        return ""
+    shown = ", ".join(f"{used} in {suite}" for suite, used in few.items())
+    return f"fewer labels than {most} where a suite is small: {shown}"
 
 
 def search_table(runs: Sequence[Sequence[SelectionRow]]) -> str:
@@ -305,7 +355,7 @@ def search_table(runs: Sequence[Sequence[SelectionRow]]) -> str:
         for row in rows
         if row.way in SEARCHES
     ]
-    titles = ["suite", "search", "soup", PROTOCOLS["value"]]
+    titles = ["suite", "search", "soup", "accuracy on unseen images, %"]
     return markdown_table(titles, lines) if lines else ""
 
 

@@ -7,33 +7,34 @@ import numpy as np
 
 from advadapters import soups
 from advadapters.evaluation.accuracy import Table
+from advadapters.evaluation.means import Mean
 from advadapters.markdown import markdown_table
 from advadapters.networks import ENSEMBLE, Identity
 from advadapters.shapes import AnyArray, Float, Int
 
 
-def accuracies(table: Table) -> tuple[Int[AnyArray, " L"], Float[AnyArray, "S L"]]:
+def accuracies(table: Table | Mean) -> tuple[Int[AnyArray, " L"], Float[AnyArray, "S L"]]:
     """(classes [L], accuracy [S, L]) of the classes that occur, one label an image."""
     classes = np.unique(table.labels)
-    right = table.right
+    right = table.share
     shares = [right[:, table.labels == label].mean(axis=1) for label in classes]
     return classes, np.stack(shares, axis=1)
 
 
 def extremes(
-    networks: Sequence[Identity], tables: Mapping[str, Table], suite: str
+    networks: Sequence[Identity], tables: Mapping[str, Table | Mean], suite: str
 ) -> tuple[int, int]:
     """(number of the network best on clean images, of the one best in the suite).
 
     Of equals, the one that is best in the other of the two: the ends of their front.
     """
     alone = [n for n, network in enumerate(networks) if network.kind != ENSEMBLE]
-    clean, robust = (tables[name].right[alone].mean(axis=1) for name in ("clean", suite))
+    clean, robust = (tables[name].share[alone].mean(axis=1) for name in ("clean", suite))
     return alone[soups.best(clean, robust)], alone[soups.best(robust, clean)]
 
 
 def changes(
-    networks: Sequence[Identity], tables: Mapping[str, Table], suite: str
+    networks: Sequence[Identity], tables: Mapping[str, Table | Mean], suite: str
 ) -> list[dict[str, Any]]:
     """Rows by class, the greatest loss first: what the network best in a suite costs it.
 

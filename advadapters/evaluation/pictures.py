@@ -9,6 +9,7 @@ import numpy as np
 from advadapters import soups
 from advadapters.evaluation import classes
 from advadapters.evaluation.accuracy import Table
+from advadapters.evaluation.means import Mean
 from advadapters.networks import ENSEMBLE, Identity
 from advadapters.shapes import AnyArray, Float
 
@@ -26,7 +27,7 @@ def sheet(rows: int, columns: int, file: Any, draw: Callable[[Any, Any], None]) 
 
 
 def draw_fronts(
-    networks: Sequence[Identity], tables: Mapping[str, Table], file: Any
+    networks: Sequence[Identity], tables: Mapping[str, Table | Mean], file: Any
 ) -> None:
     """Accuracy in every suite against clean accuracy, a point per soup.
 
@@ -35,14 +36,14 @@ def draw_fronts(
     """
     suites = [name for name in tables if name != "clean"] or ["clean"]
     columns = min(4, len(suites))
-    clean = 100 * tables["clean"].right.mean(axis=1)
+    clean = 100 * tables["clean"].share.mean(axis=1)
     alone = np.array([network.kind != ENSEMBLE for network in networks])
 
     def draw(panels: Any, figure: Any) -> None:
         for axes in panels.flat[len(suites) :]:
             axes.axis("off")
         for axes, suite in zip(panels.flat, suites, strict=False):
-            value = 100 * tables[suite].right.mean(axis=1)
+            value = 100 * tables[suite].share.mean(axis=1)
             axes.plot(clean[alone], value[alone], "o", ms=3, color="0.6")
             axes.plot(clean[~alone], value[~alone], "s", ms=6, mfc="none", color="C2")
             best = np.flatnonzero(alone)[soups.front(clean[alone], value[alone])]
@@ -91,11 +92,11 @@ def faces(
 
 
 def draw_simplex(
-    networks: Sequence[Identity], tables: Mapping[str, Table], file: Any
+    networks: Sequence[Identity], tables: Mapping[str, Table | Mean], file: Any
 ) -> None:
     """Accuracy over every face of the simplex, a row of triangles for each suite."""
     known = faces(networks)
-    values = {suite: 100 * table.right.mean(axis=1) for suite, table in tables.items()}
+    values = {suite: 100 * table.share.mean(axis=1) for suite, table in tables.items()}
 
     def draw(panels: Any, figure: Any) -> None:
         for line, (suite, value) in zip(panels, values.items(), strict=True):
@@ -122,7 +123,7 @@ def draw_simplex(
 
 
 def draw_classes(
-    networks: Sequence[Identity], tables: Mapping[str, Table], file: Any
+    networks: Sequence[Identity], tables: Mapping[str, Table | Mean], file: Any
 ) -> None:
     """Clean and robust accuracy of each class along the way from accurate to robust.
 
@@ -133,7 +134,7 @@ def draw_classes(
 
     def draw(panels: Any, figure: Any) -> None:
         for line, suite in zip(panels, suites, strict=True):
-            means = [tables[name].right[alone].mean(axis=1) for name in ("clean", suite)]
+            means = [tables[name].share[alone].mean(axis=1) for name in ("clean", suite)]
             along = [alone[n] for n in soups.front(*means)]
             for axes, name in zip(line, ("clean", suite), strict=True):
                 labels, values = classes.accuracies(tables[name])
@@ -143,7 +144,7 @@ def draw_classes(
                     end = (len(along) - 1, 100 * values[along[-1], k])
                     axes.annotate(str(label), end, xytext=(5, -3), fontsize=8,
                                   textcoords="offset points", color=color)  # fmt: skip
-                axes.plot(100 * tables[name].right[along].mean(axis=1), "k-", lw=2.5)
+                axes.plot(100 * tables[name].share[along].mean(axis=1), "k-", lw=2.5)
                 axes.set_xlabel(f"front from clean to {suite}")
                 axes.set_ylabel(f"{name}, %, by class (black: all)")
                 axes.set_xticks([])

@@ -15,16 +15,19 @@ from advadapters.evaluation.studies import spread
 from advadapters.markdown import markdown_table
 
 Seed = Mapping[str, float]  # {suite: accuracy in [0, 1]} of one run
-# Title of a column: the suite that ours comes from.
+# What is called how, the command, and each seed.
+Ours = tuple[str, str, list[Seed]]
+# Title of a column: the suites that ours may come from, the first that there is.
+# Corruptions are those of the published files, or else made on the fly.
 COLUMNS = {
-    "IN": "imagenet",
-    "Real": "imagenet_real",
-    "V2": "imagenet_v2",
-    "A": "imagenet_a",
-    "R": "imagenet_r",
-    "Sketch": "imagenet_sketch",
-    "Conflict": "conflict_stimuli/shape",
-    "C": "corruptions mean",
+    "IN": ("imagenet",),
+    "Real": ("imagenet_real",),
+    "V2": ("imagenet_v2",),
+    "A": ("imagenet_a",),
+    "R": ("imagenet_r",),
+    "Sketch": ("imagenet_sketch",),
+    "Conflict": ("conflict_stimuli/shape",),
+    "C": ("imagenet_c", "corruptions mean"),
 }
 # Name: (forward passes, percents in the order of COLUMNS).
 ROWS = {
@@ -44,7 +47,7 @@ ROWS = {
 }  # fmt: skip
 
 
-def poster_table(ours: Mapping[str, Sequence[tuple[str, str, Sequence[Seed]]]]) -> str:
+def poster_table(ours: Mapping[str, Sequence[Ours]]) -> str:
     """The poster's table, lines of ours below each of its own where there are runs.
 
     ours: {name: [(what it is called, command, [{suite: accuracy in [0, 1]} of each seed]),
@@ -66,12 +69,20 @@ def poster_table(ours: Mapping[str, Sequence[tuple[str, str, Sequence[Seed]]]]) 
 
 def our_cells(seeds: Sequence[Seed]) -> list[str]:
     """Cells of one row, its mean where all columns are there."""
-    whole = [
-        suite for suite in COLUMNS.values() if seeds and all(suite in s for s in seeds)
-    ]
-    cells = [
-        spread([s[c] for s in seeds], 2) if c in whole else "" for c in COLUMNS.values()
-    ]
+    suites = {title: suite_of(seeds, title) for title in COLUMNS}
+    whole = [suite for suite in suites.values() if suite]
+    cells = [spread([s[c] for s in seeds], 2) if c else "" for c in suites.values()]
     if len(whole) < len(COLUMNS):
         return [*cells, ""]
     return [*cells, spread([float(np.mean([s[c] for c in whole])) for s in seeds], 2)]
+
+
+def suite_of(seeds: Sequence[Seed], title: str) -> str:
+    """The suite that a column comes from: one that all seeds have, "" for none."""
+    common = [c for c in COLUMNS[title] if seeds and all(c in seed for seed in seeds)]
+    return common[0] if common else ""
+
+
+def missing(seeds: Sequence[Seed]) -> list[str]:
+    """The suites of the columns that some seed lacks."""
+    return [COLUMNS[title][0] for title in COLUMNS if not suite_of(seeds, title)]

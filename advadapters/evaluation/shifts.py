@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from advadapters import rng
-from advadapters.data.corruptions import COMMON, SEVERITIES, corrupt
+from advadapters.data.corruptions import COMMON, CORRUPTIONS, SEVERITIES, corrupt
 from advadapters.evaluation import tables
 from advadapters.evaluation.accuracy import Table
 from advadapters.evaluation.rows import Row, by_network
@@ -69,6 +69,14 @@ def suite_of(name: str, severity: int) -> str:
     return f"{name}-{severity}"
 
 
+def corruption_of(suite: str) -> tuple[str, int] | None:
+    """(name, severity) of a suite of corrupted images, None of others."""
+    name, _, severity = suite.rpartition("-")
+    if name in CORRUPTIONS and severity.isdecimal():
+        return name, int(severity)
+    return None
+
+
 def about(
     names: Sequence[str], severities: Sequence[int]
 ) -> dict[str, dict[str, str | int]]:
@@ -79,8 +87,8 @@ def about(
     }
 
 
-def mean_row(rows: Sequence[Row]) -> Row:
-    """One network's rows -> the row of their mean accuracy.
+def mean_row(rows: Sequence[Row], name: str = "corruptions mean") -> Row:
+    """One network's rows -> the row of their mean accuracy, a suite of this name.
 
     The interval is Wilson's for as many images as one corruption has: copies of an image
     are not independent, so it is rather too wide than too narrow.
@@ -91,7 +99,7 @@ def mean_row(rows: Sequence[Row]) -> Row:
     low, high = wilson(share * images, images)
     mean = dataclasses.replace(
         rows[0],
-        suite="corruptions mean",
+        suite=name,
         value=share,
         low=low,
         high=high,
@@ -107,7 +115,7 @@ def mean_row(rows: Sequence[Row]) -> Row:
     )
 
 
-def mce_row(rows: Sequence[Row]) -> Row | None:
+def mce_row(rows: Sequence[Row], name: str = "mCE") -> Row | None:
     """One network's rows on ImageNet -> a row of its mCE, or None if some are missing.
 
     Mean over the fifteen corruptions of the network's error by AlexNet's; AlexNet's are on
@@ -122,7 +130,7 @@ def mce_row(rows: Sequence[Row]) -> Row | None:
     ]
     return dataclasses.replace(
         rows[0],
-        suite="mCE",
+        suite=name,
         metric="mCE",
         value=sum(ratios) / len(ratios),
         low=None,
@@ -157,10 +165,13 @@ def summary(rows: Sequence[Row], imagenet: bool) -> list[Row]:
     """
     sums = []
     for by_suite in by_network(rows).values():
-        moved = [row for row in by_suite.values() if row.corruption]
-        if moved:
-            sums.append(mean_row(moved))
-            mce = mce_row(moved) if imagenet else None
+        places: dict[str, list[Row]] = {}  # imagenet_c/ or what is made on the fly
+        for row in by_suite.values():
+            if row.corruption:
+                places.setdefault(row.suite.rpartition("/")[0], []).append(row)
+        for place, moved in places.items():
+            sums.append(mean_row(moved, place or "corruptions mean"))
+            mce = mce_row(moved, f"{place} mCE".strip()) if imagenet else None
             sums += [mce] if mce else []
     return sums
 

@@ -73,12 +73,16 @@ def entry_of(folder: AnyPath, name: str, settings: Mapping[str, Any]) -> About:
 def rows_of(entries: Sequence[About], imagenet: bool) -> list[Row]:
     """The rows of entries, and those that sum up the corruptions among them."""
     rows = [row for entry in entries for row in entry.rows]
-    moved = [entry for entry in entries if "corruption" in entry.settings]
-    if not moved:
-        return rows
-    common = _common(moved[-1])
-    alike = [row for entry in moved if _common(entry) == common for row in entry.rows]
-    return rows + shifts.summary(alike, imagenet)
+    places: dict[str, list[About]] = {}  # imagenet_c/ or what is made on the fly
+    for entry in entries:
+        if "corruption" in entry.settings:
+            place = entry.settings["suite"].rpartition("/")[0]
+            places.setdefault(place, []).append(entry)
+    for moved in places.values():
+        common = _common(moved[-1])
+        alike = [row for entry in moved if _common(entry) == common for row in entry.rows]
+        rows += shifts.summary(alike, imagenet)
+    return rows
 
 
 def _common(entry: About) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import numpy as np
 
 from advadapters import hosts
 from advadapters.errors import UsageError, pick
+from advadapters.evaluation import means
 from advadapters.evaluation.accuracy import Table
 from advadapters.evaluation.rows import Row
 from advadapters.files import AnyPath
@@ -196,8 +197,9 @@ def tables_of(entry: About) -> dict[str, Table]:
 def read(folder: AnyPath, name: str, suites: Sequence[str] = ()) -> Predictions:
     """The Predictions of DIR/NAME/, and of NAME.npz where there is one.
 
-    The networks are those that all suites have. suites: only these. Raises UsageError where
-    nothing was evaluated, and where no network has all suites.
+    The networks are those that all suites have. suites: only these, and those that a suite
+    is the mean of. Raises UsageError where nothing was evaluated, and where no network has
+    all suites.
     """
     asked = current(folder, name)
     single = folder / f"{name}.npz"
@@ -221,7 +223,9 @@ def read(folder: AnyPath, name: str, suites: Sequence[str] = ()) -> Predictions:
         commands |= dict.fromkeys(entry.suites, entry.command)
         settings |= dict.fromkeys(entry.suites, entry.settings)
     if suites:
-        networks = {suite: pick(networks, suite, "suite") for suite in suites}
+        names = [means.members(suite, networks) or [suite] for suite in suites]
+        chosen = [name for of_suite in names for name in of_suite]
+        networks = {suite: pick(networks, suite, "suite") for suite in chosen}
     first = next(iter(networks.values()))[1] if networks else []
     common = [n for n in first if all(n in of for _, of in networks.values())]
     if not common and networks:

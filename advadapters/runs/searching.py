@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from advadapters import builders, flags, soups
-from advadapters.data import corruptions
 from advadapters.data.splits import Subset
 from advadapters.errors import UsageError
-from advadapters.evaluation import shifts
+from advadapters.evaluation import choosing, shifts
 from advadapters.evaluation.accuracy import Table
 from advadapters.evaluation.choosing import SEARCHES, Search
+from advadapters.evaluation.means import Mean
 from advadapters.evaluation.rows import load
+from advadapters.evaluation.shifts import corruption_of
 from advadapters.files import AnyPath
 from advadapters.networks import ENSEMBLE, Case, Identity, Knob, Variables, mixture_case
 from advadapters.pixels import to_float
@@ -44,17 +45,20 @@ class Searcher:
       folder: that of the run.
       name: the --name of its evaluation.
       kept: what the evaluation kept.
-      labels: how many labelled images of a suite the searches look at.
+      labels: how many labelled images of a suite the searches look at, see
+        `choosing.Labels`.
       floor: (suite, accuracy) below which `entropy` chooses no soup, or None.
     """
 
     folder: AnyPath
     name: str
     kept: Predictions
-    labels: int
+    labels: choosing.Labels
     floor: tuple[str, float] | None = None
 
-    def search(self, ways: Sequence[str], tables: Mapping[str, Table]) -> list[Search]:
+    def search(
+        self, ways: Sequence[str], tables: Mapping[str, Table | Mean]
+    ) -> list[Search]:
         """All these ways of `SEARCHES` in each suite; tables: those of the suites.
 
         Where an attack makes the images, "learn" and "entropy" find none that are the same
@@ -69,7 +73,10 @@ class Searcher:
         assert methods.keys() == {*SEARCHES}
         searches = []
         for suite, table in tables.items():
-            pool, _ = soups.split_images(table.right.shape[1], self.labels)
+            if isinstance(table, Mean):
+                print(f"searches are left out in {suite}, which is a mean of suites")
+                continue
+            pool, _ = soups.split_images(len(table.index), self.used(suite))
             for way in ways:
                 if way == "greedy" or suite == "clean" or corruption_of(suite):
                     searches.append(methods[way](suite, pool))
@@ -85,7 +92,7 @@ class Searcher:
             return [float(right[pool].mean()) for right in self.right(suite, cases)]
 
         mixture, _ = soups.greedy(score, len(self.domains))
-        return self.judged(suite, "greedy", self.labels, len(self.domains), mixture)
+        return self.judged(suite, "greedy", self.labels.most, len(self.domains), mixture)
 
     def learn(self, suite: str, pool: Int[np.ndarray, " n"]) -> Search:
         """The weights of least cross-entropy on the labelled images, from 0 to 1."""
@@ -95,7 +102,7 @@ class Searcher:
         apply, at, variables = self.functions
         learned = soups.learn(apply, at, variables, to_float(images), labels, start)
         mixture = rounded(learned.weights)
-        return self.judged(suite, "learn", self.labels, count, mixture)
+        return self.judged(suite, "learn", self.labels.most, count, mixture)
 
     def entropy(self, suite: str, pool: Int[np.ndarray, " n"]) -> Search:
         """The evaluated soup that is surest of the images, whose labels are not read."""
@@ -107,8 +114,8 @@ class Searcher:
         name, floor = self.floor or ("", 0.0)
         if self.floor:
             cases = [mixture_case(self.domains, mixture) for mixture in mixtures]
-            size = self.kept.tables[name].right.shape[1]
-            labelled, _ = soups.split_images(size, self.labels)
+            size = len(self.kept.tables[name].index)
+            labelled, _ = soups.split_images(size, self.used(name))
             robust = self.right(name, cases)[:, labelled].mean(axis=1)
         try:
             chosen = soups.lowest_entropy(values, robust, floor)
@@ -123,6 +130,10 @@ class Searcher:
         case = mixture_case(self.domains, mixture)
         (right,) = self.right(suite, [case])
         return Search(suite, way, labels, candidates, case.identity, right)
+
+    def used(self, suite: str) -> int:
+        """How many labelled images of a suite the searches look at."""
+        return self.labels.used(self.labels.most, len(self.kept.tables[suite].index))
 
     @functools.cached_property
     def domains(self) -> tuple[str, ...]:
@@ -238,14 +249,6 @@ class Searcher:
                 f"the test images of {self.folder} are not those that {self.name} is "
                 "about: run `advadapters evaluate` again"
             )
-
-
-def corruption_of(suite: str) -> tuple[str, int] | None:
-    """(name, severity) of a suite of corrupted images, None of others."""
-    name, _, severity = suite.rpartition("-")
-    if name in corruptions.CORRUPTIONS and severity.isdecimal():
-        return name, int(severity)
-    return None
 
 
 def question_of(opened: OpenRun, suite: str, cases: Sequence[Case]) -> Question:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from advadapters.shapes import AnyArray, Bool, Int
+from advadapters.shapes import AnyArray, Bool, Int, Num
 from advadapters.soups.selection import select
 
 Numbers = Int[np.ndarray, " _"]  # of images or of candidates
@@ -85,6 +85,7 @@ def choose(
     subsets: Int[np.ndarray, "D n"],
     unseen: Int[np.ndarray, " u"],
     others: Sequence[Bool[np.ndarray, "all N"]] = (),
+    share: Num[np.ndarray, "all N"] | Bool[np.ndarray, "all N"] | None = None,
 ) -> Verdict:
     """Chooses the best candidate on each subset of labelled images.
 
@@ -95,6 +96,9 @@ def choose(
       unseen: the numbers of the images to judge the choice by.
       others: tables of other axes on the same images, which decide between equals (see
         `best`) on the same subset, so that no other label is used.
+      share: how right each network is about each image when it is judged, where that is
+        not as when it is chosen: an image that chooses may be one of several corrupted
+        forms, and is judged in all of them.
 
     >>> right = np.array([[1, 1, 0, 0], [0, 1, 1, 1]], bool)
     >>> verdict = soups.choose(right, np.arange(2), np.array([[2]]), np.array([0, 3]))
@@ -107,7 +111,7 @@ def choose(
         means = [other[labelled].mean(axis=1) for other in others]
         choice = select(right[labelled], others=means)
         winner = candidates[choice.winner]
-        row = right[winner]
+        row = (right if share is None else share)[winner]
         rows.append((winner, row[unseen].mean(), row.mean(), float(choice.tied.sum())))
     return Verdict(*map(np.array, zip(*rows, strict=True)))
 

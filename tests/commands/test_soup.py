@@ -12,6 +12,7 @@ import untrained
 from advadapters import soups
 from advadapters.__main__ import main
 from advadapters.commands.season import barriers
+from advadapters.evaluation import choosing
 from advadapters.evaluation.choosing import SEARCHES
 from advadapters.evaluation.rows import Row
 from advadapters.networks import Identity, mixture_case
@@ -185,7 +186,7 @@ def test_learning_looks_at_the_images_that_the_networks_saw(season):
     suite = ["--suite=corruptions:gaussian_noise", "--severity=5", "--grid=0.5"]
     assert main(["evaluate", f"--workdir={folder}", *suite]) == 0
     kept = predictions.read(folder, "evaluation", ["clean", "gaussian_noise-5"])
-    searcher = Searcher(folder, "evaluation", kept, 60)
+    searcher = Searcher(folder, "evaluation", kept, choosing.Labels((60,)))
     numbers = np.array([300, 7, 8, 150])
     images, labels = searcher.images("gaussian_noise-5", numbers)
     opened, variables, _ = searcher.reopened

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
 
+from advadapters import configs
 from advadapters.__main__ import main
 from advadapters.commands import season
+from advadapters.data.corruptions import COMMON, SEVERITIES
 from advadapters.evaluation import (
     accuracy,
     choosing,
@@ -15,13 +18,15 @@ from advadapters.evaluation import (
     pictures,
     published,
     rows,
+    shifts,
     tables,
 )
 from advadapters.evaluation.rows import Row
 from advadapters.networks import mixture_case
-from advadapters.runs import predictions
+from advadapters.runs import concluding, predictions
 from advadapters.soups import front, simplex
 
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 DOMAINS = ("clean", "linf", "l2")
 CASES = [mixture_case(DOMAINS, mixture) for mixture in simplex(3, 0.5)]
 CASES.append(mixture_case(DOMAINS, (0.5, 0.5, 0.0), ensemble=True))
@@ -124,7 +129,9 @@ def test_no_name_is_read_back():
     alone = [n for n, one in enumerate(networks) if 1.0 in one.mixture.values()]
     labels = np.arange(40) % 4
     right = np.random.default_rng(0).uniform(size=(len(networks), 40)) < 0.5
-    found = choosing.rows(networks, {"clean": table(right, labels)}, labels=[20], draws=1)
+    found = choosing.rows(
+        networks, {"clean": table(right, labels)}, labels=choosing.Labels((20,)), draws=1
+    )
     assert [r.candidates for r in found if r.way == "ingredient"] == [3]
 
     # The soup of night mode and 0.5 a is best, of the three alone the last one.
@@ -219,7 +226,7 @@ def test_the_best_of_equals_is_best_on_the_other_axis():
     best = season.best(rows_by(networks, clean=clean, pgd=robust))
     for row, n in zip(best.splitlines()[2:], (2, 0), strict=True):
         assert f"| {networks[n]} |" in row
-    chosen = choosing.rows(networks, found, labels=[50], draws=1)
+    chosen = choosing.rows(networks, found, labels=choosing.Labels((50,)), draws=1)
     specific = {r.suite: r.network.mixture for r in chosen if r.way == "specific"}
     assert specific == {"clean": networks[2].mixture, "pgd": networks[0].mixture}
 
@@ -276,7 +283,7 @@ def test_our_rows_stand_below_the_papers(tmp_path, capsys):
             "whole": 0.6,
             "workdir": str(tmp_path / "n0"),
         }
-        for suite in published.COLUMNS.values()
+        for (*_, suite) in published.COLUMNS.values()
     ]
     (tmp_path / "n0" / "selection.json").write_text(json.dumps({"rows": chosen}))
     papers = (
@@ -298,3 +305,90 @@ def test_our_rows_stand_below_the_papers(tmp_path, capsys):
         assert single.split("|")[11].strip() == mean
     assert main(["report", f"--papers=x={tmp_path}@best", f"--output={output}"]) == 2
     assert "cannot read" in capsys.readouterr().err
+
+
+NINE = [*published.ROWS]
+SUITES = [
+    "clean" if title == "IN" else suites[0] for title, suites in published.COLUMNS.items()
+]
+
+
+def evaluated(folder, networks, suites, draw):
+    """A folder with the tables of networks on suites, C as 75 corruptions."""
+    folder.mkdir()
+    for name in suites:
+        parts = {name: {}}
+        if name == "imagenet_c":
+            parts = {
+                f"imagenet_c/{s}": of for s, of in shifts.about(COMMON, SEVERITIES).items()
+            }
+        for suite, about in parts.items():
+            right = draw.uniform(size=(len(networks), 30)) < 0.6
+            made = table(right, np.arange(30) % 4)
+            listed = [
+                Row.of_counts(network, suite, int(marks.sum()), 30, 7, **about)
+                for network, marks in zip(networks, right, strict=True)
+            ]
+            settings = {"suite": suite, **about}
+            predictions.add(
+                folder, "evaluation", settings, networks, listed, {suite: made}, ""
+            )
+    config = configs.parse([f"--config={CONFIGS}/imagenet_vit_b16.py"], {})[0].to_dict()
+    (folder / "config.json").write_text(json.dumps(config))
+    concluding.conclude(folder, "evaluation", [], [], True, "evaluate")
+
+
+def test_all_cells_of_the_poster_are_filled_and_empty_only_where_a_step_was_not_run(
+    tmp_path, capsys
+):
+    """Nine rows of eight columns and their mean, from runs of five kinds."""
+    draw = np.random.default_rng(0)
+    modes = [case.identity for case in CASES if case.identity.kind == "mode"]
+    places = {name: tmp_path / f"run{n}" for n, name in enumerate(NINE[:6])}
+    for name, folder in places.items():
+        networks = NETWORKS[-1:] if "ensemble" in name else modes[:1]
+        evaluated(folder, [*modes[:1], *networks][-2:], SUITES, draw)
+    evaluated(tmp_path / "soup", NETWORKS, SUITES, draw)
+    suites = ",".join(SUITES)
+    argv = [f"--workdir={tmp_path / 'soup'}", "--labels=10", f"--suite={suites}"]
+    assert main(["select", *argv]) == 0
+    ways = {
+        NINE[5]: "@ensemble",
+        NINE[6]: "@ensemble",
+        NINE[7]: "@single",
+        NINE[8]: "@specific",
+    }
+    papers = {
+        name: f"{places.get(name, tmp_path / 'soup')}{ways.get(name, '')}" for name in NINE
+    }
+
+    def report():
+        text = ";".join(f"{name}={where}" for name, where in papers.items())
+        output = tmp_path / "papers.md"
+        assert main(["report", f"--papers={text}", f"--output={output}"]) == 0
+        lines = [
+            line.split("|") for line in output.read_text().splitlines() if ", ours" in line
+        ]
+        cells = {line[1].strip(): [cell.strip() for cell in line[3:12]] for line in lines}
+        return cells, output.read_text()
+
+    cells, text = report()
+    assert len(cells) == 7 + 2 * 2 and "Empty cells" not in text
+    assert all(all(row) for row in cells.values())
+    for row in cells.values():
+        assert float(row[8]) == pytest.approx(
+            np.mean([float(c) for c in row[:8]]), abs=0.01
+        )
+    # A suite that was not evaluated, one of the 75 sets, and a run that was not given.
+    for pattern in ("imagenet_v2-*", "imagenet_c_fog-3-*"):
+        for file in (places[NINE[0]] / "evaluation").glob(pattern):
+            file.unlink()
+    concluding.conclude(places[NINE[0]], "evaluation", [], [], True, "evaluate")
+    del papers[NINE[1]]
+    again, text = report()
+    nominal = again.pop(f"{NINE[0]}, ours")
+    assert [n for n, cell in enumerate(nominal) if not cell] == [2, 7, 8]
+    assert set(again.pop(f"{NINE[1]}, ours")) == {""}
+    assert again == {k: v for k, v in cells.items() if k in again}
+    assert f"* {NINE[0]}: not evaluated on imagenet_v2, imagenet_c" in text
+    assert f"* {NINE[1]}: no run was given" in text and text.count("\n* ") == 2
