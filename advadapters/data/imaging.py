@@ -81,7 +81,13 @@ def _resize_by_pillow(
 def central_crop(
     image: Image, size: int, ratio: float, interpolation: str = "area"
 ) -> UInt8[np.ndarray, "size size C"]:
-    """Resizes the shorter side to size / ratio, then cuts out the middle square."""
+    """Resizes the shorter side to size / ratio, then cuts out the middle square.
+
+    An image that is such a square already stays as it is: it was cut before, like those of
+    the published ImageNet-C, which zooming would change.
+    """
+    if image.shape[:2] == (size, size):
+        return image
     target = round(size / ratio)
     height, width = image.shape[:2]
     scale = target / min(height, width)

@@ -34,7 +34,7 @@ def lines_of(folders: Sequence[AnyPath], way: str, name: str) -> list[Ours]:
         command = f"`advadapters select --workdir={listed}`"
         pairs = [(folder, _selection(folders[0], folder)) for folder in folders]
         return [
-            (title, command, [_chosen(*of, way, key) for of in pairs])
+            (title, command, [_chosen(*of, way, key, name) for of in pairs])
             for key, title in PROTOCOLS.items()
         ]
     if way not in ("", ENSEMBLE):
@@ -44,13 +44,18 @@ def lines_of(folders: Sequence[AnyPath], way: str, name: str) -> list[Ours]:
     return [("ours", command, seeds)]
 
 
+def _read(file: AnyPath) -> list[Row]:
+    """The rows of an evaluation; raises UsageError where it cannot be read."""
+    try:
+        return rows.load(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {file}: {error}") from None
+
+
 def _evaluated(folder: AnyPath, way: str, name: str) -> Seed:
     """{suite: accuracy} of the first network, or ensemble, of an evaluation."""
     file = folder / f"{name}.json"
-    try:
-        networks = rows.by_network(rows.load(file.read_text()))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {file}: {error}") from None
+    networks = rows.by_network(_read(file))
     wanted = [network for network in networks if (network.kind == ENSEMBLE) == bool(way)]
     if not wanted:
         kind = "ensemble" if way else "network"
@@ -65,7 +70,8 @@ def _is_whole(row: Row) -> bool:
     if "corruptions" not in row.more:
         return True
     names, severities = row.more["corruptions"], row.more["severities"]
-    return {*names} >= {*COMMON} and {*severities} >= {*SEVERITIES}
+    every = row.n == len(names) * len(severities) * row.more["images"]
+    return every and {*names} >= {*COMMON} and {*severities} >= {*SEVERITIES}
 
 
 def _with_imagenet(folder: AnyPath, accuracies: dict[str, float]) -> dict[str, float]:
@@ -95,12 +101,21 @@ def _selection(first: AnyPath, folder: AnyPath) -> list[Mapping]:
     )
 
 
-def _chosen(folder: AnyPath, listed: Sequence[Mapping], way: str, key: str) -> Seed:
-    """{suite: accuracy} of a way of choosing, by this key of its rows."""
+def _chosen(
+    folder: AnyPath, listed: Sequence[Mapping], way: str, key: str, name: str
+) -> Seed:
+    """{suite: accuracy} of a way of choosing, by this key of its rows.
+
+    name: of the evaluation, which tells of means whether all their parts are there.
+    """
+    file = folder / f"{name}.json"
+    results = _read(file) if file.exists() else []
+    part = {row.suite for row in results if not _is_whole(row)}
     ways: dict[str, dict[str, float]] = {}
     # Of several numbers of labels the last is the most.
     for row in listed:
-        ways.setdefault(row["way"], {})[row["suite"]] = row[key]
+        if row["suite"] not in part:
+            ways.setdefault(row["way"], {})[row["suite"]] = row[key]
     return _with_imagenet(folder, pick(ways, way, "way of choosing"))
 
 

@@ -92,6 +92,8 @@ def test_crops(rng):
     middle = imaging.central_crop(image, 6, 1.0)
     np.testing.assert_array_equal(middle, image[:, 2:8])
     assert imaging.central_crop(image, 8, 0.875).shape == (8, 8, 3)
+    square = imaging.central_crop(image, 5, 0.875)
+    np.testing.assert_array_equal(imaging.central_crop(square, 5, 0.875), square)
     areas = set()
     for _ in range(20):
         crop = imaging.random_resized_crop(image, 5, rng)

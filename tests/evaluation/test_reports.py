@@ -303,8 +303,12 @@ def test_our_rows_stand_below_the_papers(tmp_path, capsys):
     for kind, mean in (("whole sets", "60.00"), ("unseen images", "50.00")):
         (single,) = (line for line in lines if f"| Single soup, ours, {kind} |" in line)
         assert single.split("|")[11].strip() == mean
-    assert main(["report", f"--papers=x={tmp_path}@best", f"--output={output}"]) == 2
-    assert "cannot read" in capsys.readouterr().err
+    for way, told in (
+        ("single", "cannot read"),
+        ("best", "unknown way of choosing 'best'"),
+    ):
+        assert main(["report", f"--papers=x={tmp_path}@{way}", f"--output={output}"]) == 2
+        assert told in capsys.readouterr().err
 
 
 NINE = [*published.ROWS]
