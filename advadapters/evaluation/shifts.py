@@ -77,6 +77,25 @@ def corruption_of(suite: str) -> tuple[str, int] | None:
     return None
 
 
+def parts_of_set(name: str) -> list[tuple[str, str, dict[str, str | int]]]:
+    """[(suite, name of a test set, fields of its rows)] of what --data names.
+
+    "imagenet_c" is 75 sets of TFDS, and "imagenet_c:DIR" as many folders of its archives,
+    DIR/fog/3 and so on. Any other name is one set.
+    """
+    kind, colon, path = name.partition(":")
+    if kind != "imagenet_c":
+        return [(name, name, {})]
+    listed = []
+    for corruption, severity in itertools.product(COMMON, SEVERITIES):
+        place = f"imagenet2012_corrupted/{corruption}_{severity}"
+        if colon:
+            place = f"folder:{path}/{corruption}/{severity}"
+        fields = {"corruption": corruption, "severity": severity}
+        listed.append((f"imagenet_c/{suite_of(corruption, severity)}", place, fields))
+    return listed
+
+
 def about(
     names: Sequence[str], severities: Sequence[int]
 ) -> dict[str, dict[str, str | int]]:

@@ -12,7 +12,7 @@ from advadapters.runs import predictions, workdir
 from advadapters.runs.predictions import About
 
 # Of an entry's settings, those that tell one corruption from another.
-OF_CORRUPTION = ("suite", "corruption", "severity")
+OF_CORRUPTION = ("suite", "corruption", "severity", "set", "fingerprint")
 
 
 @hosts.once

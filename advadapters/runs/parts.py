@@ -99,10 +99,20 @@ def of_corruption(asked: Asked, name: str, severities: Sequence[int]) -> Part:
 
 
 def of_set(
-    asked: Asked, name: str, *, data_dir: str, combine: str, examples: int | None
+    asked: Asked,
+    name: str,
+    *,
+    data_dir: str,
+    combine: str,
+    examples: int | None,
+    suite: str = "",
+    about: Mapping[str, Any] | None = None,
 ) -> Part:
-    """Another test set."""
-    opened = asked.opened
+    """Another test set.
+
+    suite: what it is called, its name if not given. about: fields of its rows.
+    """
+    opened, suite, fields = asked.opened, suite or name, dict(about or {})
 
     @functools.cache
     def load() -> other_data.Shift:
@@ -111,10 +121,12 @@ def of_set(
     def ask(cases: Sequence[Case]) -> Answers:
         given = (opened, asked.variables, cases, name, load())
         tables = evaluating.shifted(*given, combine=combine, examples=examples)
+        tables = {suite + key.removeprefix(name): of for key, of in tables.items()}
         made = (opened, asked.variables, cases, tables, asked.step)
-        return evaluating.rows(*made), tables
+        return evaluating.rows(*made, about={suite: fields}), tables
 
-    settings = {"suite": name, **asked.common}
+    settings = {"suite": suite, **asked.common, **fields}
+    settings |= {"set": name} if suite != name else {}
     settings |= {"examples": examples} if examples else {}
     settings |= {"data_dir": os.path.abspath(data_dir)} if data_dir else {}
     settings |= {"combine": combine} if name == "conflict_stimuli" else {}

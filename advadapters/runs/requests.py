@@ -46,8 +46,9 @@ class Request(flags.Choice):
         Separated(),
         Shown("imagenet_a,folder:DIR"),
         "other test sets as well, by these names (imagenet imagenet_real imagenet_v2 "
-        "imagenet_a imagenet_r imagenet_sketch conflict_stimuli), TFDS names like "
-        "cifar10_corrupted/fog_3, or sources as in config.data: folder:DIR, tar:DIR, "
+        "imagenet_a imagenet_r imagenet_sketch conflict_stimuli), imagenet_c, or "
+        "imagenet_c:DIR with DIR/fog/3/CLASS/*.JPEG and so on, for its 75 sets, TFDS names "
+        "like cifar10_corrupted/fog_3, or sources as in config.data: folder:DIR, tar:DIR, "
         "npz:FILE, idx:DIR; classes are found by their names, some may be missing",
     ] = ()
     data_dir: Annotated[str, Shown("DIR"), "where TFDS has them (default: its own)"] = ""
@@ -192,6 +193,7 @@ def parts_of(
     asked: Any, request: Request, names: Sequence[str], suites: Suites | None
 ) -> list[Any]:
     """[`parts.Part`] of all that is requested."""
+    from advadapters.evaluation import shifts
     from advadapters.runs import parts
 
     listed = []
@@ -206,15 +208,17 @@ def parts_of(
         for name in suites.corruptions:
             listed.append(parts.of_corruption(asked, name, suites.severities))
     for name in dict.fromkeys(request.data):
-        listed.append(
-            parts.of_set(
+        for suite, source, about in shifts.parts_of_set(name):
+            part = parts.of_set(
                 asked,
-                name,
+                source,
                 data_dir=request.data_dir,
                 combine=request.combine,
                 examples=request.examples,
+                suite=suite,
+                about=about,
             )
-        )
+            listed.append(part)
     return listed
 
 

@@ -5,6 +5,7 @@ import importlib.machinery
 import json
 import pathlib
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from advadapters import builders
 from advadapters.__main__ import main
 from advadapters.data.corruptions import COMMON, SEVERITIES, corrupt
 from advadapters.errors import UsageError
-from advadapters.evaluation import accuracy, shifts
+from advadapters.evaluation import accuracy, means, shifts
 from advadapters.evaluation.rows import Row
 from advadapters.networks import mixture_case
 from advadapters.runs import evaluating, opening, predictions, training, workdir
@@ -97,6 +98,32 @@ def test_other_test_sets(trained, tmp_path, capsys):
         assert main(["evaluate", f"--workdir={trained}", f"--data={name}", where]) == 2
         err = capsys.readouterr().err.strip()
         assert told in err and "\n" not in err
+
+
+def test_the_published_corruptions_are_75_sets_of_one_suite(trained, tmp_path, monkeypatch):
+    """From folders of the archives' form; two corruptions stand for the fifteen."""
+    draw = np.random.default_rng(0)
+    monkeypatch.setattr(shifts, "COMMON", ("fog", "snow"))
+    monkeypatch.setattr(shifts, "SEVERITIES", (1, 2))
+    for name in ("fog/1", "fog/2", "snow/1", "snow/2"):
+        for label in range(10):
+            folder = tmp_path / name / str(label)
+            folder.mkdir(parents=True)
+            image = draw.integers(0, 256, (8, 8, 3)).astype(np.uint8)
+            cv2.imwrite(str(folder / "a.png"), image)
+    argv = [f"--workdir={trained}", f"--data=imagenet_c:{tmp_path}", "--name=published"]
+    assert main(["evaluate", *argv]) == 0
+    rows = json.loads((trained / "published.json").read_text())
+    names = [f"imagenet_c/{name}" for name in ("fog-1", "fog-2", "snow-1", "snow-2")]
+    assert [row["suite"] for row in rows] == [*names, "imagenet_c"]
+    assert [row["n"] for row in rows] == [10] * 4 + [40] and rows[2]["severity"] == 1
+    assert rows[-1]["value"] == pytest.approx(np.mean([row["value"] for row in rows[:4]]))
+    tables = predictions.read(trained, "published", ["imagenet_c"]).tables
+    share = means.read(tables, ["imagenet_c"])["imagenet_c"].share.mean()
+    assert share == pytest.approx(rows[-1]["value"])
+    assert len(shifts.parts_of_set("imagenet_a")) == 1
+    (suite, source, _), *_ = shifts.parts_of_set("imagenet_c")
+    assert (suite, source) == ("imagenet_c/fog-1", "imagenet2012_corrupted/fog_1")
 
 
 def test_shape_bias_is_the_share_of_decisions_by_shape_where_cues_conflict(trained):
