@@ -19,9 +19,9 @@ import numpy as np
 
 from advadapters import trees
 from advadapters.builders import model
-from advadapters.configs import Section
 from advadapters.errors import UsageError
 from advadapters.exports import reading
+from advadapters.sections import Section
 
 
 class Images:

@@ -24,7 +24,7 @@ SMALL = {
     "model.size": "16x1x32x2",
     "model.classes": 5,
     "data.image_size": 8,
-    "evaluation.suites": "{}",
+    "evaluation.suites": {},
 }
 IMAGES = np.random.default_rng(1).integers(0, 256, (6, 8, 8, 1)).astype(np.uint8)
 close = functools.partial(np.testing.assert_allclose, rtol=0, atol=5e-6)
