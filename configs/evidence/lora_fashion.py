@@ -54,6 +54,8 @@ CASCADE = dict(suite="autoattack-fast+standard", eps=0.1, examples=500)
 EXPERIMENT = dict(
     paper='Yuan et al., "FullLoRA" (IEEE TIP 2025)',
     data="Fashion-MNIST, 10,000 training and 5,000 test images, Linf 0.1",
+    at_scale="FullLoRA-AT of a pretrained ViT on CIFAR-10 takes at least 0.73 chip-hours "
+    "of v5e ([costs](reproduce.md#what-it-costs)).",
     variants=("nominal", "full", "lnlora", "lora", "linear_probe"),
     seeds=2,
     evaluations={"aa": {"full": CASCADE, "lnlora": CASCADE}},

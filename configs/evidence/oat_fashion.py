@@ -70,6 +70,8 @@ def as_good(lam):
 EXPERIMENT = dict(
     paper='Wang et al., "Once-for-All Adversarial Training" (NeurIPS 2020)',
     data="Fashion-MNIST at 14x14 pixels, 10,000 training and 4,000 test images, Linf 0.1",
+    at_scale="OAT on CIFAR-10 takes at least 0.51 chip-hours of v5e, and OATS 0.92 "
+    "([costs](reproduce.md#what-it-costs)).",
     variants=VARIANTS,
     seeds=2,
     claims=(

@@ -72,6 +72,9 @@ def shifted(evaluation, severity):
 EXPERIMENT = dict(
     paper='Croce et al., "Seasoning Model Soups" (CVPR 2023)',
     data="Fashion-MNIST, 30,000 training and 5,000 test images, Linf 0.1, L2 1.5, L1 5",
+    at_scale="the four ViT-B/16 on ImageNet take at least 144 chip-hours of v5e, of which "
+    "142 are the Linf-robust network that the others start from "
+    "([costs](reproduce.md#what-it-costs)).",
     variants=VARIANTS,
     seeds=2,
     soups={"soup": dict(of=VARIANTS, weights=(1.0,))},

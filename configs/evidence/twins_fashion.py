@@ -64,6 +64,8 @@ EXPERIMENT = dict(
     paper='Liu et al., "TWINS" (CVPR 2023)',
     data="Fashion-MNIST at 14x14 pixels: robust on classes 0 to 4, fine-tuned on 2,000 "
     "images of classes 5 to 9; 5,000 test images, Linf 0.1",
+    at_scale="TWINS-AT on CIFAR-10 takes at least 0.79 chip-hours of v5e "
+    "([costs](reproduce.md#what-it-costs)).",
     variants=("pretrain", "at", "twins_at"),
     seeds=3,
     evaluations={"best": {"at": dict(step="best"), "twins_at": dict(step="best")}},
