@@ -111,3 +111,43 @@ def test_public_functions_say_what_they_do():
                     ("step_", "sample_", "rows_")
                 )
                 assert words, f"{path}: {node.name} has no docstring"
+
+
+def loaded_by(path):
+    """The modules of the package that a module imports when it is itself imported."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+            "advadapters"
+        ):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if file_of(inner) else node.module
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("advadapters."))
+
+
+def file_of(module):
+    """The file of a module or a folder's __init__, None if there is none."""
+    place = PACKAGE.parent.joinpath(*module.split("."))
+    files = (place.with_suffix(".py"), place / "__init__.py")
+    return next((file for file in files if file.is_file()), None)
+
+
+def test_no_import_goes_in_a_circle():
+    """Within a room too, whichever of its modules is imported first."""
+    graph = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        graph[".".join(parts).removesuffix(".__init__")] = set(loaded_by(path))
+    done = set()
+
+    def visit(name, way):
+        assert name not in way, " -> ".join([*way[way.index(name) :], name])
+        if name not in done:
+            for other in sorted(graph.get(name, ())):
+                visit(other, [*way, name])
+            done.add(name)
+
+    for name in sorted(graph):
+        if name != "advadapters":  # which imports lazily
+            visit(name, [])
