@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from logging import CRITICAL, getLogger
 
 from absl import logging
 
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # Orbax warns of what we ask it for, and logs errors that it raises too.
     logging.set_verbosity(logging.FATAL)
+    getLogger("asyncio").setLevel(CRITICAL)
     command = importlib.import_module(f"advadapters.commands.{verb}")
     if {"--help", "-h"} & set(argv[1:]):
         print(flags.describe(command.__doc__, flags.taken_by(command.main)))

@@ -1,5 +1,6 @@
 """Damaged checkpoints: other weights never come back, and an older state takes over."""
 
+import gc
 import os
 import pathlib
 import shutil
@@ -29,6 +30,13 @@ def state(step):
         "ema": jax.tree.map(lambda leaf: leaf * 0.9, tree),
         "optimizer": (jnp.ones(5), {"count": jnp.int32(1)}),
     }
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """Lets what Orbax leaves behind be gone before another test begins."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

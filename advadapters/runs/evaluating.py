@@ -112,16 +112,15 @@ def corrupted(
     names: Sequence[str],
     severities: Sequence[int],
 ) -> Tables:
-    """{suite: Table} of every case: clean, and under each corruption and severity.
+    """{suite: Table} of every case under each corruption and severity.
 
     Batches are corrupted on the devices, once for all cases, and then counted as clean
     ones are: an image counts if the network is right after the corruption.
     """
-    questions = questions_of(opened, cases, {})
+    clean, questions = questions_of(opened, cases, {})["clean"], {}
     for name, severity in itertools.product(names, severities):
         move = shifts.make_corrupt(name, severity, mesh=opened.mesh)
-        suite = shifts.suite_of(name, severity)
-        questions[suite] = questions["clean"]._replace(move=move)
+        questions[shifts.suite_of(name, severity)] = clean._replace(move=move)
     return ask(opened, variables, split, questions)
 
 

@@ -159,8 +159,7 @@ def test_a_kill_loses_the_entry_at_work(run, monkeypatch):
     argv = [f"--workdir={run}", "--name=killed", "--mixture=clean=1", "--examples=40",
             "--suite=pgd20_linf,corruptions:fog,contrast", "--severity=1"]  # fmt: skip
     monkeypatch.setattr(parts, "keep", killed)
-    with pytest.raises(KeyboardInterrupt):
-        main(["evaluate", *argv])
+    assert main(["evaluate", *argv]) == 130
     assert list(predictions.read(run, "killed").tables) == ["clean", "pgd20_linf", "fog-1"]
     assert not (run / "killed.json").exists()
     (run / "killed" / "half.npz.part").write_bytes(b"half a file")
@@ -177,3 +176,6 @@ def test_a_kill_loses_the_entry_at_work(run, monkeypatch):
     assert main(["evaluate", *argv[:1], "--name=whole", *argv[2:]]) == 0
     assert json.loads((run / "whole.json").read_text()) == rows
     assert os.listdir(run / "killed")
+    # No entry holds answers of another: those of clean images are of the clean entry.
+    for entry in predictions.entries(run / "killed"):
+        assert entry.suites == (entry.settings["suite"],)

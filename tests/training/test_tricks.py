@@ -14,6 +14,7 @@ from advadapters import meshes
 from advadapters.attacks.pgd import pgd
 from advadapters.builders.views import read_tricks
 from advadapters.models import layers, vit
+from advadapters.networks import Network
 from advadapters.sections import Section
 from advadapters.training import states, step, tricks, views
 
@@ -22,16 +23,18 @@ KEY = jax.random.key(7)
 SMALL = dict(size=vit.Size(8, 1, 16, 2))
 
 
-class Gated(NamedTuple):
+def apply_gated(plain, images, key=None, index=None, gate=None):
     """One linear layer, whose gradient a gate drops as that of a residual branch."""
+    if gate is not None:
+        key, keep = gate
+        images = layers.drop_gradient(images, keep, key, index)
+    return images.reshape(len(images), -1) @ plain["params"]["kernel"]
 
-    patch: int = 2
 
-    def apply(self, plain, images, key=None, index=None, gate=None):
-        if gate is not None:
-            key, keep = gate
-            images = layers.drop_gradient(images, keep, key, index)
-        return images.reshape(len(images), -1) @ plain["params"]["kernel"]
+def gated(patch=2):
+    """A Network of that layer, to be shown images; nothing else of it is used."""
+    unused = dict.fromkeys(("init", "at", "train", "evaluate", "observe"), apply_gated)
+    return Network(apply=apply_gated, coarse=False, patch=patch, gated=True, **unused)
 
 
 def linear(classes=5):
@@ -56,7 +59,7 @@ def test_all_masked_is_a_single_step_from_the_image(norm, k):
     """However many steps and wherever it starts: each begins at the image again."""
     tree, size = linear(), 0.1
     found, batch = shown(
-        ("prm",), 0.0, Gated(), tree, steps=k, norm=norm, step_size=size, eps=0.25
+        ("prm",), 0.0, gated(), tree, steps=k, norm=norm, step_size=size, eps=0.25
     )
     rows = batch["images"].reshape(8, -1) @ tree["shared"]["kernel"]
     slope = (jax.nn.softmax(rows) - jax.nn.one_hot(batch["labels"], 5)) @ (
@@ -67,13 +70,13 @@ def test_all_masked_is_a_single_step_from_the_image(norm, k):
     else:
         move = size * slope / jnp.linalg.norm(slope, axis=1, keepdims=True)
     np.testing.assert_allclose((found - batch["images"]).reshape(8, -1), move, atol=1e-6)
-    unmasked, _ = shown((), 0.0, Gated(), tree, steps=k, norm=norm, step_size=size)
+    unmasked, _ = shown((), 0.0, gated(), tree, steps=k, norm=norm, step_size=size)
     assert jnp.abs(unmasked - found).max() > 0.01
 
 
 def test_half_masked_is_half_a_random_start():
     """In half of the patches the perturbation is one step; the others keep their start."""
-    found, batch = shown(("prm",), 0.5, Gated(), linear(), steps=1, count=64)
+    found, batch = shown(("prm",), 0.5, gated(), linear(), steps=1, count=64)
     moved = np.asarray(vit.patchify(jnp.abs(found - batch["images"]), 2))  # [64, 16, 4]
     from_image = np.isclose(moved, 0.1, atol=1e-6).all(-1)
     assert (from_image.sum(1) == 8).all()
@@ -96,7 +99,7 @@ def test_masks_hold_the_exact_number_of_whole_patches():
 def test_every_step_draws_gradients_anew():
     """On a linear network an example moves in as many of 20 steps as its gradient flows."""
     found, batch = shown(
-        ("ard",), 0.25, Gated(), linear(), count=256, steps=20, step_size=0.01,
+        ("ard",), 0.25, gated(), linear(), count=256, steps=20, step_size=0.01,
         random_start=False,
     )  # fmt: skip
     steps = np.asarray(jnp.abs(found - batch["images"]) / 0.01)[:, 0, 0, 0]

@@ -1,4 +1,4 @@
-"""Checkpoints: the only file that knows Orbax.
+"""Training states in a folder.
 
 Beside each state there are digests of its arrays, see `digests`. Whatever is read is
 compared with them, so that no other weights than those that were saved come back.
@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from advadapters import digests, files, hosts
+from advadapters.checkpoints import orbax_settings
 from advadapters.errors import UsageError, first_few
 from advadapters.shapes import PyTree
 
@@ -62,10 +62,10 @@ class Checkpoints:
         self.folder, self._has_scores = epath.Path(folder), best
         self._keep, self._read_only, self.seconds = keep, read_only, 0.0
         self._unverified: int | None = None  # the step that was saved last
-        self._verified = _KeepVerified()
+        self._verified = orbax_settings.KeepVerified()
         self._scores_are_known = True
         if jax.process_count() == 1:
-            _write_whole_arrays()
+            orbax_settings.write_whole_arrays()
         try:
             self.manager = self._open()
         except Exception:  # Orbax reads the scores of all states, and some file is damaged
@@ -74,18 +74,20 @@ class Checkpoints:
     def _open(self, scores: bool = True) -> ocp.CheckpointManager:
         """Orbax's manager; scores: whether it reads those of the states that there are."""
         best = checkpoint_managers.BestN(
-            get_metric_fn=_score_of, n=1, keep_checkpoints_without_metrics=False
+            get_metric_fn=orbax_settings.score_of,
+            n=1,
+            keep_checkpoints_without_metrics=False,
         )
         policies: list = [checkpoint_managers.LatestN(self._keep), self._verified]
         policies += [best] if self._has_scores else []
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            best_fn=_score_of if self._has_scores else None,
+            best_fn=orbax_settings.score_of if self._has_scores else None,
             cleanup_tmp_directories=not self._read_only,
             read_only=self._read_only,
             lightweight_initialize=not scores,
         )
-        with _quiet_orbax():
+        with orbax_settings.quiet():
             return ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -256,7 +258,7 @@ class Checkpoints:
 
     def _read_on_host(self, step: int, without: Sequence[str] = ()) -> dict[str, Any]:
         """A state as nested dicts of numpy arrays, but for some of its branches."""
-        with self._damage(step), _quiet_orbax(), ocp.PyTreeCheckpointer() as reader:
+        with self._damage(step), orbax_settings.quiet(), ocp.PyTreeCheckpointer() as reader:
             metadata = dict(reader.metadata(self._place(step)).item_metadata.tree)
         item = {name: metadata[name] for name in metadata if name not in without}
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
@@ -283,7 +285,7 @@ class Checkpoints:
         restore = ocp.args.PyTreeRestore(
             item=item, restore_args=arguments, partial_restore=True
         )
-        with self._damage(step), _quiet_orbax(), ocp.PyTreeCheckpointer() as reader:
+        with self._damage(step), orbax_settings.quiet(), ocp.PyTreeCheckpointer() as reader:
             return reader.restore(self._place(step), args=restore)
 
     def _place(self, step: int) -> epath.Path:
@@ -326,7 +328,7 @@ class Checkpoints:
 
     def _saved_digests(self, step: int) -> Mapping[str, Sequence[int]]:
         """{path: digest} as they were when the state was saved."""
-        with self._damage(step), _quiet_orbax():
+        with self._damage(step), orbax_settings.quiet():
             metadata = self.manager.metadata(step).custom_metadata or {}
             saved = metadata.get(DIGESTS, {})
             number, arrays = saved.get("step"), saved.get("arrays")
@@ -356,42 +358,4 @@ class Checkpoints:
             ) from None
 
 
-class _KeepVerified:
-    """Orbax's policy that keeps the state which was read back last, if there is one."""
-
-    def __init__(self) -> None:
-        self.step: int | None = None
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Which of the checkpoints stay."""
-        return [checkpoint.step == self.step for checkpoint in checkpoints]
-
-
 _move = hosts.once(files.move_into)
-
-
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Suppresses Orbax's warnings, which are about what it was asked for."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(min(before, logging.ERROR))
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def _write_whole_arrays() -> None:
-    """Has Orbax write each array at once, not a piece from each device that has a copy.
-
-    Several processes share the work by pieces. In one process they gain nothing, and every
-    piece is cut by a program of its own that is compiled at the first save (136 programs
-    for eight devices were seen).
-    """
-    handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
-
-
-def _score_of(metrics: Mapping[str, float]) -> float:
-    """What the best checkpoint has most of."""
-    return metrics["score"]
