@@ -50,7 +50,8 @@ def test_a_workflow_plans_its_steps(workflow, configfile, tmp_path):
     done = run(workflow, configfile, tmp_path, "--dry-run")
     assert done.returncode == 0, done.stderr
     text = done.stdout + done.stderr
-    assert "advadapters train --config=" in text and "rule table:" in text
+    assert "advadapters train --config=" in text
+    assert "rule table:" in text or "rule poster:" in text  # what a workflow ends with
     assert f"tables/{workflow.stem}" in text
 
 
