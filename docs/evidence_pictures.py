@@ -184,7 +184,7 @@ PICTURES: dict[str, tuple[Draw, Draw]] = {
             "while fine-tuning",
             HELD_OUT,
             (
-                Curve("twins_at", "validation/linf", "TWINS-AT", "-", "C0"),
+                Curve("twins_at", "validation/attacked", "TWINS-AT", "-", "C0"),
                 Curve("at", "validation/linf", "adversarial fine-tuning", "-", "0.5"),
             ),
         ),
